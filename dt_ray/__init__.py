@@ -1,0 +1,1 @@
+"""Return-conditioned policies from logged trajectories, on Ray."""

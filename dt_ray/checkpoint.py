@@ -1,0 +1,176 @@
+"""Checkpoints: what acting needs in `policy/`, what resuming needs besides in `training/`, a manifest last."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+from pydantic import TypeAdapter, ValidationError
+
+from dt_ray.config import EvaluationConfig, ModelConfig, RunConfig
+from dt_ray.config_io import to_plain
+from dt_ray.data.normalizer import Normalizer
+from dt_ray.data.spaces import SpaceSpec
+from dt_ray.errors import RunError
+from dt_ray.learners import LEARNERS, Learner, Policy
+from dt_ray.storage import Folder
+
+FORMAT_VERSION = 1
+MANIFEST = "MANIFEST.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyFacts:
+    """`policy.json`: all that acting needs besides the weights."""
+
+    format_version: int
+    algorithm: str
+    step: int
+    env_id: str
+    spec: SpaceSpec
+    model: ModelConfig
+    normalizer: dict[str, Any]
+    evaluation: EvaluationConfig
+
+
+def checkpoint_name(step: int) -> str:
+    return f"step-{step:08d}"
+
+
+def save_checkpoint(
+    folder: Folder, learner: Learner, *, config: RunConfig, spec: SpaceSpec, normalizer: Normalizer, state: Mapping[str, Any]
+) -> None:
+    """Writes a checkpoint under another name and renames it when it is complete; `state` is plain values.
+
+    Raises:
+        RunError: the disk is full or can't be written; nothing half-written is left.
+    """
+    facts = PolicyFacts(
+        format_version=FORMAT_VERSION,
+        algorithm=config.algorithm,
+        step=learner.step,
+        env_id=config.env_id,
+        spec=spec,
+        model=config.model,
+        normalizer={key: np.asarray(value).tolist() for key, value in asdict(normalizer).items()},
+        evaluation=config.evaluation,
+    )
+    weights = {name: value.detach().cpu().contiguous() for name, value in learner.model.state_dict().items()}
+    optimizer = io.BytesIO()
+    torch.save(learner.state_dict(), optimizer)
+    files = {
+        "policy/model.safetensors": safetensors.torch.save(weights),
+        "policy/policy.json": _json(to_plain(facts)),
+        "training/optimizer.pt": optimizer.getvalue(),
+        "training/state.json": _json({"step": learner.step, "config": to_plain(config), **state}),
+    }
+    manifest = {
+        name: {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()} for name, content in files.items()
+    }
+    # Object stores have no renames: there the manifest, written last, is what says that a checkpoint is complete.
+    place = folder.parent / f".{folder.name}" if folder.is_local else folder
+    try:
+        place.delete()
+        for name, content in files.items():
+            (place / name).write_bytes(content)
+        (place / MANIFEST).write_bytes(_json(manifest))
+        if folder.is_local:
+            folder.delete()
+            place.rename(folder)
+    except OSError as error:
+        place.delete()
+        raise RunError(f"can't write the checkpoint {folder}: {error}") from None
+
+
+def load_policy(folder: Folder, evaluation: EvaluationConfig | None = None) -> tuple[Policy, PolicyFacts]:
+    """The policy of a checkpoint, without its optimizer; `evaluation` may give it a shorter context.
+
+    Raises:
+        RunError: the checkpoint is incomplete, damaged or of another format.
+    """
+    files = _verified_files(folder, "policy/")
+    facts = _facts(folder, files["policy/policy.json"])
+    config = RunConfig(
+        algorithm=facts.algorithm, env_id=facts.env_id, model=facts.model, evaluation=evaluation or facts.evaluation
+    )
+    learner = LEARNERS[facts.algorithm](config, facts.spec, _normalizer(facts))
+    _load_weights(learner, folder, files["policy/model.safetensors"])
+    return learner.policy(), facts
+
+
+def read_facts(folder: Folder) -> PolicyFacts:
+    """What a checkpoint's policy is, without its weights."""
+    return _facts(folder, _verified_files(folder, "policy/policy.json")["policy/policy.json"])
+
+
+def restore_learner(folder: Folder, learner: Learner) -> dict[str, Any]:
+    """Loads the weights, the optimizer and the step into `learner`; returns the `state` that was saved with them.
+
+    Raises:
+        RunError: the checkpoint is incomplete, damaged or of another model.
+    """
+    files = _verified_files(folder, "")
+    _load_weights(learner, folder, files["policy/model.safetensors"])
+    learner.load_state_dict(torch.load(io.BytesIO(files["training/optimizer.pt"]), weights_only=True))
+    return json.loads(files["training/state.json"])
+
+
+def find_fault(folder: Folder) -> str | None:
+    """What is wrong with a checkpoint: no manifest, or the first file that isn't what the manifest says."""
+    try:
+        _verified_files(folder, "")
+    except RunError as error:
+        return str(error)
+    return None
+
+
+def _verified_files(folder: Folder, prefix: str) -> dict[str, bytes]:
+    try:
+        manifest = json.loads((folder / MANIFEST).read_bytes())
+    except (OSError, ValueError):
+        raise RunError(f"{folder} is no complete checkpoint: it has no readable {MANIFEST}") from None
+    files = {}
+    for name, facts in manifest.items():
+        if not name.startswith(prefix):
+            continue
+        try:
+            files[name] = (folder / name).read_bytes()
+        except OSError:
+            raise RunError(f"the checkpoint {folder} is damaged: {name} is missing") from None
+        if len(files[name]) != facts["size"] or hashlib.sha256(files[name]).hexdigest() != facts["sha256"]:
+            raise RunError(f"the checkpoint {folder} is damaged: {name} is not what {MANIFEST} says")
+    return files
+
+
+def _facts(folder: Folder, content: bytes) -> PolicyFacts:
+    values = json.loads(content)
+    if (version := values.get("format_version")) != FORMAT_VERSION:
+        raise RunError(f"{folder} has checkpoint format {version}; this version of dt_ray reads format {FORMAT_VERSION}")
+    try:
+        return TypeAdapter(PolicyFacts).validate_python(values)
+    except ValidationError as error:
+        raise RunError(f"{folder}/policy/policy.json does not describe a policy: {error}") from None
+
+
+def _normalizer(facts: PolicyFacts) -> Normalizer:
+    arrays = {key: np.asarray(value, np.float32) for key, value in facts.normalizer.items() if key != "return_scale"}
+    return Normalizer(**arrays, return_scale=facts.normalizer["return_scale"])
+
+
+def _load_weights(learner: Learner, folder: Folder, content: bytes) -> None:
+    try:
+        learner.model.load_state_dict(safetensors.torch.load(content))
+    except (RuntimeError, safetensors.SafetensorError) as error:
+        raise RunError(f"the weights in {folder} are of another model: {error}") from None
+
+
+def _json(values: Any) -> bytes:
+    return (json.dumps(values, indent=2) + "\n").encode()

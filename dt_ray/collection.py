@@ -1,0 +1,133 @@
+"""Making datasets: who acts, which seeds, and a folder that is either whole or not there."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dt_ray.checkpoint import load_policy
+from dt_ray.config import NUM_EVALUATION_SEEDS
+from dt_ray.data.behaviors import NAMES, make_behavior
+from dt_ray.data.episodes import from_table, to_table
+from dt_ray.data.spaces import read_spaces
+from dt_ray.errors import DataError, UserError
+from dt_ray.learners import Policy
+from dt_ray.rollout import rollout
+from dt_ray.runs import find_checkpoint
+from dt_ray.storage import Folder
+
+EPISODES_PER_FILE = 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class CollectionPlan:
+    """Episodes `0..num_episodes-1` of a behaviour; episode i resets its environment with `seed + i`."""
+
+    env_id: str
+    behavior: str
+    num_episodes: int
+    seed: int
+    max_timesteps: int = 1000  # the environment's own time limit usually comes first
+    target_return: float | None = None  # for a checkpoint: null is the highest it was evaluated at
+
+    def check(self) -> None:
+        """Raises:
+        UserError: no such behaviour or environment, or seeds that belong to evaluation.
+        """
+        if self.num_episodes < 1 or self.max_timesteps < 1:
+            raise UserError("a dataset has at least one episode of at least one step")
+        if self.seed < NUM_EVALUATION_SEEDS:
+            raise UserError(
+                f"the seeds 0..{NUM_EVALUATION_SEEDS - 1} are for evaluation; give --seed {NUM_EVALUATION_SEEDS} or "
+                f"more, got {self.seed}"
+            )
+        self.make_policy([self.seed])
+
+    def chunks(self) -> list[range]:
+        """The episodes of each file."""
+        total, size = self.num_episodes, EPISODES_PER_FILE
+        return [range(begin, min(begin + size, total)) for begin in range(0, total, size)]
+
+    def make_policy(self, seeds: list[int]) -> tuple[Policy, float]:
+        """Who acts in the episodes with these seeds, and the return asked of it."""
+        spec = read_spaces(self.env_id)
+        is_function = ":" in self.behavior and "://" not in self.behavior
+        if self.behavior in NAMES or is_function or not (place := Folder.at(self.behavior)).exists():
+            return make_behavior(self.behavior, self.env_id, spec, seeds=seeds), 0.0
+        policy, facts = load_policy(find_checkpoint(place))
+        if facts.spec != spec:
+            raise UserError(f"{self.behavior} acts in {facts.env_id}, whose spaces are not those of {self.env_id}")
+        target = max(facts.evaluation.target_returns) if self.target_return is None else self.target_return
+        return policy, target
+
+
+def collect_chunk(plan: CollectionPlan, episodes: range) -> pa.Table:
+    """Plays these episodes together; the table is the same whichever process makes it."""
+    seeds = [plan.seed + episode for episode in episodes]
+    policy, target = plan.make_policy(seeds)
+    rollouts = rollout(
+        policy, plan.env_id, seeds=seeds, target_returns=[target] * len(seeds), max_timesteps=plan.max_timesteps
+    )
+    spec = read_spaces(plan.env_id)
+    metadata = {
+        "env_id": plan.env_id,
+        "action_low": spec.action_low,
+        "action_high": spec.action_high,
+        "behavior": plan.behavior,
+    }
+    return to_table(rollouts.to_dataset(list(episodes)), metadata)
+
+
+def collect_here(plan: CollectionPlan) -> Iterator[pa.Table]:
+    """All chunks, one after the other, in this process."""
+    return (collect_chunk(plan, episodes) for episodes in plan.chunks())
+
+
+def write_dataset(out: str, tables: Iterable[pa.Table], *, overwrite: bool = False) -> int:
+    """Writes one file a table into a new local folder, which appears when all are there; returns their number.
+
+    Raises:
+        DataError: something is there already, or the disk can't be written.
+    """
+    if "://" in out:
+        raise DataError(f"datasets are written to a local folder; write one and copy it to {out}")
+    folder = Path(out).expanduser().absolute()
+    if folder.exists() and not overwrite:
+        raise DataError(f"{out} exists already; choose another folder, or replace it with --overwrite")
+    temporary = folder.with_name(f".{folder.name}.partial")
+    count = 0
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        for count, table in enumerate(tables, start=1):
+            pq.write_table(table, temporary / f"part-{count - 1:05d}.parquet")
+        if folder.exists():
+            shutil.rmtree(folder)
+        temporary.rename(folder)
+    except OSError as error:
+        raise DataError(f"can't write {out}: {error}") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return count
+
+
+def flatten(table: pa.Table) -> pa.Table:
+    """A row per step, in the column names that flat datasets have by default."""
+    data = from_table(table, source="collected episodes")
+    return pa.table(
+        {
+            "episode_id": np.repeat(data.episode_ids, data.lengths),
+            "timestep": data.timesteps,
+            "observation": list(data.observations),
+            "action": list(data.actions),
+            "reward": data.rewards,
+            "terminated": data.terminated,
+            "truncated": data.truncated,
+        }
+    )

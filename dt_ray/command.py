@@ -1,0 +1,59 @@
+"""What the commands share: exit codes, messages and tables."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from dt_ray.errors import UserError
+
+USER_ERROR = 2
+
+
+def run_command(main: Callable[[Sequence[str]], None]) -> None:
+    """Runs `main` on the command line: exit code 0, 2 with one message for a `UserError`, 130 for Ctrl-C."""
+    try:
+        main(sys.argv[1:])
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(USER_ERROR)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(141)
+
+
+def show_log() -> None:
+    """Sends dt_ray's own log lines to the terminal."""
+    from dt_ray.progress import TerminalHandler
+
+    log = logging.getLogger("dt_ray")
+    log.setLevel(logging.INFO)
+    log.handlers = [TerminalHandler()]
+
+
+def print_evaluation(report: dict[str, Any]) -> None:
+    """The table of target returns and what was reached, on stdout."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(
+        title=f"{report['env_id']}, {report['num_episodes']} episodes a target from seed {report['seed']}, "
+        f"after {report['step']} updates"
+    )
+    for column in ("target return", "mean return", "95% interval", "std", "score"):
+        table.add_column(column, justify="right")
+    for target in report["targets"]:
+        low, high = target["return_ci95"]
+        score = target["normalized_score"]
+        table.add_row(
+            f"{target['target_return']:g}",
+            f"{target['return_mean']:.1f}",
+            f"{low:.1f} .. {high:.1f}",
+            f"{target['return_std']:.1f}",
+            "–" if score is None else f"{score:.3f}",
+        )
+    Console(soft_wrap=True).print(table)

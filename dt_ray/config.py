@@ -1,0 +1,136 @@
+"""Every setting of a run, with its meaning, unit, default and range: one frozen tree.
+
+Plain data, decoded strictly from YAML and `section.key=value` by `config_io`. `find_conflicts` holds the rules that
+span several fields.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt, Le, Lt, MinLen
+
+NUM_EVALUATION_SEEDS = 10_000  # environment seeds below this belong to evaluation; collected episodes never use them
+
+
+@dataclass(frozen=True, kw_only=True)
+class CollectConfig:
+    """The episodes to collect when `data.path` doesn't exist yet."""
+
+    behavior: str  # random | expert | medium | mixed, a run or checkpoint of ours, or module:function
+    num_episodes: Annotated[int, Gt(0)] = 600
+    seed: Annotated[int, Ge(NUM_EVALUATION_SEEDS)] = 100_000  # episode i resets its environment with seed + i
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    path: str = "data/pendulum-mixed"  # a Parquet file, a folder of them, or a URI that pyarrow reads
+    collect: CollectConfig | None = None
+    columns: dict[str, str] = field(default_factory=dict)  # our column name -> its name in flat files
+    action_scale: Annotated[float, Gt(0)] = 1.0  # environment action = logged action * action_scale
+    return_scale: Annotated[float, Gt(0)] | None = None  # multiplies returns-to-go; null: 1 / largest |return-to-go|
+    discount: Annotated[float, Gt(0), Le(1)] = 1.0
+    validation_fraction: Annotated[float, Ge(0), Lt(1)] = 0.05  # of episodes
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    context_length: Annotated[int, Ge(1)] = 20  # steps that the model sees
+    token_layout: Literal["step", "triplet"] = "step"
+    num_layers: Annotated[int, Ge(1)] = 3
+    num_heads: Annotated[int, Ge(1)] = 1
+    width: Annotated[int, Ge(1)] = 128
+    activation: Literal["relu", "gelu"] = "gelu"
+    dropout: Annotated[float, Ge(0), Lt(1)] = 0.1
+    max_timesteps: Annotated[int, Ge(1)] = 1000  # rows of the timestep table: the longest episode it can act in
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    batch_size: Annotated[int, Ge(1)] = 64  # windows per update, over all workers together
+    learning_rate: Annotated[float, Gt(0)] = 1e-3
+    weight_decay: Annotated[float, Ge(0)] = 1e-4
+    warmup_steps: Annotated[int, Ge(0)] = 200  # updates
+    schedule: Literal["cosine", "constant"] = "cosine"  # after the warm-up
+    gradient_clip: Annotated[float, Gt(0)] | None = 1.0  # largest gradient norm; null: no clipping
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    target_returns: Annotated[tuple[float, ...], MinLen(1)] = (-130.0, -300.0, -600.0, -900.0)
+    num_episodes: Annotated[int, Ge(1)] = 100  # for each target return
+    every: Annotated[int, Ge(0)] = 0  # updates between evaluations; 0: only after the last update
+    seed: Annotated[int, Ge(0)] = 0  # episode i resets its environment with seed + i
+    max_timesteps: Annotated[int, Ge(1)] = 200  # an episode is cut after so many steps
+    context_length: Annotated[int, Ge(1)] | None = None  # null: the model's
+    num_actors: Annotated[int, Ge(0)] | None = None  # 0: in the training process; null: what the machine allows
+    random_return: float | None = None  # normalized_score is 0 here
+    reference_return: float | None = None  # and 1 here; null: no score
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    every: Annotated[int, Ge(0)] = 0  # updates between checkpoints; 0: only after the last update
+    keep: Annotated[int, Ge(1)] = 3  # newest checkpoints kept, beside the best
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScalingConfig:
+    num_workers: Annotated[int, Ge(0)] = 1  # 0: in this process, without Ray
+    cpus_per_worker: Annotated[float, Gt(0)] | None = None  # null: what the machine allows
+    use_gpu: bool = False
+    max_failures: Annotated[int, Ge(0)] = 3  # lost workers survived before the run gives up
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoggingConfig:
+    every: Annotated[int, Ge(1)] = 50  # updates between lines of metrics.jsonl
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    name: str | None = None  # of the run's folder; null: the configuration's name and the time
+    env_id: str = "Pendulum-v1"
+    algorithm: str = "decision_transformer"
+    seed: Annotated[int, Ge(0)] = 0
+    total_timesteps: Annotated[int, Ge(1)] = 5000  # gradient updates
+    storage_path: str = "runs"  # a folder, or a URI that pyarrow's filesystems reach (s3://, gs://)
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    scaling: ScalingConfig = field(default_factory=ScalingConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+
+
+def find_conflicts(config: RunConfig) -> Iterator[str]:
+    """One line for each rule between fields that the configuration breaks."""
+    model, evaluation = config.model, config.evaluation
+    if model.width % model.num_heads:
+        yield f"model.num_heads: must divide model.width={model.width}, got {model.num_heads}"
+    if (context := evaluation.context_length) and context > model.context_length:
+        yield (
+            f"evaluation.context_length: the model was given model.context_length={model.context_length} steps "
+            f"and can't see more, got {context}"
+        )
+    if evaluation.max_timesteps > model.max_timesteps:
+        yield (
+            f"evaluation.max_timesteps: the timestep table has model.max_timesteps={model.max_timesteps} rows, "
+            f"got {evaluation.max_timesteps}; raise model.max_timesteps or shorten the episodes"
+        )
+    if (last := evaluation.seed + evaluation.num_episodes) > NUM_EVALUATION_SEEDS:
+        yield (
+            f"evaluation.seed: evaluation may use the seeds 0..{NUM_EVALUATION_SEEDS - 1}, "
+            f"got seed + num_episodes = {last}"
+        )
+    if (evaluation.random_return is None) != (evaluation.reference_return is None):
+        yield "evaluation.random_return: set it together with evaluation.reference_return, or neither"
+    elif evaluation.random_return is not None and evaluation.random_return == evaluation.reference_return:
+        yield f"evaluation.reference_return: must differ from random_return, got {evaluation.reference_return} for both"
+    if config.scaling.num_workers > config.optim.batch_size:
+        yield f"scaling.num_workers: at most one per window of optim.batch_size={config.optim.batch_size}"
+    if config.name is not None and (not config.name.strip() or "/" in config.name or config.name.startswith(".")):
+        yield f"name: the name of a folder, without '/' and not starting with '.', got {config.name!r}"

@@ -1,0 +1,46 @@
+"""What no policy can be trained on, named by episode and step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy import ndarray
+
+from dt_ray.data.spaces import SpaceSpec
+from dt_ray.data.transitions import TransitionDataset
+
+BOUNDS_TOLERANCE = 1e-4  # of the action range: float32 samples of a squashed policy round past the bound
+
+
+def find_faults(data: TransitionDataset, spec: SpaceSpec | None = None) -> Iterator[str]:
+    """One line per fault: NaN or infinite values, and, given `spec`, wrong dimensions and actions out of bounds."""
+    for name in ("observations", "actions", "rewards"):
+        values = getattr(data, name).reshape(data.num_transitions, -1)
+        for step in np.flatnonzero(~np.isfinite(values).all(axis=1)):
+            yield f"{_place(data, step)}: {name} hold {_show(values[step])}, which is not finite"
+    if spec is None:
+        return
+    for name, have, want in (
+        ("observations", data.observations.shape[1], spec.observation_dim),
+        ("actions", data.actions.shape[1], spec.action_dim),
+    ):
+        if have != want:
+            yield f"{name} have {have} dimension(s) where the environment has {want}"
+            return
+    low, high = np.asarray(spec.action_low), np.asarray(spec.action_high)
+    margin = BOUNDS_TOLERANCE * (high - low)
+    for step in np.flatnonzero(((data.actions < low - margin) | (data.actions > high + margin)).any(axis=1)):
+        yield (
+            f"{_place(data, step)}: action {_show(data.actions[step])} is outside the environment's bounds "
+            f"{_show(low)}..{_show(high)}"
+        )
+
+
+def _place(data: TransitionDataset, step: int) -> str:
+    episode = int(np.searchsorted(data.starts, step, side="right")) - 1
+    return f"episode {data.episode_ids[episode]}, step {step - data.starts[episode]}"
+
+
+def _show(values: ndarray) -> str:
+    return np.array2string(np.asarray(values, dtype=np.float64), precision=4, separator=", ", threshold=8)

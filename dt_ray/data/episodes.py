@@ -1,0 +1,169 @@
+"""The dataset on disk: Parquet with one row per episode, so that no block boundary can ever cut an episode."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy import ndarray
+
+from dt_ray.data.transitions import TransitionDataset
+from dt_ray.errors import DataError
+
+FORMAT_VERSION = 1
+METADATA_KEY = b"dt_ray"
+STEP_COLUMNS = ("observations", "actions", "rewards")
+
+
+def episode_schema(observation_dim: int, action_dim: int, metadata: Mapping[str, Any] | None = None) -> pa.Schema:
+    """The columns of an episode table; `metadata` joins the format version and the dimensions in the file."""
+    facts = {"format_version": FORMAT_VERSION, "observation_dim": observation_dim, "action_dim": action_dim}
+    observation = pa.list_(pa.float32(), observation_dim)
+    return pa.schema(
+        [
+            ("episode_id", pa.int64()),
+            ("observations", pa.list_(observation)),
+            ("actions", pa.list_(pa.list_(pa.float32(), action_dim))),
+            ("rewards", pa.list_(pa.float32())),
+            ("terminated", pa.bool_()),
+            ("truncated", pa.bool_()),
+            ("next_observation", observation),
+        ],
+        metadata={METADATA_KEY: json.dumps({**facts, **(metadata or {})})},
+    )
+
+
+def read_metadata(schema: pa.Schema) -> dict[str, Any]:
+    """What `episode_schema` wrote into the file; empty for other files."""
+    return json.loads((schema.metadata or {}).get(METADATA_KEY, b"{}"))
+
+
+def to_table(data: TransitionDataset, metadata: Mapping[str, Any] | None = None) -> pa.Table:
+    """One row per episode."""
+    schema = episode_schema(data.observations.shape[1], data.actions.shape[1], metadata)
+    offsets = pa.array(np.append(data.starts, data.num_transitions).astype(np.int32))
+    last = data.ends - 1
+    finals = data.final_observations
+    if finals is None:
+        next_observation = pa.nulls(data.num_episodes, schema.field("next_observation").type)
+    else:
+        unknown = pa.array(np.isnan(finals).all(axis=1))
+        next_observation = pa.FixedSizeListArray.from_arrays(_flat(finals), finals.shape[1], mask=unknown)
+    return pa.Table.from_arrays(
+        [
+            pa.array(data.episode_ids.astype(np.int64)),
+            pa.ListArray.from_arrays(offsets, _vectors(data.observations)),
+            pa.ListArray.from_arrays(offsets, _vectors(data.actions)),
+            pa.ListArray.from_arrays(offsets, _flat(data.rewards)),
+            pa.array(data.terminated[last]),
+            pa.array(data.truncated[last]),
+            next_observation,
+        ],
+        schema=schema,
+    )
+
+
+def from_table(table: pa.Table, *, source: str) -> TransitionDataset:
+    """The episodes of a table, without a copy where Arrow's memory allows it.
+
+    Raises:
+        DataError: a column is missing or of the wrong type, or an episode is empty or has columns of different lengths.
+    """
+    missing = [name for name in ("episode_id", *STEP_COLUMNS, "terminated", "truncated") if name not in table.column_names]
+    if missing:
+        raise DataError(f"{source}: no column {', '.join(missing)}; it has {', '.join(table.column_names)}")
+    ids = table["episode_id"].to_numpy()
+    lists = {name: _one_array(table[name]) for name in STEP_COLUMNS}
+    lengths = {name: _lengths(column, name, source) for name, column in lists.items()}
+    for name in STEP_COLUMNS:
+        wrong = np.flatnonzero((lengths[name] != lengths["rewards"]) | (lengths[name] == 0))
+        if len(wrong):
+            at = wrong[0]
+            raise DataError(
+                f"{source}, episode {ids[at]}: {lengths[name][at]} {name} for {lengths['rewards'][at]} rewards; "
+                f"an episode needs at least one step, and one of each for every step"
+            )
+    ends = np.cumsum(lengths["rewards"])
+    starts = ends - lengths["rewards"]
+    flags = {name: np.zeros(ends[-1] if len(ends) else 0, dtype=bool) for name in ("terminated", "truncated")}
+    for name, column in flags.items():
+        column[ends - 1] = table[name].fill_null(False).to_numpy()
+    observations = vectors_of(lists["observations"].flatten(), f"{source}, observations")
+    finals = None
+    if "next_observation" in table.column_names and (column := table["next_observation"]).null_count < len(table):
+        finals = np.full((len(table), observations.shape[1]), np.nan, np.float32)
+        finals[column.is_valid().to_numpy()] = vectors_of(_one_array(column.drop_null()), f"{source}, next_observation")
+    return TransitionDataset(
+        observations=observations,
+        actions=vectors_of(lists["actions"].flatten(), f"{source}, actions"),
+        rewards=lists["rewards"].flatten().to_numpy(zero_copy_only=False).astype(np.float32, copy=False),
+        starts=starts.astype(np.int64),
+        episode_ids=ids,
+        final_observations=finals,
+        **flags,
+    )
+
+
+def scale_actions(table: pa.Table, scale: float) -> pa.Table:
+    """A table of `to_table` with its actions multiplied by `scale`."""
+    if scale == 1.0:
+        return table
+    at = table.schema.get_field_index("actions")
+    column = _one_array(table["actions"])
+    values = column.flatten().flatten().to_numpy() * np.float32(scale)
+    scaled = pa.ListArray.from_arrays(column.offsets, _vectors(values.reshape(-1, column.type.value_type.list_size)))
+    return table.set_column(at, table.schema.field(at), scaled)
+
+
+def vectors_of(column: pa.Array, where: str) -> ndarray:
+    """[rows, dimension] float32 from a column of vectors, or of single numbers (dimension 1).
+
+    Raises:
+        DataError: missing values, vectors of different dimensions, or no numbers.
+    """
+    if isinstance(column, pa.ChunkedArray):
+        column = _one_array(column)
+    if isinstance(column, pa.ExtensionArray):
+        column = column.storage
+    if column.null_count:
+        raise DataError(f"{where}: {column.null_count} missing value(s); every step needs one")
+    if pa.types.is_fixed_size_list(column.type):
+        dimension = column.type.list_size
+    elif pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
+        sizes = np.unique(column.value_lengths().to_numpy(zero_copy_only=False))
+        if len(sizes) > 1:
+            raise DataError(f"{where}: vectors of different dimensions {sizes.tolist()}")
+        dimension = int(sizes[0]) if len(sizes) else 0
+    else:
+        return _numbers(column, where)[:, None]
+    return _numbers(column.flatten(), where).reshape(-1, dimension)
+
+
+def _numbers(column: pa.Array, where: str) -> ndarray:
+    if not (pa.types.is_floating(column.type) or pa.types.is_integer(column.type)):
+        raise DataError(f"{where}: expected numbers, found {column.type}")
+    if column.null_count:
+        raise DataError(f"{where}: {column.null_count} missing value(s); every step needs one")
+    return column.to_numpy(zero_copy_only=False).astype(np.float32, copy=False)
+
+
+def _one_array(column: pa.ChunkedArray) -> pa.Array:
+    array = column.combine_chunks()
+    return pa.concat_arrays(array.chunks) if isinstance(array, pa.ChunkedArray) else array
+
+
+def _lengths(column: pa.Array, name: str, source: str) -> ndarray:
+    if not (pa.types.is_list(column.type) or pa.types.is_large_list(column.type)):
+        raise DataError(f"{source}: column {name} must hold a list per episode, found {column.type}")
+    return column.value_lengths().fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
+
+
+def _flat(values: ndarray) -> pa.Array:
+    return pa.array(np.ascontiguousarray(values, dtype=np.float32).reshape(-1))
+
+
+def _vectors(values: ndarray) -> pa.Array:
+    return pa.FixedSizeListArray.from_arrays(_flat(values), values.shape[1])

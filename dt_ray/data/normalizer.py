@@ -1,0 +1,64 @@
+"""Between the environment's units and the model's: standardised observations, actions in [-1, 1], scaled returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from jaxtyping import Float
+from numpy import ndarray
+
+from dt_ray.data.returns import returns_to_go
+from dt_ray.data.spaces import SpaceSpec
+from dt_ray.data.transitions import TransitionDataset
+
+
+@dataclass(frozen=True, kw_only=True)
+class Normalizer:
+    """Fitted on the training split, and kept in the checkpoint: a policy never sees other statistics."""
+
+    observation_mean: Float[ndarray, "S"]
+    observation_std: Float[ndarray, "S"]
+    action_low: Float[ndarray, "A"]
+    action_high: Float[ndarray, "A"]
+    return_scale: float
+
+    @classmethod
+    def fit(
+        cls, data: TransitionDataset, spec: SpaceSpec, *, return_scale: float | None = None, discount: float = 1.0
+    ) -> Normalizer:
+        """Statistics of the observations; without `return_scale`, the largest |return-to-go| becomes 1."""
+        if return_scale is None:
+            largest = float(np.abs(returns_to_go(data.rewards, data.starts, discount=discount)).max(initial=0.0))
+            return_scale = 1 / largest if largest > 0 else 1.0
+        std = data.observations.std(axis=0, dtype=np.float64)
+        return cls(
+            observation_mean=data.observations.mean(axis=0, dtype=np.float64).astype(np.float32),
+            observation_std=np.where(std > 1e-6, std, 1.0).astype(np.float32),  # a constant dimension stays as it is
+            action_low=np.asarray(spec.action_low, np.float32),
+            action_high=np.asarray(spec.action_high, np.float32),
+            return_scale=return_scale,
+        )
+
+    def normalize(self, data: TransitionDataset) -> TransitionDataset:
+        """The same episodes in the model's units; returns-to-go of the result are in them too."""
+        return replace(
+            data,
+            observations=self.normalize_observations(data.observations),
+            actions=self.normalize_actions(data.actions),
+            rewards=data.rewards * np.float32(self.return_scale),
+            final_observations=None
+            if data.final_observations is None
+            else self.normalize_observations(data.final_observations),
+        )
+
+    def normalize_observations(self, observations: Float[ndarray, "*B S"]) -> Float[ndarray, "*B S"]:
+        return ((observations - self.observation_mean) / self.observation_std).astype(np.float32)
+
+    def normalize_actions(self, actions: Float[ndarray, "*B A"]) -> Float[ndarray, "*B A"]:
+        return ((actions - self.action_low) / (self.action_high - self.action_low) * 2 - 1).astype(np.float32)
+
+    def denormalize_actions(self, actions: Float[ndarray, "*B A"]) -> Float[ndarray, "*B A"]:
+        """In the environment's units, within its bounds."""
+        scaled = self.action_low + (actions + 1) / 2 * (self.action_high - self.action_low)
+        return np.clip(scaled, self.action_low, self.action_high).astype(np.float32)

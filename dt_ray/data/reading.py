@@ -1,0 +1,176 @@
+"""From files to checked episodes, one file at a time: what the Ray pipeline and a single process both call."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import accumulate, islice
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow import fs
+
+from dt_ray.config import DataConfig
+from dt_ray.data.checks import find_faults
+from dt_ray.data.episodes import from_table, read_metadata, scale_actions, to_table
+from dt_ray.data.flat import column_names, count_ends, cut_fragments, join_fragments
+from dt_ray.data.spaces import SpaceSpec
+from dt_ray.data.transitions import TransitionDataset
+from dt_ray.errors import DataError
+
+SHOWN_FAULTS = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetFile:
+    """One Parquet file of a dataset, by its place in the dataset's order."""
+
+    index: int
+    path: str
+    filesystem: fs.FileSystem
+
+
+def resolve(path: str) -> tuple[fs.FileSystem, str]:
+    """The filesystem of a local path or URI, and the path on it."""
+    try:
+        return fs.FileSystem.from_uri(path) if "://" in path else (fs.LocalFileSystem(), path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DataError(f"can't reach {path}: {error}") from None
+
+
+def find_files(path: str) -> list[DatasetFile]:
+    """The Parquet files of a dataset, sorted by path, which is the order of their rows.
+
+    Raises:
+        DataError: nothing there, or no Parquet file.
+    """
+    filesystem, root = resolve(path)
+    try:
+        info = filesystem.get_file_info(root)
+        if info.type == fs.FileType.NotFound:
+            raise DataError(f"no dataset at {path}; make one with `python -m dt_ray.data collect --out {path}`")
+        if info.type == fs.FileType.File:
+            paths = [root]
+        else:
+            entries = filesystem.get_file_info(fs.FileSelector(root, recursive=True))
+            paths = sorted(entry.path for entry in entries if entry.is_file and entry.extension == "parquet")
+    except OSError as error:
+        raise DataError(f"can't read {path}: {error}") from None
+    if not paths:
+        raise DataError(f"no *.parquet file in {path}")
+    return [DatasetFile(index=i, path=path, filesystem=filesystem) for i, path in enumerate(paths)]
+
+
+def read_schema(file: DatasetFile) -> pa.Schema:
+    with _named_errors(file):
+        return pq.read_schema(file.path, filesystem=file.filesystem)
+
+
+def is_flat(schema: pa.Schema) -> bool:
+    return not {"observations", "rewards", "episode_id"} <= set(schema.names) or not pa.types.is_nested(
+        schema.field("rewards").type
+    )
+
+
+def count_ends_in(file: DatasetFile, config: DataConfig) -> int:
+    """Episodes that end in a flat file without episode ids; 0 where they aren't needed."""
+    names = column_names(read_schema(file).names, config.columns, source=file.path)
+    if "episode_id" in names:
+        return 0
+    wanted = [names[name] for name in ("terminated", "truncated") if name in names]
+    return count_ends(_read(file, wanted), names)
+
+
+def read_file(file: DatasetFile, config: DataConfig, spec: SpaceSpec | None, *, num_ends_before: int = 0) -> pa.Table:
+    """The checked episodes of one file, or of a flat file its fragments, actions in the environment's units.
+
+    Raises:
+        DataError: the file is unreadable or empty, or has faults: each named by file, episode and step.
+    """
+    schema = read_schema(file)
+    flat = is_flat(schema)
+    if flat:
+        names = column_names(schema.names, config.columns, source=file.path)
+        rows = _read(file, list(names.values()))
+        table = cut_fragments(rows, names, file_index=file.index, num_ends_before=num_ends_before, source=file.path)
+    else:
+        table = to_table(from_table(_read(file), source=file.path))
+    table = scale_actions(table, config.action_scale)
+    if not len(table):
+        raise DataError(f"{file.path} is empty: there is no episode in it")
+    hint = "" if config.action_scale != 1 else "; if its actions are scaled, say so with data.action_scale"
+    raise_faults(from_table(table, source=file.path), spec, source=file.path, hint=hint if flat else "")
+    return table
+
+
+def read_dataset(config: DataConfig, spec: SpaceSpec | None = None) -> TransitionDataset:
+    """All episodes of a dataset, read in this process.
+
+    Raises:
+        DataError: as `read_file`, or files of different dimensions, or an episode that doesn't add up across files.
+    """
+    files = find_files(config.path)
+    flat = check_schemas(files)
+    before = ends_before(count_ends_in(file, config) for file in files) if flat else [0] * len(files)
+    tables = [read_file(file, config, spec, num_ends_before=num) for file, num in zip(files, before, strict=False)]
+    check_dimensions({file.path: table.schema for file, table in zip(files, tables, strict=True)})
+    table = pa.concat_tables(tables)
+    return from_table(join_fragments(table) if flat else table, source=config.path)
+
+
+def check_schemas(files: Sequence[DatasetFile]) -> bool:
+    """Whether the dataset is flat: all of its files must be, or none.
+
+    Raises:
+        DataError: it has files of both kinds.
+    """
+    flat = [is_flat(read_schema(file)) for file in files]
+    if len(set(flat)) > 1:
+        one, other = files[flat.index(True)].path, files[flat.index(False)].path
+        raise DataError(f"{one} has a row per step but {other} a row per episode; a dataset has files of one kind")
+    return flat[0]
+
+
+def check_dimensions(schemas: Mapping[str, pa.Schema]) -> None:
+    """Raises:
+    DataError: two files hold observations or actions of different dimensions.
+    """
+    facts = {
+        path: tuple(read_metadata(schema)[key] for key in ("observation_dim", "action_dim"))
+        for path, schema in schemas.items()
+    }
+    first, *rest = facts
+    for path in rest:
+        if facts[path] != facts[first]:
+            raise DataError(
+                f"{first} has (observation, action) dimensions {facts[first]} but {path} has {facts[path]}; "
+                f"a dataset has files of one kind"
+            )
+
+
+def ends_before(counts: Iterable[int]) -> list[int]:
+    """For each file, the episodes that end in the files before it."""
+    return list(accumulate(counts, initial=0))
+
+
+def raise_faults(data: TransitionDataset, spec: SpaceSpec | None, *, source: str, hint: str = "") -> None:
+    faults = list(islice(find_faults(data, spec), SHOWN_FAULTS + 1))
+    if faults:
+        more = "\n  and more" if len(faults) > SHOWN_FAULTS else ""
+        lines = "".join(f"\n  {fault}" for fault in faults[:SHOWN_FAULTS])
+        raise DataError(f"{source} can't be trained on{hint}:{lines}{more}")
+
+
+def _read(file: DatasetFile, columns: list[str] | None = None) -> pa.Table:
+    with _named_errors(file):
+        # The file's own schema, so that no reader guesses types (extension types of other libraries among them).
+        return pq.ParquetFile(file.filesystem.open_input_file(file.path)).read(columns)
+
+
+@contextmanager
+def _named_errors(file: DatasetFile) -> Iterator[None]:
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{file.path} is not a readable Parquet file: {str(error).splitlines()[0]}") from None

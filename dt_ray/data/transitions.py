@@ -1,0 +1,129 @@
+"""Whole episodes in memory.
+
+Legend: N transitions, E episodes, S observation dimension, A action dimension.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from numpy import ndarray
+
+from dt_ray.errors import DataError
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransitionDataset:
+    """Episodes laid end to end; `starts` marks where each one begins.
+
+    Where `starts` is not given, an episode ends at every `terminated` or `truncated` step and at the last row.
+    `terminated` says that the environment ended there; `truncated` that a time limit, or the end of the log, cut it.
+
+    Raises:
+        ValueError: columns of different lengths, or `starts` that are not increasing from 0.
+    """
+
+    observations: Float[ndarray, "N S"]
+    actions: Float[ndarray, "N A"]
+    rewards: Float[ndarray, "N"]
+    terminated: Bool[ndarray, "N"] = field(default=None)  # type: ignore[assignment]
+    truncated: Bool[ndarray, "N"] = field(default=None)  # type: ignore[assignment]
+    starts: Int[ndarray, "E"] = field(default=None)  # type: ignore[assignment]
+    episode_ids: Int[ndarray, "E"] = field(default=None)  # type: ignore[assignment]
+    final_observations: Float[ndarray, "E S"] | None = None  # after each last step; NaN where it was not logged
+
+    def __post_init__(self) -> None:
+        num = len(self.rewards)
+        if self.starts is None and self.terminated is None and self.truncated is None:
+            raise ValueError("episodes need boundaries: give starts, or terminated and truncated")
+        for name in ("terminated", "truncated"):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, np.zeros(num, dtype=bool))
+        for name in ("observations", "actions", "terminated", "truncated"):
+            rows = len(getattr(self, name))
+            if rows != num:
+                raise ValueError(f"{name} has {rows} rows but rewards has {num}; every column needs one row per step")
+        for name in ("observations", "actions"):
+            if getattr(self, name).ndim != 2:
+                raise ValueError(f"{name} must be [steps, dimension], got shape {getattr(self, name).shape}")
+        if self.starts is None:
+            ends = np.flatnonzero(self.terminated | self.truncated) + 1
+            object.__setattr__(self, "starts", np.concatenate([[0], ends[ends < num]]).astype(np.int64)[: max(num, 0)])
+        elif len(self.starts) and (self.starts[0] != 0 or (np.diff(self.starts) <= 0).any() or self.starts[-1] >= num):
+            raise ValueError("starts must increase strictly from 0 and stay below the number of steps")
+        if self.episode_ids is None:
+            object.__setattr__(self, "episode_ids", np.arange(len(self.starts)))
+
+    @property
+    def num_transitions(self) -> int:
+        return len(self.rewards)
+
+    @property
+    def num_episodes(self) -> int:
+        return len(self.starts)
+
+    @property
+    def ends(self) -> Int[ndarray, "E"]:
+        """One past the last step of each episode."""
+        return np.append(self.starts[1:], self.num_transitions)
+
+    @property
+    def lengths(self) -> Int[ndarray, "E"]:
+        return self.ends - self.starts
+
+    @property
+    def episode_returns(self) -> Float[ndarray, "E"]:
+        """Undiscounted sum of rewards of each episode."""
+        if not len(self.starts):
+            return np.zeros(0)
+        return np.add.reduceat(self.rewards.astype(np.float64), self.starts)
+
+    @property
+    def timesteps(self) -> Int[ndarray, "N"]:
+        """Steps since the start of the episode."""
+        return np.arange(self.num_transitions) - np.repeat(self.starts, self.lengths)
+
+    def select(self, episodes: Sequence[int] | Int[ndarray, "M"]) -> TransitionDataset:
+        """These episodes, in this order."""
+        episodes = np.asarray(episodes, dtype=np.int64)
+        lengths = self.lengths[episodes]
+        starts = np.cumsum(lengths) - lengths
+        rows = np.arange(lengths.sum()) + np.repeat(self.starts[episodes] - starts, lengths)
+        return TransitionDataset(
+            observations=self.observations[rows],
+            actions=self.actions[rows],
+            rewards=self.rewards[rows],
+            terminated=self.terminated[rows],
+            truncated=self.truncated[rows],
+            starts=starts,
+            episode_ids=self.episode_ids[episodes],
+            final_observations=None if self.final_observations is None else self.final_observations[episodes],
+        )
+
+    def split(self, fraction: float, *, seed: int) -> tuple[TransitionDataset, TransitionDataset]:
+        """(the rest, `fraction` of the episodes drawn at random): whole episodes, so that none leaks.
+
+        Raises:
+            DataError: nothing would be left to train on.
+        """
+        held_out = held_out_episodes(self.num_episodes, fraction, seed=seed)
+        rest = np.setdiff1d(np.arange(self.num_episodes), held_out)
+        return self.select(rest), self.select(held_out)
+
+
+def held_out_episodes(num_episodes: int, fraction: float, *, seed: int) -> Int[ndarray, "H"]:
+    """Which of the episodes are for validation: `fraction` of them at random, in order.
+
+    Raises:
+        DataError: nothing would be left to train on.
+    """
+    num_held_out = round(num_episodes * fraction)
+    if num_held_out >= num_episodes:
+        raise DataError(
+            f"holding out {fraction:.0%} of {num_episodes} episode(s) leaves none to train on; "
+            f"lower data.validation_fraction"
+        )
+    return np.sort(np.random.default_rng(seed).permutation(num_episodes)[:num_held_out])

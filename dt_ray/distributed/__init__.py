@@ -1,0 +1,1 @@
+"""Everything that imports Ray: connecting, data, collection, training workers and evaluation actors."""

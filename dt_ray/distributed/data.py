@@ -1,0 +1,116 @@
+"""The data's way into the workers, on Ray Data: read, check and pack in parallel, lay out once, share by memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import ray
+import ray.data
+
+from dt_ray.config import DataConfig, RunConfig
+from dt_ray.data.episodes import from_table
+from dt_ray.data.flat import join_fragments
+from dt_ray.data.reading import (
+    DatasetFile,
+    check_schemas,
+    count_ends_in,
+    ends_before,
+    find_files,
+    read_file,
+)
+from dt_ray.data.spaces import SpaceSpec, read_spaces
+from dt_ray.data.transitions import held_out_episodes
+from dt_ray.data.windows import slice_windows
+from dt_ray.distributed.cluster import user_errors
+from dt_ray.sources import ResidentData
+
+MAX_PARTITIONS = 16
+WINDOWS_PER_BLOCK = 4096
+
+
+def resident_data(config: RunConfig, spec: SpaceSpec) -> ray.ObjectRef:
+    """`ResidentData` in the object store: workers on a node map the same memory, none of it is the driver's.
+
+    Raises:
+        DataError: the dataset can't be read or trained on; the file, the episode and the step are named.
+    """
+    with user_errors():
+        blocks = episode_dataset(config.data, spec).materialize().to_arrow_refs()
+        laid_out = _lay_out.remote(config, spec, *blocks)
+        ray.get(_check.remote(laid_out))
+    return laid_out
+
+
+def episode_dataset(config: DataConfig, spec: SpaceSpec | None) -> ray.data.Dataset:
+    """The checked episodes of a dataset, a row each, in the columns of `data.episodes`.
+
+    Flat transitions are cut into fragments file by file; the fragments of one episode meet by the hash of its id.
+
+    Raises:
+        DataError: nothing there, or files of both kinds; what is wrong inside a file is raised when it is read.
+    """
+    files = find_files(config.path)
+    flat = check_schemas(files)
+    before = [0] * len(files)
+    if flat:
+        before = ends_before(ray.get([_count_ends.remote(file, config) for file in files]))
+
+    def read(units: pa.Table) -> Iterator[pa.Table]:
+        for index in units["index"].to_pylist():
+            yield read_file(files[index], config, spec, num_ends_before=before[index])
+
+    units = [{"index": index} for index in range(len(files))]
+    dataset = ray.data.from_items(units, override_num_blocks=min(len(units), 4 * MAX_PARTITIONS))
+    dataset.context.execution_options.preserve_order = True  # episodes keep the order of their files
+    dataset = dataset.map_batches(read, batch_format="pyarrow", batch_size=None)
+    if flat and len(files) > 1:
+        dataset.context.target_max_block_size = None  # a partition cut into blocks could cut an episode
+        dataset = dataset.repartition(min(len(files), MAX_PARTITIONS), keys=["episode_id"])
+    if flat:
+        dataset = dataset.map_batches(_join, batch_format="pyarrow", batch_size=None)
+    return dataset
+
+
+def window_dataset(config: RunConfig, *, split: Literal["train", "validation"] = "train") -> ray.data.Dataset:
+    """A plain Ray Dataset of windows for other trainers: one row for each transition of the split, in its order.
+
+    The columns are those of `dt_ray.data.Windows`, tensors of `model.context_length` steps in the units of the data.
+    """
+    spec, settings = read_spaces(config.env_id), config.data
+    episodes = episode_dataset(settings, spec)
+    ids = np.sort(np.concatenate([block["episode_id"] for block in episodes.iter_batches(batch_format="numpy")]))
+    held_out = ids[held_out_episodes(len(ids), settings.validation_fraction, seed=config.seed)]
+
+    def cut(table: pa.Table) -> Iterator[dict[str, np.ndarray]]:
+        data = from_table(table, source=settings.path)
+        chosen = np.flatnonzero(np.isin(data.episode_ids, held_out) == (split == "validation"))
+        data = data.select(chosen)
+        for begin in range(0, data.num_transitions, WINDOWS_PER_BLOCK):
+            anchors = np.arange(begin, min(begin + WINDOWS_PER_BLOCK, data.num_transitions))
+            yield asdict(slice_windows(data, anchors, length=config.model.context_length, discount=settings.discount))
+
+    return episodes.map_batches(cut, batch_format="pyarrow", batch_size=None)
+
+
+@ray.remote
+def _count_ends(file: DatasetFile, config: DataConfig) -> int:
+    return count_ends_in(file, config)
+
+
+def _join(fragments: pa.Table) -> pa.Table:
+    return join_fragments(fragments) if len(fragments) else fragments
+
+
+@ray.remote
+def _lay_out(config: RunConfig, spec: SpaceSpec, *blocks: pa.Table) -> ResidentData:
+    tables = [block for block in blocks if len(block)]
+    return ResidentData.build(from_table(pa.concat_tables(tables), source=config.data.path), spec, config)
+
+
+@ray.remote
+def _check(data: ResidentData) -> None:
+    """Raises what `_lay_out` raised, without the data in the driver's memory."""

@@ -1,0 +1,66 @@
+"""Evaluation on Ray actors: each plays its share of the episodes, at all target returns, as one batch."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import ray
+
+from dt_ray.config import EvaluationConfig
+from dt_ray.errors import ResourceError
+from dt_ray.evaluation import EpisodeResults, make_report, play
+from dt_ray.learners import Policy
+
+
+class EpisodePlayer:
+    """What runs in an actor. Its work depends on its arguments alone, so that a lost actor's can be done again."""
+
+    def __init__(self) -> None:
+        import torch
+
+        torch.set_num_threads(1)  # small batches: a second thread slows them, and stops them on a loaded machine
+
+    def play(self, policy: Policy, env_id: str, config: EvaluationConfig, episodes: Sequence[int]) -> EpisodeResults:
+        return play(policy, env_id, config, episodes)
+
+
+class EvaluationActors:
+    """Actors that play evaluations, one after the other, while the caller does something else."""
+
+    def __init__(self, actors: Sequence[Any], env_id: str, config: EvaluationConfig) -> None:
+        self.actors, self.env_id, self.config = list(actors), env_id, config
+        self._waiting = ThreadPoolExecutor(max_workers=1, thread_name_prefix="evaluation")
+
+    @staticmethod
+    def start(num_actors: int) -> list[Any]:
+        """Starts actors; a lost one is started again, and what it was playing is played again."""
+        actor = ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=-1)(EpisodePlayer)
+        return [actor.remote() for _ in range(num_actors)]
+
+    def submit(self, policy: Policy, *, step: int) -> Future[dict[str, Any]]:
+        """Begins an evaluation; its report is in the form of `evaluations/*.json`."""
+        return self._waiting.submit(self._evaluate, policy, step)
+
+    def _evaluate(self, policy: Policy, step: int) -> dict[str, Any]:
+        began = time.perf_counter()
+        shared = ray.put(policy)
+        shares = [range(i, self.config.num_episodes, len(self.actors)) for i in range(len(self.actors))]
+        calls = [
+            actor.play.remote(shared, self.env_id, self.config, list(share))
+            for actor, share in zip(self.actors, shares, strict=True)
+            if len(share)
+        ]
+        results = ray.get(calls)
+        return make_report(results, self.env_id, self.config, step=step, wall_s=time.perf_counter() - began)
+
+
+def check_actors(num_actors: int) -> None:
+    """Raises:
+    ResourceError: the cluster has fewer CPUs than that; the actors would wait for ever.
+    """
+    cpus = ray.cluster_resources().get("CPU", 0)
+    if num_actors > cpus:
+        raise ResourceError(f"{num_actors} evaluation actors need a CPU each and there are {cpus:g}; ask for fewer")

@@ -1,0 +1,79 @@
+"""Who gets which CPUs: worked out and compared with what there is before anything starts.
+
+Ray lets a task or an actor that asks for more than is free wait for ever, and says nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from dt_ray.config import RunConfig
+from dt_ray.errors import ResourceError
+
+MAX_AUTOMATIC_CPUS_PER_WORKER = 4  # a model of this size gains nothing from more threads
+MAX_AUTOMATIC_ACTORS = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResourcePlan:
+    """What a run takes while it trains. Data tasks come before that, one CPU each, and wait for each other."""
+
+    num_workers: int
+    cpus_per_worker: float
+    use_gpu: bool
+    num_actors: int  # one CPU each; 0: evaluations run in the training process
+    notes: tuple[str, ...] = ()
+
+
+def plan_resources(config: RunConfig, *, cpus: float, gpus: float) -> ResourcePlan:
+    """Fits workers and evaluation actors into a cluster of so many CPUs and GPUs.
+
+    Raises:
+        ResourceError: the workers alone need more than there is.
+    """
+    scaling, wanted_actors = config.scaling, config.evaluation.num_actors
+    num_workers = scaling.num_workers
+    notes = []
+    if scaling.use_gpu and gpus < num_workers:
+        raise ResourceError(
+            f"scaling.num_workers={num_workers} with scaling.use_gpu asks for {num_workers} GPU(s) and there are "
+            f"{gpus:g}; lower scaling.num_workers or set scaling.use_gpu=false"
+        )
+    if scaling.cpus_per_worker is not None:
+        cpus_per_worker = scaling.cpus_per_worker
+        if (total := num_workers * cpus_per_worker) > cpus:
+            raise ResourceError(
+                f"{num_workers} worker(s) with scaling.cpus_per_worker={cpus_per_worker:g} ask for {total:g} CPUs and "
+                f"there are {cpus:g}; lower one of them"
+            )
+    elif num_workers > cpus:
+        cpus_per_worker = math.floor(100 * cpus / num_workers) / 100
+        notes.append(f"{num_workers} workers share {cpus:g} CPUs: {cpus_per_worker:g} each")
+    else:
+        reserved = _automatic_actors(cpus) if wanted_actors is None else wanted_actors
+        fair = math.floor((cpus - reserved) / num_workers)
+        cpus_per_worker = float(min(max(fair, 1), MAX_AUTOMATIC_CPUS_PER_WORKER))
+    free = math.floor(cpus - num_workers * cpus_per_worker + 1e-6)
+    num_actors = min(free, _automatic_actors(cpus) if wanted_actors is None else wanted_actors)
+    if num_actors == 0 and wanted_actors != 0:
+        notes.append(
+            f"{num_workers} worker(s) take {num_workers * cpus_per_worker:g} of {cpus:g} CPUs and leave none for "
+            f"evaluation actors: evaluations run in the training process"
+        )
+    elif wanted_actors is not None and num_actors < wanted_actors:
+        notes.append(
+            f"{num_actors} evaluation actor(s) instead of {wanted_actors}: "
+            f"that is what the workers leave of {cpus:g} CPUs"
+        )
+    return ResourcePlan(
+        num_workers=num_workers,
+        cpus_per_worker=cpus_per_worker,
+        use_gpu=scaling.use_gpu,
+        num_actors=num_actors,
+        notes=tuple(notes),
+    )
+
+
+def _automatic_actors(cpus: float) -> int:
+    return min(MAX_AUTOMATIC_ACTORS, max(1, int(cpus) // 4))

@@ -1,0 +1,31 @@
+"""The mistakes a user can make, one small exception each. Commands print them without a traceback and exit 2."""
+
+from __future__ import annotations
+
+
+class UserError(Exception):
+    """Something the user can mend: the message says what was given, what is allowed and what to do."""
+
+
+class ConfigError(UserError):
+    """The configuration is wrong; the message lists every problem found."""
+
+
+class DataError(UserError):
+    """A dataset is missing, unreadable or holds values no policy can be trained on."""
+
+
+class UnsupportedSpaceError(UserError):
+    """The environment's observations or actions are not 1-D continuous vectors."""
+
+
+class RunError(UserError):
+    """A run folder or a checkpoint can't be used as asked."""
+
+
+class ResourceError(UserError):
+    """The machine or cluster has less than the run asks for."""
+
+
+class DivergedError(UserError):
+    """Training stopped because the loss is no longer a number."""

@@ -1,0 +1,99 @@
+"""Plays evaluation episodes with a trained policy and reports the return reached for each return asked for.
+
+    python -m dt_ray.evaluate runs/mine
+    python -m dt_ray.evaluate runs/mine/checkpoints/step-00002000 --target-return -130 -300 --episodes 20
+    python -m dt_ray.evaluate runs/mine --json evaluation.json --plot obedience.png --video episodes.gif
+
+Episode i resets its environment with seed + i: the same episodes on every machine, with any number of actors.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from dt_ray.command import print_evaluation, run_command, show_log
+
+if TYPE_CHECKING:
+    from dt_ray.config import EvaluationConfig
+    from dt_ray.learners import Policy
+
+
+def main(arguments: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m dt_ray.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("checkpoint", metavar="RUN|CHECKPOINT", help="a run's folder (its newest checkpoint) or a checkpoint's")
+    parser.add_argument("--target-return", metavar="R", nargs="+", type=float, help="returns to ask for (default: as in training)")
+    parser.add_argument("--episodes", metavar="N", type=int, help="episodes for each target return")
+    parser.add_argument("--seed", metavar="S", type=int, help="seed of the first episode")
+    parser.add_argument("--context-length", metavar="K", type=int, help="steps that the policy sees, up to the model's")
+    parser.add_argument("--actors", metavar="N", type=int, default=0, help="Ray actors to play on (default 0: this process)")
+    parser.add_argument("--json", metavar="FILE", help="write the report, every episode's return included")
+    parser.add_argument("--plot", metavar="FILE", help="draw the returns reached against those asked for (PNG, SVG or PDF)")
+    parser.add_argument("--video", metavar="FILE", help="record one episode for each target return (GIF)")
+    parser.add_argument("--verbose", action="store_true", help="show Ray's own messages too")
+    options = parser.parse_args(arguments)
+
+    from dt_ray.checkpoint import load_policy, read_facts
+    from dt_ray.config import RunConfig
+    from dt_ray.config_io import check_config
+    from dt_ray.data.spaces import read_spaces
+    from dt_ray.errors import UserError
+    from dt_ray.runs import find_checkpoint
+    from dt_ray.storage import Folder
+
+    show_log()
+    place = find_checkpoint(Folder.at(options.checkpoint))
+    facts = read_facts(place)
+    changes: dict[str, Any] = {
+        "target_returns": tuple(options.target_return) if options.target_return else None,
+        "num_episodes": options.episodes,
+        "seed": options.seed,
+        "context_length": options.context_length,
+    }
+    evaluation = replace(facts.evaluation, **{key: value for key, value in changes.items() if value is not None})
+    check_config(RunConfig(env_id=facts.env_id, model=facts.model, evaluation=evaluation))
+    if read_spaces(facts.env_id) != facts.spec:
+        raise UserError(f"{facts.env_id} has other spaces here than those the policy was trained for: {facts.spec}")
+    policy, facts = load_policy(place, evaluation)
+    report = play_evaluation(policy, facts.env_id, evaluation, step=facts.step, actors=options.actors, verbose=options.verbose)
+    print_evaluation(report)
+    if options.json:
+        Folder.at(options.json).write_text(json.dumps(report, indent=1) + "\n")
+    if options.plot:
+        from dt_ray.plots import draw_obedience
+
+        draw_obedience(report, options.plot)
+    if options.video:
+        from dt_ray.plots import record_episodes
+
+        record_episodes(policy, facts.env_id, evaluation, options.video)
+
+
+def play_evaluation(
+    policy: Policy, env_id: str, evaluation: EvaluationConfig, *, step: int, actors: int, verbose: bool
+) -> dict[str, Any]:
+    """The report on all episodes, played in this process or on so many Ray actors."""
+    if actors == 0:
+        import torch
+
+        from dt_ray.evaluation import evaluate
+
+        torch.set_num_threads(1)  # small batches: a second thread slows them
+        return evaluate(policy, env_id, evaluation, step=step)
+
+    from dt_ray.distributed.cluster import connection
+    from dt_ray.distributed.evaluation import EvaluationActors, check_actors
+
+    with connection(verbose=verbose):
+        check_actors(actors)
+        started = EvaluationActors(EvaluationActors.start(actors), env_id, evaluation)
+        return started.submit(policy, step=step).result()
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,156 @@
+"""Starting a run: the checks that come before anything is written, the data, then the loop, here or on Ray."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+
+import pyarrow as pa
+from pyarrow import fs
+
+from dt_ray.collection import CollectionPlan, collect_here, write_dataset
+from dt_ray.config import RunConfig
+from dt_ray.config_io import decode_config, to_plain
+from dt_ray.data.reading import read_dataset, resolve
+from dt_ray.data.spaces import SpaceSpec, read_spaces
+from dt_ray.errors import ConfigError, ResourceError, RunError
+from dt_ray.learners import LEARNERS
+from dt_ray.loop import LocalContext, TrainResult, run_training
+from dt_ray.runs import RunFolder, default_name
+from dt_ray.sources import ResidentData, ResidentSource
+from dt_ray.storage import Folder
+
+log = logging.getLogger("dt_ray")
+
+
+def name_run(config: RunConfig, config_name: str) -> RunConfig:
+    """The configuration with a name and absolute paths: workers have working directories of their own."""
+    return replace(
+        config,
+        name=config.name or default_name(config_name),
+        storage_path=str(Folder.at(config.storage_path)),
+        data=replace(config.data, path=str(Folder.at(config.data.path))),
+    )
+
+
+def start_run(config: RunConfig, *, overwrite: bool = False, verbose: bool = False) -> TrainResult:
+    """Trains a new run; its folder appears once its data has been read and found good.
+
+    Raises:
+        UserError: anything that the user can mend, named before training starts where it can be known.
+    """
+    run = RunFolder.of(config)
+    spec = check_run(config)
+    if not overwrite:
+        run.check_free()
+    return _train(config, spec, lambda: run.create(config, overwrite=overwrite), verbose=verbose)
+
+
+def resumed_config(path: str, overrides: Sequence[str] = ()) -> RunConfig:
+    """The configuration that a run goes on with.
+
+    Raises:
+        RunError: no such run.
+        ConfigError: an override is wrong, or changes what a checkpoint fixes.
+    """
+    run = RunFolder(Folder.at(path))
+    before = run.read_config()
+    config = decode_config(to_plain(before), overrides)
+    config = replace(config, name=run.folder.name, storage_path=run.folder.parent.uri)
+    fixed = [key for key in ("algorithm", "env_id", "model", "seed") if getattr(config, key) != getattr(before, key)]
+    if fixed:
+        raise ConfigError(f"a resumed run keeps its {', '.join(fixed)}; start a new run to change that")
+    return config
+
+
+def resume_run(config: RunConfig, *, verbose: bool = False) -> TrainResult:
+    """Goes on with a run from its newest complete checkpoint; `config` comes from `resumed_config`.
+
+    Raises:
+        RunError: there is no complete checkpoint.
+    """
+    run = RunFolder.of(config)
+    checkpoint, faults = run.latest_checkpoint()
+    for fault in faults:
+        log.warning("passed over: %s", fault)
+    if checkpoint is None:
+        raise RunError(f"{run} has no complete checkpoint to go on from; start it again with --overwrite")
+    log.info("going on from %s", checkpoint)
+    return _train(config, check_run(config), lambda: run.write_config(config), verbose=verbose)
+
+
+def check_run(config: RunConfig) -> SpaceSpec:
+    """What can be known to be wrong without reading the data.
+
+    Raises:
+        ConfigError: an unknown algorithm.
+        UnsupportedSpaceError: an environment that is out of scope, or isn't there.
+    """
+    if config.algorithm not in LEARNERS:
+        raise ConfigError(f"algorithm: one of {', '.join(LEARNERS)}, got {config.algorithm!r}")
+    return read_spaces(config.env_id)
+
+
+def needs_dataset(config: RunConfig) -> bool:
+    """Whether the dataset is not there and the configuration says how to make it."""
+    filesystem, path = resolve(config.data.path)
+    return config.data.collect is not None and filesystem.get_file_info(path).type == fs.FileType.NotFound
+
+
+def make_dataset(config: RunConfig, collect: Callable[[CollectionPlan], Iterable[pa.Table]]) -> None:
+    """Collects the dataset that `data.collect` describes into `data.path`."""
+    settings = config.data.collect
+    assert settings is not None
+    plan = CollectionPlan(
+        env_id=config.env_id,
+        behavior=settings.behavior,
+        num_episodes=settings.num_episodes,
+        seed=settings.seed,
+        max_timesteps=config.evaluation.max_timesteps,
+    )
+    plan.check()
+    log.info("collecting %d %s episodes of %s", plan.num_episodes, plan.behavior, plan.env_id)
+    write_dataset(config.data.path, collect(plan))
+    log.info("wrote %s", config.data.path)
+
+
+def _train(
+    config: RunConfig, spec: SpaceSpec, prepare_folder: Callable[[], None], *, verbose: bool
+) -> TrainResult:
+    if config.scaling.num_workers == 0:
+        return _train_here(config, spec, prepare_folder)
+
+    # Ray takes seconds to import, and only runs that use it need it.
+    from dt_ray.distributed.cluster import connection, plan_on_cluster
+
+    with connection(verbose=verbose):
+        plan = plan_on_cluster(config)
+        for note in plan.notes:
+            log.warning(note)
+        from dt_ray.distributed.collect import collect_on_ray
+        from dt_ray.distributed.data import resident_data
+        from dt_ray.distributed.training import train_on_ray
+
+        if needs_dataset(config):
+            make_dataset(config, collect_on_ray)
+        data = resident_data(config, spec)
+        prepare_folder()
+        log.info("training in %s", RunFolder.of(config))
+        return train_on_ray(config, data, plan, verbose=verbose)
+
+
+def _train_here(config: RunConfig, spec: SpaceSpec, prepare_folder: Callable[[], None]) -> TrainResult:
+    import torch
+
+    if config.scaling.use_gpu and not torch.cuda.is_available():
+        raise ResourceError("scaling.use_gpu is set but torch sees no GPU; set scaling.use_gpu=false")
+    if config.scaling.cpus_per_worker is not None:
+        torch.set_num_threads(max(1, int(config.scaling.cpus_per_worker)))
+    if needs_dataset(config):
+        make_dataset(config, collect_here)
+    data = ResidentData.build(read_dataset(config.data, spec), spec, config)
+    prepare_folder()
+    log.info("training in %s", RunFolder.of(config))
+    context = LocalContext(config, device="cuda" if config.scaling.use_gpu else "cpu")
+    return run_training(config, ResidentSource(data, config, device=context.device), context)

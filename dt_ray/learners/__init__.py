@@ -1,0 +1,8 @@
+"""The learners by the name that `algorithm:` gives them."""
+
+from dt_ray.learners.base import Learner, Policy
+from dt_ray.learners.decision_transformer import DecisionTransformerLearner
+
+LEARNERS = {"decision_transformer": DecisionTransformerLearner}
+
+__all__ = ["LEARNERS", "Learner", "Policy"]

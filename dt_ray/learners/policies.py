@@ -1,0 +1,118 @@
+"""A return-conditioned policy: the model, the units, and the last steps of every live episode.
+
+Legend: N live episodes, S observation, A action dimension, W floats a step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from numpy import ndarray
+
+from dt_ray.data.normalizer import Normalizer
+from dt_ray.models.batch import WindowBatch
+from dt_ray.models.decision_transformer import DecisionTransformerModel
+
+
+class DecisionTransformerPolicy:
+    """Acts on the last `context_length` steps, asking at each for the return that is still missing."""
+
+    def __init__(
+        self, model: DecisionTransformerModel, normalizer: Normalizer, *, context_length: int | None = None
+    ) -> None:
+        self.model = model.eval()
+        self.normalizer = normalizer
+        self.context_length = context_length or model.config.context_length
+
+    def start(self, observations: Float[ndarray, "N S"], target_returns: Float[ndarray, "N"]) -> None:
+        self._context = LiveContext(
+            self.normalizer.normalize_observations(observations),
+            np.asarray(target_returns, np.float64) * self.normalizer.return_scale,
+            action_dim=len(self.normalizer.action_low),
+            context_length=self.context_length,
+        )
+
+    @torch.inference_mode()
+    def act(self) -> Float[ndarray, "N A"]:
+        predicted = self.model.predict_last_action(self._context.as_batch(), padded=False)
+        return self.normalizer.denormalize_actions(predicted.numpy())
+
+    def observe(
+        self, actions: Float[ndarray, "N A"], rewards: Float[ndarray, "N"], observations: Float[ndarray, "N S"]
+    ) -> None:
+        self._context.append(
+            self.normalizer.normalize_actions(actions),
+            np.asarray(rewards, np.float64) * self.normalizer.return_scale,
+            self.normalizer.normalize_observations(observations),
+        )
+
+    def keep(self, episodes: Sequence[int] | Int[ndarray, "M"]) -> None:
+        self._context.keep(episodes)
+
+
+class LiveContext:
+    """The last `context_length` steps of N episodes that started together, in the model's units.
+
+    One preallocated buffer of twice that length: steps are written behind one another, and when it is full its newest
+    half moves to the front, so that the context is always one slice of it.
+    """
+
+    def __init__(
+        self,
+        observations: Float[ndarray, "N S"],
+        targets: Float[ndarray, "N"],
+        *,
+        action_dim: int,
+        context_length: int,
+    ) -> None:
+        num, self.observation_dim = observations.shape
+        self.action_dim, self.context_length = action_dim, context_length
+        self._steps = torch.zeros(num, 2 * context_length, self.observation_dim + 2 * action_dim + 1)
+        self._returns_to_go = targets  # float64: 1,000 subtractions lose nothing
+        self._timestep, self._end = 0, 0
+        self._write(np.zeros((num, action_dim), np.float32), observations)
+
+    def append(
+        self, actions: Float[ndarray, "N A"], rewards: Float[ndarray, "N"], observations: Float[ndarray, "N S"]
+    ) -> None:
+        """Completes the newest step with its action and begins the next one."""
+        actions_at = slice(self.observation_dim + self.action_dim, -1)
+        self._steps[:, self._end - 1, actions_at] = torch.from_numpy(actions)
+        if self._end == self._steps.shape[1]:
+            kept = self.context_length - 1
+            self._steps[:, :kept] = self._steps[:, self._end - kept :].clone()
+            self._end = kept
+        self._returns_to_go = self._returns_to_go - rewards
+        self._timestep += 1
+        self._write(actions, observations)
+
+    def keep(self, episodes: Sequence[int] | Int[ndarray, "M"]) -> None:
+        rows = torch.as_tensor(np.asarray(episodes))
+        self._steps, self._returns_to_go = self._steps[rows], self._returns_to_go[episodes]
+
+    def as_batch(self) -> WindowBatch:
+        """Windows of up to `context_length` steps, none of them padding; the newest action is still zero."""
+        begin = max(0, self._end - self.context_length)
+        steps = self._steps[:, begin : self._end]
+        num, length = steps.shape[:2]
+        observations, previous_actions, actions, returns_to_go = steps.split(
+            [self.observation_dim, self.action_dim, self.action_dim, 1], dim=-1
+        )
+        timesteps = torch.arange(self._timestep - length + 1, self._timestep + 1)
+        return WindowBatch(
+            observations=observations,
+            actions=actions,
+            previous_actions=previous_actions,
+            returns_to_go=returns_to_go[..., 0],
+            timesteps=timesteps.expand(num, length),
+            mask=torch.ones(num, length, dtype=torch.bool),
+        )
+
+    def _write(self, previous_actions: Float[ndarray, "N A"], observations: Float[ndarray, "N S"]) -> None:
+        zeros = np.zeros_like(previous_actions)
+        step = np.concatenate([observations, previous_actions, zeros, self._returns_to_go[:, None]], axis=1)
+        self._steps[:, self._end] = torch.from_numpy(step.astype(np.float32))
+        self._end += 1

@@ -1,0 +1,251 @@
+"""The training loop: the only one, whoever runs it. It knows its place among the workers only by a `TrainContext`."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from dt_ray.checkpoint import restore_learner, save_checkpoint
+from dt_ray.config import RunConfig
+from dt_ray.errors import DivergedError
+from dt_ray.evaluation import evaluate
+from dt_ray.learners import LEARNERS, Learner, Policy
+from dt_ray.losses import Metrics
+from dt_ray.runs import MetricsLog, RunFolder
+from dt_ray.sources import BatchSource
+from dt_ray.storage import Folder
+
+NUM_VALIDATION_BATCHES = 8
+
+
+class TrainContext(Protocol):
+    """Where the loop runs: in this process, in a Ray Train worker or in a Tune trial."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+    def data_parallel(self, module: nn.Module) -> nn.Module:
+        """The module, its gradients averaged over the workers."""
+        ...
+
+    def sum(self, value: Tensor) -> Tensor:
+        """The sum over the workers, on each of them."""
+        ...
+
+    def report(self, metrics: Mapping[str, float]) -> None:
+        """Tells whoever runs the workers that a checkpoint is complete; every worker must call it."""
+        ...
+
+    def latest_checkpoint(self) -> Folder | None:
+        """Where to go on from."""
+        ...
+
+    def evaluate(self, policy: Policy, *, step: int) -> Future[dict[str, Any]]:
+        """Begins an evaluation; its report comes when the future is done."""
+        ...
+
+
+class LocalContext:
+    """One worker, in the calling process; evaluations hold up the training."""
+
+    rank = 0
+    world_size = 1
+
+    def __init__(self, config: RunConfig, *, device: torch.device | str = "cpu") -> None:
+        self.config = config
+        self.device = torch.device(device)
+
+    def data_parallel(self, module: nn.Module) -> nn.Module:
+        return module
+
+    def sum(self, value: Tensor) -> Tensor:
+        return value
+
+    def report(self, metrics: Mapping[str, float]) -> None:
+        pass  # nobody else is waiting
+
+    def latest_checkpoint(self) -> Folder | None:
+        return RunFolder.of(self.config).latest_checkpoint()[0]
+
+    def evaluate(self, policy: Policy, *, step: int) -> Future[dict[str, Any]]:
+        future: Future[dict[str, Any]] = Future()
+        future.set_result(evaluate(policy, self.config.env_id, self.config.evaluation, step=step))
+        return future
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """Where the run is, and what `summary.json` says."""
+
+    run: str
+    summary: dict[str, Any]
+
+
+def run_training(config: RunConfig, source: BatchSource, context: TrainContext) -> TrainResult:
+    """Trains until `total_timesteps` updates are made, from the latest checkpoint if there is one.
+
+    Raises:
+        DivergedError: the loss is no longer finite; the update and the last good checkpoint are named.
+        RunError: a checkpoint can't be read or written.
+    """
+    run = RunFolder.of(config)
+    learner: Learner = LEARNERS[config.algorithm](
+        config,
+        source.spec,
+        source.normalizer,
+        device=context.device,
+        data_parallel=context.data_parallel,
+        rank=context.rank,
+    )
+    checkpoint = context.latest_checkpoint()
+    state = {} if checkpoint is None else restore_learner(checkpoint, learner)
+    recorder = Recorder(run, config, context, learner, source, wall_s=state.get("train_wall_s", 0.0))
+    if checkpoint is not None and recorder.is_due(config.evaluation.every):
+        recorder.evaluate()  # the run may have stopped before this one was written
+    while learner.step < config.total_timesteps:
+        batch = source.batch(learner.step)
+        num_real = None
+        if context.world_size > 1:
+            num_real = context.sum(batch.mask.sum()) / context.world_size
+        metrics = learner.update(batch, num_real=num_real)
+        recorder.after_update(metrics)
+    return recorder.finish()
+
+
+class Recorder:
+    """Everything that a run writes down: metrics on their steps, checkpoints, evaluations and the summary."""
+
+    def __init__(
+        self,
+        run: RunFolder,
+        config: RunConfig,
+        context: TrainContext,
+        learner: Learner,
+        source: BatchSource,
+        *,
+        wall_s: float,
+    ) -> None:
+        self.run, self.config, self.context, self.learner, self.source = run, config, context, learner, source
+        self.is_writer = context.rank == 0
+        self.log = MetricsLog(run.metrics_file, resumed_at=learner.step) if self.is_writer else None
+        self.losses: list[Tensor] = []
+        self.evaluations: dict[int, Future[dict[str, Any]]] = {}
+        self.first_step, self.wall_s_before, self.began = learner.step, wall_s, time.perf_counter()
+        self.logged_step, self.logged_at = learner.step, self.began
+
+    @property
+    def wall_s(self) -> float:
+        """Seconds of training, those before a resume included."""
+        return self.wall_s_before + time.perf_counter() - self.began
+
+    def is_due(self, every: int) -> bool:
+        step = self.learner.step
+        return step == self.config.total_timesteps or (every > 0 and step % every == 0)
+
+    def after_update(self, metrics: Metrics) -> None:
+        """Called by every worker after every update; what is due is the same on all of them."""
+        config = self.config
+        self.losses.append(metrics["loss"])
+        evaluating = self.is_due(config.evaluation.every)
+        saving = evaluating or self.is_due(config.checkpoint.every)
+        if self.is_due(config.logging.every) or saving:
+            self._check_losses()
+        if self.is_due(config.logging.every):
+            self._log_metrics(metrics, validating=evaluating)
+        if saving:
+            self._save()
+        if evaluating:
+            self.evaluate()
+        self._collect_evaluations(lambda future: future.done())
+
+    def evaluate(self) -> None:
+        """Begins an evaluation of the present weights, unless its report is there already."""
+        step = self.learner.step
+        if self.is_writer and step not in {report["step"] for report in self.run.read_evaluations()}:
+            self.evaluations[step] = self.context.evaluate(self.learner.policy(), step=step)
+
+    def finish(self) -> TrainResult:
+        """Waits for the evaluations under way and writes the summary."""
+        wall_s = self.wall_s
+        summary = {}
+        if self.is_writer:
+            self._collect_evaluations(lambda future: True)
+            num_updates = self.learner.step - self.first_step
+            summary = self.run.write_summary(
+                status="finished",
+                step=self.learner.step,
+                algorithm=self.config.algorithm,
+                num_parameters=sum(parameter.numel() for parameter in self.learner.model.parameters()),
+                train_wall_s=round(wall_s, 3),
+                updates_per_s=round(num_updates / (wall_s - self.wall_s_before), 3) if num_updates else None,
+            )
+        return TrainResult(run=str(self.run), summary=summary)
+
+    def _check_losses(self) -> None:
+        losses = self._mean_over_workers(torch.stack(self.losses)).tolist()
+        first = self.learner.step - len(losses) + 1
+        self.losses.clear()
+        for step, loss in enumerate(losses, start=first):
+            if not math.isfinite(loss):
+                good = self.context.latest_checkpoint()
+                way_out = f"the last good checkpoint is {good}" if good else "there is no checkpoint before it"
+                raise DivergedError(
+                    f"the loss became {loss} at update {step}; {way_out}. Try a lower optim.learning_rate or a tighter "
+                    f"optim.gradient_clip"
+                )
+
+    def _log_metrics(self, metrics: Metrics, *, validating: bool) -> None:
+        step, now = self.learner.step, time.perf_counter()
+        tensors = {f"train/{name}": value for name, value in metrics.items()}
+        if validating:
+            tensors |= {f"validation/{name}": value for name, value in self._validate().items()}
+        means = self._mean_over_workers(torch.stack([value.float().cpu() for value in tensors.values()]))
+        if self.log is not None:
+            values = dict(zip(tensors, means.tolist(), strict=True))
+            values["time/updates_per_s"] = (step - self.logged_step) / (now - self.logged_at)
+            values["time/wall_s"] = self.wall_s
+            self.log.write(step, values)
+        self.logged_step, self.logged_at = step, now
+
+    def _validate(self) -> Metrics:
+        batches = [self.source.validation_batch(i) for i in range(NUM_VALIDATION_BATCHES)]
+        metrics = [self.learner.evaluate_loss(batch) for batch in batches if batch is not None]
+        return {name: torch.stack([each[name] for each in metrics]).mean() for name in metrics[0]} if metrics else {}
+
+    def _mean_over_workers(self, values: Tensor) -> Tensor:
+        return self.context.sum(values.to(self.context.device)) / self.context.world_size
+
+    def _save(self) -> None:
+        step = self.learner.step
+        if self.is_writer:
+            save_checkpoint(
+                self.run.checkpoint(step),
+                self.learner,
+                config=self.config,
+                spec=self.source.spec,
+                normalizer=self.source.normalizer,
+                state={"train_wall_s": self.wall_s},
+            )
+            self.run.mark_latest(step)
+            self._prune()
+        self.context.report({"step": step})
+
+    def _collect_evaluations(self, is_wanted: Callable[[Future[dict[str, Any]]], bool]) -> None:
+        for step, future in list(self.evaluations.items()):
+            if is_wanted(future):
+                self.run.write_evaluation(future.result())
+                del self.evaluations[step]
+                self._prune()
+
+    def _prune(self) -> None:
+        best = self.run.best_evaluation(up_to=self.learner.step)
+        spared = set(self.evaluations) | ({best["step"]} if best else set())
+        self.run.prune_checkpoints(keep=self.config.checkpoint.keep, spared=spared)

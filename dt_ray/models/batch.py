@@ -1,0 +1,43 @@
+"""A batch of windows as tensors.
+
+Legend: B windows, T window length, S observation, A action dimension.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from dt_ray.data.normalizer import Normalizer
+from dt_ray.data.windows import Windows
+
+
+@dataclass(frozen=True, kw_only=True)
+class WindowBatch:
+    """Windows in the model's units. What stands at padding (mask false) reaches no real step and no loss."""
+
+    observations: Float[Tensor, "B T S"]
+    actions: Float[Tensor, "B T A"]
+    previous_actions: Float[Tensor, "B T A"]
+    returns_to_go: Float[Tensor, "B T"]
+    timesteps: Int[Tensor, "B T"]
+    mask: Bool[Tensor, "B T"]
+
+    @classmethod
+    def from_windows(cls, windows: Windows, normalizer: Normalizer, device: torch.device | str = "cpu") -> WindowBatch:
+        """Windows in the environment's units, as `slice_windows` of raw data gives them, in the model's."""
+        first = windows.timesteps == 0  # there is no previous action, and none is 0 in the model's units too
+        columns = {
+            "observations": normalizer.normalize_observations(windows.observations),
+            "actions": normalizer.normalize_actions(windows.actions),
+            "previous_actions": normalizer.normalize_actions(windows.previous_actions) * ~first[..., None],
+            "returns_to_go": windows.returns_to_go * normalizer.return_scale,
+            "timesteps": windows.timesteps,
+            "mask": windows.mask,
+        }
+        tensors = {name: torch.as_tensor(values, device=device) for name, values in columns.items()}
+        tensors["returns_to_go"] = tensors["returns_to_go"].float()
+        return cls(**tensors)

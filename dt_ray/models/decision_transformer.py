@@ -1,0 +1,117 @@
+"""The Decision Transformer (Chen et al. 2021, https://arxiv.org/abs/2106.01345), with two ways to make tokens.
+
+Legend: B windows, T window length, S observation, A action dimension, D width.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from dt_ray.config import ModelConfig
+from dt_ray.data.spaces import SpaceSpec
+from dt_ray.models.batch import WindowBatch
+from dt_ray.models.transformer import ALL_ROWS, Transformer
+
+NEWEST = slice(-1, None)
+
+
+class DecisionTransformerModel(nn.Module):
+    """Predicts, at every step, the action that leads from there to the return-to-go.
+
+    No padding mask is taken. Windows are padded on the right, so under a causal mask a real step can never see
+    padding, and what is computed at padding is dropped by the loss.
+    """
+
+    def __init__(self, config: ModelConfig, spec: SpaceSpec) -> None:
+        super().__init__()
+        self.config = config
+        self.tokens = TOKEN_LAYOUTS[config.token_layout](config, spec)
+        self.transformer = Transformer(
+            num_layers=config.num_layers,
+            num_heads=config.num_heads,
+            width=config.width,
+            activation=config.activation,
+            dropout=config.dropout,
+        )
+        self.predict_action = nn.Sequential(nn.Linear(config.width, spec.action_dim), nn.Tanh())
+        self.apply(_initialize)
+
+    def forward(self, windows: WindowBatch) -> Float[Tensor, "B T A"]:
+        return self.predict_actions(windows)
+
+    def predict_actions(self, windows: WindowBatch) -> Float[Tensor, "B T A"]:
+        """Actions in [-1, 1], each from the steps up to its own."""
+        return self.predict_action(self.transformer(self.tokens(windows), read=self.tokens.action_rows))
+
+    def predict_last_action(self, windows: WindowBatch, *, padded: bool = True) -> Float[Tensor, "B A"]:
+        """The action at the last real step of each window.
+
+        `padded=False` promises that every step is real; the last block then computes one row a window.
+        """
+        if padded:
+            return last_step(self.predict_actions(windows), windows.mask)
+        tokens = self.tokens(windows)
+        if self.config.token_layout == "triplet":
+            tokens = tokens[:, :-1]  # the newest action is what is asked for
+        return self.predict_action(self.transformer(tokens, read=NEWEST))[:, 0]
+
+
+class StepTokens(nn.Module):
+    """One token a step, from its return-to-go, observation, previous action and timestep."""
+
+    action_rows = ALL_ROWS
+
+    def __init__(self, config: ModelConfig, spec: SpaceSpec) -> None:
+        super().__init__()
+        self.embed_step = nn.Linear(1 + spec.observation_dim + spec.action_dim, config.width)
+        self.embed_timestep = nn.Embedding(config.max_timesteps, config.width)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, windows: WindowBatch) -> Float[Tensor, "B T D"]:
+        step = torch.cat([windows.returns_to_go[..., None], windows.observations, windows.previous_actions], dim=-1)
+        return self.dropout(self.embed_step(step) + self.embed_timestep(windows.timesteps))
+
+
+class TripletTokens(nn.Module):
+    """The paper's tokens, R0 o0 a0 R1 o1 a1 ...; actions are read at observation tokens."""
+
+    action_rows = slice(1, None, 3)
+
+    def __init__(self, config: ModelConfig, spec: SpaceSpec) -> None:
+        super().__init__()
+        self.embed_return = nn.Linear(1, config.width)
+        self.embed_observation = nn.Linear(spec.observation_dim, config.width)
+        self.embed_action = nn.Linear(spec.action_dim, config.width)
+        self.embed_timestep = nn.Embedding(config.max_timesteps, config.width)
+        self.norm = nn.LayerNorm(config.width)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, windows: WindowBatch) -> Float[Tensor, "B 3T D"]:
+        time = self.embed_timestep(windows.timesteps)
+        tokens = torch.stack(
+            [
+                self.embed_return(windows.returns_to_go[..., None]) + time,
+                self.embed_observation(windows.observations) + time,
+                self.embed_action(windows.actions) + time,
+            ],
+            dim=2,
+        )  # [B, T, 3, D]
+        return self.dropout(self.norm(tokens.flatten(1, 2)))
+
+
+TOKEN_LAYOUTS = {"step": StepTokens, "triplet": TripletTokens}
+
+
+def last_step(values: Float[Tensor, "B T *rest"], mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B *rest"]:
+    """The values at the last real step of each window, padding being on the right."""
+    return values[torch.arange(len(values), device=values.device), mask.sum(dim=1) - 1]
+
+
+def _initialize(module: nn.Module) -> None:
+    """Normal weights of standard deviation 0.02 and no bias, as in GPT-2; norms start as the identity."""
+    if isinstance(module, nn.Linear | nn.Embedding):
+        nn.init.normal_(module.weight, std=0.02)
+    if isinstance(module, nn.Linear):
+        nn.init.zeros_(module.bias)

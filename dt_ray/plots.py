@@ -1,0 +1,105 @@
+"""Pictures: obedience, the returns in a dataset, and the policy at work."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from numpy import ndarray
+
+from dt_ray.config import EvaluationConfig
+from dt_ray.data.spaces import make_env
+from dt_ray.errors import UserError
+from dt_ray.learners import Policy
+
+BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#7f7f7f"  # Okabe and Ito (2008): told apart by colour-blind readers
+
+
+def draw_obedience(report: Mapping[str, Any], file: str) -> None:
+    """Returns reached against returns asked for: every episode, the mean with its interval, and the diagonal."""
+    figure, axes = _figure(file)
+    targets = sorted(report["targets"], key=lambda target: target["target_return"])
+    asked = np.array([target["target_return"] for target in targets])
+    means = np.array([target["return_mean"] for target in targets])
+    intervals = np.array([target["return_ci95"] for target in targets])
+    spread = 0.012 * (np.ptp(asked) or 1.0)
+    for target in targets:
+        returns = np.array(target["episode_returns"])
+        around = target["target_return"] + np.random.default_rng(0).uniform(-spread, spread, len(returns))
+        axes.scatter(around, returns, s=8, color=GREY, alpha=0.35, linewidths=0)
+    lowest = min(asked.min(), min(min(target["episode_returns"]) for target in targets))
+    highest = max(asked.max(), max(max(target["episode_returns"]) for target in targets))
+    axes.plot([lowest, highest], [lowest, highest], color=ORANGE, linestyle="--", label="return asked for")
+    axes.errorbar(
+        asked, means, yerr=np.abs(intervals.T - means), color=BLUE, marker="o", capsize=4, label="mean reached, 95% interval"
+    )
+    axes.scatter([], [], s=8, color=GREY, label="one episode")
+    axes.set_xlabel("target return (sum of rewards)")
+    axes.set_ylabel("return reached (sum of rewards)")
+    axes.set_title(f"{report['env_id']}: {report['num_episodes']} episodes a target, after {report['step']} updates")
+    axes.legend(frameon=False)
+    figure.savefig(file, dpi=150)
+
+
+def draw_returns(returns: Float[ndarray, "E"], title: str, file: str) -> None:
+    """The histogram of a dataset's episode returns, with its quartiles."""
+    figure, axes = _figure(file)
+    axes.hist(returns, bins=min(40, max(5, len(returns) // 5)), color=BLUE, alpha=0.85)
+    for share in (0.25, 0.5, 0.75):
+        value = np.quantile(returns, share)
+        axes.axvline(value, color=ORANGE, linestyle="--")
+        axes.annotate(f"{share:.0%}: {value:.0f}", (value, 0.97), xycoords=("data", "axes fraction"), rotation=90,
+                      va="top", ha="right", fontsize=8)  # fmt: skip
+    axes.set_xlabel("episode return (sum of rewards)")
+    axes.set_ylabel("episodes")
+    axes.set_title(title)
+    figure.savefig(file, dpi=150)
+
+
+def record_episodes(policy: Policy, env_id: str, config: EvaluationConfig, file: str) -> None:
+    """Writes an animated GIF of the first evaluation episode, one part for each target return.
+
+    Raises:
+        UserError: the file is no GIF, or the environment can't be drawn here.
+    """
+    from PIL import Image, ImageDraw
+
+    if Path(file).suffix.lower() != ".gif":
+        raise UserError(f"--video writes GIF files, got {file!r}")
+    frames = []
+    for target in config.target_returns:
+        env = make_env(env_id, render_mode="rgb_array")
+        observation, _ = env.reset(seed=config.seed)
+        policy.start(np.asarray(observation, np.float32)[None], np.array([target]))
+        reached = 0.0
+        for _ in range(config.max_timesteps):
+            action = policy.act()
+            observation, reward, terminated, truncated, _ = env.step(action[0])
+            reached += float(reward)
+            policy.observe(action, np.array([reward]), np.asarray(observation, np.float32)[None])
+            try:
+                frame = Image.fromarray(np.asarray(env.render())).resize((240, 240))
+            except Exception as error:
+                raise UserError(f"{env_id} can't be drawn here: {error}") from None
+            ImageDraw.Draw(frame).text((6, 6), f"asked {target:g}, so far {reached:.0f}", fill=(0, 0, 0))
+            frames.append(frame)
+            if terminated or truncated:
+                break
+        env.close()
+    frames[0].save(file, save_all=True, append_images=frames[1:], duration=33, loop=0)
+
+
+def _figure(file: str) -> tuple[Any, Any]:
+    from matplotlib.figure import Figure
+
+    known = (".png", ".svg", ".pdf")
+    if Path(file).suffix.lower() not in known:
+        raise UserError(f"a picture is a {', '.join(known)} file, got {file!r}")
+    Path(file).absolute().parent.mkdir(parents=True, exist_ok=True)
+    figure = Figure(figsize=(7, 5), layout="constrained")
+    axes = figure.add_subplot()
+    axes.grid(alpha=0.25)
+    return figure, axes

@@ -1,0 +1,207 @@
+"""A run on disk: `runs/NAME/` with its configuration, metrics, checkpoints, evaluations and summary."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from importlib import metadata
+from typing import Any
+
+from dt_ray.checkpoint import checkpoint_name, find_fault
+from dt_ray.config import RunConfig
+from dt_ray.config_io import decode_config, parse_yaml, to_yaml
+from dt_ray.errors import RunError
+from dt_ray.evaluation import score
+from dt_ray.storage import Folder
+
+PACKAGES = ("torch", "ray", "gymnasium", "numpy", "pyarrow")
+
+
+class RunFolder:
+    """The files of one run, by name."""
+
+    def __init__(self, folder: Folder) -> None:
+        self.folder = folder
+        self.metrics_file = folder / "metrics.jsonl"
+        self.checkpoints = folder / "checkpoints"
+        self.evaluations = folder / "evaluations"
+
+    @classmethod
+    def of(cls, config: RunConfig) -> RunFolder:
+        assert config.name is not None, "a run is named before it starts"
+        return cls(Folder.at(config.storage_path) / config.name)
+
+    def __str__(self) -> str:
+        return str(self.folder)
+
+    def check_free(self) -> None:
+        """Raises:
+        RunError: a run of this name exists.
+        """
+        if self.folder.exists():
+            raise RunError(
+                f"{self} exists already; choose another name=…, go on with --resume {self}, or replace it with --overwrite"
+            )
+
+    def create(self, config: RunConfig, *, overwrite: bool = False) -> None:
+        """Makes the folder with the configuration and the environment in it.
+
+        Raises:
+            RunError: something of this name exists and may not be replaced, or the storage can't be written.
+        """
+        if not overwrite:
+            self.check_free()
+        elif self.folder.exists():
+            if not (self.folder / "config.yaml").exists():
+                raise RunError(f"{self} exists and is no run; --overwrite replaces runs only")
+            self.folder.delete()
+        self.write_config(config)
+
+    def write_config(self, config: RunConfig) -> None:
+        """Writes `config.yaml` and `environment.json`."""
+        try:
+            (self.folder / "config.yaml").write_text(to_yaml(config))
+            (self.folder / "environment.json").write_text(json.dumps(describe_environment(config), indent=2) + "\n")
+        except OSError as error:
+            raise RunError(f"can't write to {self}: {error}") from None
+
+    def read_config(self) -> RunConfig:
+        """The configuration that the run was started with."""
+        try:
+            text = (self.folder / "config.yaml").read_text()
+        except OSError:
+            raise RunError(f"{self} is no run: there is no config.yaml in it") from None
+        return decode_config(parse_yaml(text, source=f"{self}/config.yaml"))
+
+    def checkpoint(self, step: int) -> Folder:
+        return self.checkpoints / checkpoint_name(step)
+
+    def checkpoint_steps(self) -> list[int]:
+        """The steps of all checkpoints, complete or not, oldest first."""
+        names = [name.removeprefix("step-") for name in self.checkpoints.names() if name.startswith("step-")]
+        return sorted(int(name) for name in names if name.isdigit())
+
+    def latest_checkpoint(self) -> tuple[Folder | None, list[str]]:
+        """The newest checkpoint that is complete and undamaged, and the faults of newer ones passed over."""
+        faults = []
+        for step in reversed(self.checkpoint_steps()):
+            if (fault := find_fault(self.checkpoint(step))) is None:
+                return self.checkpoint(step), faults
+            faults.append(fault)
+        return None, faults
+
+    def mark_latest(self, step: int) -> None:
+        (self.checkpoints / "latest").write_text(checkpoint_name(step) + "\n")
+
+    def prune_checkpoints(self, *, keep: int, spared: set[int]) -> None:
+        """Deletes all but the `keep` newest checkpoints and those in `spared`."""
+        for step in self.checkpoint_steps()[:-keep]:
+            if step not in spared:
+                self.checkpoint(step).delete()
+
+    def write_evaluation(self, report: Mapping[str, Any]) -> None:
+        name = checkpoint_name(report["step"])
+        (self.evaluations / f"{name}.json").write_text(json.dumps(report, indent=1) + "\n")
+
+    def read_evaluations(self, *, up_to: int | None = None) -> list[dict[str, Any]]:
+        """The evaluations at steps up to `up_to`, oldest first."""
+        names = [name for name in self.evaluations.names() if name.startswith("step-")]
+        reports = [json.loads((self.evaluations / name).read_text()) for name in names]
+        return [report for report in reports if up_to is None or report["step"] <= up_to]
+
+    def best_evaluation(self, *, up_to: int | None = None) -> dict[str, Any] | None:
+        """The evaluation with the best score; the earlier of equal ones."""
+        return max(self.read_evaluations(up_to=up_to), key=score, default=None)
+
+    def write_summary(self, *, status: str, step: int, **values: Any) -> dict[str, Any]:
+        """Writes `summary.json` with the last and the best evaluation beside `values`."""
+        reports = self.read_evaluations(up_to=step)
+        summary = {
+            "status": status,
+            "step": step,
+            **values,
+            "last": reports[-1] if reports else None,
+            "best": self.best_evaluation(up_to=step),
+        }
+        (self.folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+        return summary
+
+
+class MetricsLog:
+    """`metrics.jsonl`: a line a logged step, and none twice: what a resumed run does again replaces what was there."""
+
+    def __init__(self, file: Folder, *, resumed_at: int) -> None:
+        self.file = file
+        self.lines: list[str] = []
+        if file.exists():
+            kept = [line for line in file.read_text().splitlines() if _step_of(line) <= resumed_at]
+            self.lines = kept
+        file.write_text("".join(f"{line}\n" for line in self.lines))
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Appends a line; object stores can't append, there the file is written anew."""
+        line = json.dumps({"step": step, **values})
+        if self.file.is_local:
+            with open(self.file.uri, "a") as stream:
+                stream.write(line + "\n")
+        else:
+            self.lines.append(line)
+            self.file.write_text("".join(f"{line}\n" for line in self.lines))
+
+
+def _step_of(line: str) -> float:
+    """The step of a line, infinite for one that a crash cut short."""
+    try:
+        return json.loads(line)["step"]
+    except ValueError:
+        return float("inf")
+
+
+def default_name(config_name: str) -> str:
+    """A name that no other run has: the configuration's and the time."""
+    return f"{config_name.rpartition('/')[2].removesuffix('.yaml')}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def describe_environment(config: RunConfig) -> dict[str, Any]:
+    """What `environment.json` says: enough to see what a run came from, and no environment variables."""
+    revision = None
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        git = ["git", "rev-parse", "HEAD"]
+        revision = subprocess.run(git, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    return {
+        "dt_ray": _version("dt_ray"),
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "git_revision": revision,
+        "seeds": {"training": config.seed, "evaluation": config.evaluation.seed},
+        "command_line": sys.argv,
+        "machine": {"system": platform.platform(), "processor": platform.machine(), "host": platform.node()},
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+
+
+def _version(package: str) -> str | None:
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        return metadata.version(package)
+    return None
+
+
+def find_checkpoint(place: Folder) -> Folder:
+    """The checkpoint meant by a run's folder (its newest complete one) or by a checkpoint's own.
+
+    Raises:
+        RunError: there is none.
+    """
+    if (place / "policy").exists() or (place / "MANIFEST.json").exists():
+        return place
+    if not place.exists():
+        raise RunError(f"no run or checkpoint at {place}")
+    found, faults = RunFolder(place).latest_checkpoint()
+    if found is None:
+        raise RunError("\n  ".join([f"{place} has no complete checkpoint", *faults]))
+    return found

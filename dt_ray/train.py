@@ -1,0 +1,76 @@
+"""Trains a return-conditioned policy from logged data.
+
+    python -m dt_ray.train                                                  the main job: Pendulum, all by itself
+    python -m dt_ray.train --config decision_transformer/pendulum_random    another configuration, by name or file
+    python -m dt_ray.train name=mine total_timesteps=500 optim.batch_size=128
+    python -m dt_ray.train --resume runs/mine total_timesteps=1000
+    python -m dt_ray.train --print-config                                   every key and its value
+
+Exit codes: 0 done; 2 yours to fix, one message says what.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from dt_ray.command import print_evaluation, run_command, show_log
+
+DEFAULT_CONFIG = "decision_transformer/pendulum"
+
+
+def main(arguments: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m dt_ray.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", metavar="NAME|FILE", help=f"configuration to start from (default {DEFAULT_CONFIG})")
+    parser.add_argument("--resume", metavar="RUN", help="go on with this run from its newest complete checkpoint")
+    parser.add_argument("--overwrite", action="store_true", help="replace a run of the same name")
+    parser.add_argument("--print-config", action="store_true", help="print the resolved configuration and stop")
+    parser.add_argument("--verbose", action="store_true", help="show Ray's own messages too")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings to change")
+    options = parser.parse_intermixed_args(arguments)
+    if options.resume and (options.config or options.overwrite):
+        parser.error("--resume takes its configuration from the run: leave out --config and --overwrite")
+
+    from dt_ray.config_io import load_config, to_yaml
+
+    if options.resume is None:
+        name = options.config or DEFAULT_CONFIG
+        config = load_config(name, options.overrides)
+        if options.print_config:
+            print(to_yaml(config), end="")
+            return
+
+    from dt_ray import launch
+    from dt_ray.progress import progress
+
+    show_log()
+    if options.resume is None:
+        config = launch.name_run(config, name)
+    else:
+        config = launch.resumed_config(options.resume, options.overrides)
+        if options.print_config:
+            print(to_yaml(config), end="")
+            return
+    with progress(config):
+        if options.resume is None:
+            result = launch.start_run(config, overwrite=options.overwrite, verbose=options.verbose)
+        else:
+            result = launch.resume_run(config, verbose=options.verbose)
+    if result.summary["last"]:
+        print_evaluation(result.summary["last"])
+    print(f"run         {result.run}")
+    print(f"checkpoint  {result.run}/checkpoints/{_latest(result.run)}")
+    print("next        " + f"python -m dt_ray.evaluate {result.run} --target-return -200 --plot obedience.png")
+    print("            " + f"python -m dt_ray.train --resume {result.run} total_timesteps={2 * config.total_timesteps}")
+
+
+def _latest(run: str) -> str:
+    from dt_ray.storage import Folder
+
+    return (Folder.at(run) / "checkpoints" / "latest").read_text().strip()
+
+
+if __name__ == "__main__":
+    run_command(main)
