@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import pickle
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -16,7 +17,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 
 from dt_ray.config import EvaluationConfig, ModelConfig, RunConfig
-from dt_ray.config_io import to_plain
+from dt_ray.config_io import decode_config, to_plain
 from dt_ray.data.normalizer import Normalizer
 from dt_ray.data.spaces import SpaceSpec
 from dt_ray.errors import RunError
@@ -45,9 +46,7 @@ def checkpoint_name(step: int) -> str:
     return f"step-{step:08d}"
 
 
-def save_checkpoint(
-    folder: Folder, learner: Learner, *, config: RunConfig, spec: SpaceSpec, normalizer: Normalizer, state: Mapping[str, Any]
-) -> None:
+def save_checkpoint(folder: Folder, learner: Learner, *, config: RunConfig, state: Mapping[str, Any]) -> None:
     """Writes a checkpoint under another name and renames it when it is complete; `state` is plain values.
 
     Raises:
@@ -58,9 +57,9 @@ def save_checkpoint(
         algorithm=config.algorithm,
         step=learner.step,
         env_id=config.env_id,
-        spec=spec,
+        spec=learner.spec,
         model=config.model,
-        normalizer={key: np.asarray(value).tolist() for key, value in asdict(normalizer).items()},
+        normalizer={key: np.asarray(value).tolist() for key, value in asdict(learner.normalizer).items()},
         evaluation=config.evaluation,
     )
     weights = {name: value.detach().cpu().contiguous() for name, value in learner.model.state_dict().items()}
@@ -106,6 +105,20 @@ def load_policy(folder: Folder, evaluation: EvaluationConfig | None = None) -> t
     return learner.policy(), facts
 
 
+def load_learner(folder: Folder) -> tuple[Learner, RunConfig]:
+    """The learner of a checkpoint as it was, on the CPU, and the configuration that it was trained with.
+
+    Raises:
+        RunError: the checkpoint is incomplete, damaged or of another format.
+    """
+    facts = read_facts(folder)
+    state = json.loads(_verified_files(folder, "training/state.json")["training/state.json"])
+    config = decode_config(state["config"])
+    learner = LEARNERS[facts.algorithm](config, facts.spec, _normalizer(facts))
+    restore_learner(folder, learner)
+    return learner, config
+
+
 def read_facts(folder: Folder) -> PolicyFacts:
     """What a checkpoint's policy is, without its weights."""
     return _facts(folder, _verified_files(folder, "policy/policy.json")["policy/policy.json"])
@@ -119,7 +132,11 @@ def restore_learner(folder: Folder, learner: Learner) -> dict[str, Any]:
     """
     files = _verified_files(folder, "")
     _load_weights(learner, folder, files["policy/model.safetensors"])
-    learner.load_state_dict(torch.load(io.BytesIO(files["training/optimizer.pt"]), weights_only=True))
+    try:
+        learner.load_state_dict(torch.load(io.BytesIO(files["training/optimizer.pt"]), weights_only=True))
+    except (pickle.UnpicklingError, EOFError, RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise RunError(f"training/optimizer.pt in {folder} is no optimizer state of this model: {reason}") from None
     return json.loads(files["training/state.json"])
 
 
@@ -153,7 +170,9 @@ def _verified_files(folder: Folder, prefix: str) -> dict[str, bytes]:
 def _facts(folder: Folder, content: bytes) -> PolicyFacts:
     values = json.loads(content)
     if (version := values.get("format_version")) != FORMAT_VERSION:
-        raise RunError(f"{folder} has checkpoint format {version}; this version of dt_ray reads format {FORMAT_VERSION}")
+        raise RunError(
+            f"{folder} has checkpoint format {version}; this version of dt_ray reads format {FORMAT_VERSION}"
+        )
     try:
         return TypeAdapter(PolicyFacts).validate_python(values)
     except ValidationError as error:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 
@@ -91,6 +91,8 @@ class LoggingConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
+    __pydantic_config__: ClassVar[dict[str, bool]] = {"coerce_numbers_to_str": True}  # YAML reads name=2024 as a number
+
     name: str | None = None  # of the run's folder; null: the configuration's name and the time
     env_id: str = "Pendulum-v1"
     algorithm: str = "decision_transformer"

@@ -36,7 +36,9 @@ def find_config(name_or_file: str) -> Path:
     known = packaged_names()
     close = difflib.get_close_matches(name_or_file, known, n=1)
     hint = f"; did you mean {close[0]}?" if close else ""
-    raise ConfigError(f"no configuration {name_or_file!r}: no such file, and no such name among {', '.join(known)}{hint}")
+    raise ConfigError(
+        f"no configuration {name_or_file!r}: no such file, and no such name among {', '.join(known)}{hint}"
+    )
 
 
 def packaged_names() -> list[str]:
@@ -133,7 +135,7 @@ def _copy(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _unknown_keys(tree: Mapping[str, Any], cls: type, prefix: str = "") -> list[str]:
-    sections = {key: section for key, section in _sections(cls)}
+    sections = dict(_sections(cls))
     known = {field.name for field in dataclasses.fields(cls)}
     lines = []
     for key, value in tree.items():

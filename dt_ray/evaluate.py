@@ -26,14 +26,22 @@ def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m dt_ray.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("checkpoint", metavar="RUN|CHECKPOINT", help="a run's folder (its newest checkpoint) or a checkpoint's")
-    parser.add_argument("--target-return", metavar="R", nargs="+", type=float, help="returns to ask for (default: as in training)")
+    parser.add_argument(
+        "checkpoint", metavar="RUN|CHECKPOINT", help="a run's folder (its newest checkpoint) or a checkpoint's"
+    )
+    parser.add_argument(
+        "--target-return", metavar="R", nargs="+", type=float, help="returns to ask for (default: as in training)"
+    )
     parser.add_argument("--episodes", metavar="N", type=int, help="episodes for each target return")
     parser.add_argument("--seed", metavar="S", type=int, help="seed of the first episode")
     parser.add_argument("--context-length", metavar="K", type=int, help="steps that the policy sees, up to the model's")
-    parser.add_argument("--actors", metavar="N", type=int, default=0, help="Ray actors to play on (default 0: this process)")
+    parser.add_argument(
+        "--actors", metavar="N", type=int, default=0, help="Ray actors to play on (default 0: this process)"
+    )
     parser.add_argument("--json", metavar="FILE", help="write the report, every episode's return included")
-    parser.add_argument("--plot", metavar="FILE", help="draw the returns reached against those asked for (PNG, SVG or PDF)")
+    parser.add_argument(
+        "--plot", metavar="FILE", help="draw the returns reached against those asked for (PNG, SVG or PDF)"
+    )
     parser.add_argument("--video", metavar="FILE", help="record one episode for each target return (GIF)")
     parser.add_argument("--verbose", action="store_true", help="show Ray's own messages too")
     options = parser.parse_args(arguments)
@@ -60,7 +68,9 @@ def main(arguments: Sequence[str]) -> None:
     if read_spaces(facts.env_id) != facts.spec:
         raise UserError(f"{facts.env_id} has other spaces here than those the policy was trained for: {facts.spec}")
     policy, facts = load_policy(place, evaluation)
-    report = play_evaluation(policy, facts.env_id, evaluation, step=facts.step, actors=options.actors, verbose=options.verbose)
+    report = play_evaluation(
+        policy, facts.env_id, evaluation, step=facts.step, actors=options.actors, verbose=options.verbose
+    )
     print_evaluation(report)
     if options.json:
         Folder.at(options.json).write_text(json.dumps(report, indent=1) + "\n")

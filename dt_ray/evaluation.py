@@ -55,7 +55,7 @@ def evaluate(policy: Policy, env_id: str, config: EvaluationConfig, *, step: int
 def make_report(
     results: Sequence[EpisodeResults], env_id: str, config: EvaluationConfig, *, step: int, wall_s: float
 ) -> dict[str, Any]:
-    """The report on the episodes of all actors, in the form of `evaluations/*.json`: the same however they were shared."""
+    """The report in the form of `evaluations/*.json`: the same however the episodes were shared among actors."""
     order = np.argsort(np.concatenate([part.episodes for part in results]))
     returns = np.concatenate([part.returns for part in results], axis=1)[:, order]
     lengths = np.concatenate([part.lengths for part in results], axis=1)[:, order]

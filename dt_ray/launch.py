@@ -115,23 +115,20 @@ def make_dataset(config: RunConfig, collect: Callable[[CollectionPlan], Iterable
     log.info("wrote %s", config.data.path)
 
 
-def _train(
-    config: RunConfig, spec: SpaceSpec, prepare_folder: Callable[[], None], *, verbose: bool
-) -> TrainResult:
+def _train(config: RunConfig, spec: SpaceSpec, prepare_folder: Callable[[], None], *, verbose: bool) -> TrainResult:
     if config.scaling.num_workers == 0:
         return _train_here(config, spec, prepare_folder)
 
     # Ray takes seconds to import, and only runs that use it need it.
     from dt_ray.distributed.cluster import connection, plan_on_cluster
+    from dt_ray.distributed.collect import collect_on_ray
+    from dt_ray.distributed.data import resident_data
+    from dt_ray.distributed.training import train_on_ray
 
     with connection(verbose=verbose):
         plan = plan_on_cluster(config)
         for note in plan.notes:
             log.warning(note)
-        from dt_ray.distributed.collect import collect_on_ray
-        from dt_ray.distributed.data import resident_data
-        from dt_ray.distributed.training import train_on_ray
-
         if needs_dataset(config):
             make_dataset(config, collect_on_ray)
         data = resident_data(config, spec)

@@ -230,8 +230,6 @@ class Recorder:
                 self.run.checkpoint(step),
                 self.learner,
                 config=self.config,
-                spec=self.source.spec,
-                normalizer=self.source.normalizer,
                 state={"train_wall_s": self.wall_s},
             )
             self.run.mark_latest(step)

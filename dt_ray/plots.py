@@ -34,7 +34,13 @@ def draw_obedience(report: Mapping[str, Any], file: str) -> None:
     highest = max(asked.max(), max(max(target["episode_returns"]) for target in targets))
     axes.plot([lowest, highest], [lowest, highest], color=ORANGE, linestyle="--", label="return asked for")
     axes.errorbar(
-        asked, means, yerr=np.abs(intervals.T - means), color=BLUE, marker="o", capsize=4, label="mean reached, 95% interval"
+        asked,
+        means,
+        yerr=np.abs(intervals.T - means),
+        color=BLUE,
+        marker="o",
+        capsize=4,
+        label="mean reached, 95% interval",
     )
     axes.scatter([], [], s=8, color=GREY, label="one episode")
     axes.set_xlabel("target return (sum of rewards)")

@@ -82,9 +82,7 @@ def rollout(
             )
         chosen = policy.act()
         if chosen.shape != (len(live), *action_shape):
-            raise UserError(
-                f"the policy gave actions of shape {chosen.shape[1:]} where {env_id} takes {action_shape}"
-            )
+            raise UserError(f"the policy gave actions of shape {chosen.shape[1:]} where {env_id} takes {action_shape}")
         observations[live, step], actions[live, step] = newest[live], chosen
         done = np.zeros(len(live), dtype=bool)
         for i, episode in enumerate(live):

@@ -45,7 +45,8 @@ class RunFolder:
         """
         if self.folder.exists():
             raise RunError(
-                f"{self} exists already; choose another name=…, go on with --resume {self}, or replace it with --overwrite"
+                f"{self} exists already; choose another name=…, go on with --resume {self}, "
+                f"or replace it with --overwrite"
             )
 
     def create(self, config: RunConfig, *, overwrite: bool = False) -> None:

@@ -35,28 +35,25 @@ def main(arguments: Sequence[str]) -> None:
 
     from dt_ray.config_io import load_config, to_yaml
 
-    if options.resume is None:
-        name = options.config or DEFAULT_CONFIG
-        config = load_config(name, options.overrides)
-        if options.print_config:
-            print(to_yaml(config), end="")
-            return
+    if options.resume is None and options.print_config:
+        print(to_yaml(load_config(options.config or DEFAULT_CONFIG, options.overrides)), end="")
+        return
 
     from dt_ray import launch
     from dt_ray.progress import progress
 
     show_log()
     if options.resume is None:
-        config = launch.name_run(config, name)
+        name = options.config or DEFAULT_CONFIG
+        config = launch.name_run(load_config(name, options.overrides), name)
+        with progress(config):
+            result = launch.start_run(config, overwrite=options.overwrite, verbose=options.verbose)
     else:
         config = launch.resumed_config(options.resume, options.overrides)
         if options.print_config:
             print(to_yaml(config), end="")
             return
-    with progress(config):
-        if options.resume is None:
-            result = launch.start_run(config, overwrite=options.overwrite, verbose=options.verbose)
-        else:
+        with progress(config):
             result = launch.resume_run(config, verbose=options.verbose)
     if result.summary["last"]:
         print_evaluation(result.summary["last"])

@@ -1,10 +1,10 @@
 """Makes, imports, describes and checks datasets.
 
-    python -m dt_ray.data collect --behavior mixed --episodes 600 --out data/pendulum-mixed
-    python -m dt_ray.data collect --env MyEnv-v0 --behavior my_module:act --out data/mine
-    python -m dt_ray.data import rows.parquet --out data/mine --column observation=obs --column action=act
-    python -m dt_ray.data describe data/pendulum-mixed --plot returns.png
-    python -m dt_ray.data validate data/pendulum-mixed --env Pendulum-v1
+python -m dt_ray.data collect --behavior mixed --episodes 600 --out data/pendulum-mixed
+python -m dt_ray.data collect --env MyEnv-v0 --behavior my_module:act --out data/mine
+python -m dt_ray.data import rows.parquet --out data/mine --column observation=obs --column action=act
+python -m dt_ray.data describe data/pendulum-mixed --plot returns.png
+python -m dt_ray.data validate data/pendulum-mixed --env Pendulum-v1
 """
 
 from __future__ import annotations
@@ -34,10 +34,19 @@ def make_parser() -> argparse.ArgumentParser:
 
     collect = commands.add_parser("collect", help="play episodes in an environment and write them")
     collect.add_argument("--env", default="Pendulum-v1", metavar="ID")
-    collect.add_argument("--behavior", default="random", metavar="NAME", help="random; for Pendulum expert, medium or mixed; a run or checkpoint of ours; module:function")
+    collect.add_argument(
+        "--behavior",
+        default="random",
+        metavar="NAME",
+        help="random; for Pendulum expert, medium or mixed; a run or checkpoint of ours; module:function",
+    )
     collect.add_argument("--episodes", type=int, default=100, metavar="N")
-    collect.add_argument("--seed", type=int, default=100_000, metavar="S", help="episode i resets with seed + i; 10000 or more")
-    collect.add_argument("--max-timesteps", type=int, default=1000, metavar="T", help="cut episodes after so many steps")
+    collect.add_argument(
+        "--seed", type=int, default=100_000, metavar="S", help="episode i resets with seed + i; 10000 or more"
+    )
+    collect.add_argument(
+        "--max-timesteps", type=int, default=1000, metavar="T", help="cut episodes after so many steps"
+    )
     collect.add_argument("--target-return", type=float, metavar="R", help="what to ask of a checkpoint")
     collect.add_argument("--workers", type=int, metavar="N", help="0: in this process, without Ray")
     collect.add_argument("--out", required=True, metavar="DIR")
@@ -53,8 +62,12 @@ def make_parser() -> argparse.ArgumentParser:
     ):
         command = commands.add_parser(name, help=text)
         command.add_argument("path", metavar="SOURCE" if name == "import" else "DATASET")
-        command.add_argument("--column", action="append", default=[], metavar="OURS=THEIRS", help="name of a column in flat files")
-        command.add_argument("--action-scale", type=float, default=1.0, metavar="X", help="environment action = logged action * X")
+        command.add_argument(
+            "--column", action="append", default=[], metavar="OURS=THEIRS", help="name of a column in flat files"
+        )
+        command.add_argument(
+            "--action-scale", type=float, default=1.0, metavar="X", help="environment action = logged action * X"
+        )
         command.set_defaults(run=run)
         if name == "import":
             command.add_argument("--out", required=True, metavar="DIR")
@@ -62,7 +75,9 @@ def make_parser() -> argparse.ArgumentParser:
         if name == "describe":
             command.add_argument("--plot", metavar="FILE", help="draw the histogram of returns (PNG, SVG or PDF)")
         if name == "validate":
-            command.add_argument("--env", metavar="ID", help="also check dimensions and action bounds against this environment")
+            command.add_argument(
+                "--env", metavar="ID", help="also check dimensions and action bounds against this environment"
+            )
     return parser
 
 
@@ -115,7 +130,9 @@ def describe(options: argparse.Namespace) -> None:
         "ended by": f"environment {data.terminated[last].sum()}, time limit or end of log {data.truncated[last].sum()}",
         "return": f"{returns.mean():.2f} ± {returns.std():.2f}",
         "return quantiles": "  ".join(
-            f"{share:.0%} {value:.1f}" for share in (0, 0.1, 0.25, 0.5, 0.75, 0.9, 1) for value in [np.quantile(returns, share)]
+            f"{share:.0%} {value:.1f}"
+            for share in (0, 0.1, 0.25, 0.5, 0.75, 0.9, 1)
+            for value in [np.quantile(returns, share)]
         ),
         "reward range": f"{data.rewards.min():.4g} .. {data.rewards.max():.4g}",
     }
@@ -130,7 +147,9 @@ def describe(options: argparse.Namespace) -> None:
     console.print(table)
     counts, edges = np.histogram(returns, bins=12)
     for count, low, high in zip(counts, edges, edges[1:], strict=False):
-        console.print(f"{low:>12.1f} .. {high:>10.1f}  {'█' * round(40 * count / counts.max())} {count}", highlight=False)
+        console.print(
+            f"{low:>12.1f} .. {high:>10.1f}  {'█' * round(40 * count / counts.max())} {count}", highlight=False
+        )
     if options.plot:
         from dt_ray.plots import draw_returns
 

@@ -67,7 +67,9 @@ def swing_up(observations: Float[ndarray, "N 3"]) -> Float[ndarray, "N 1"]:
     velocity = observations[:, 2]
     energy = velocity**2 / 2 + 15 * (np.cos(angle) - 1)
     pump = 0.124 * velocity * (0.55 - energy)
-    pump = np.where(np.abs(velocity) < 1e-3, np.where(angle > 0, -2.0, 2.0), pump)  # at rest there is nothing to amplify
+    pump = np.where(
+        np.abs(velocity) < 1e-3, np.where(angle > 0, -2.0, 2.0), pump
+    )  # at rest there is nothing to amplify
     hold = -(17.7 * angle + 5.0 * velocity)
     return np.clip(np.where(np.abs(hold) < 8.7, hold, pump), -2.0, 2.0)[:, None]
 

@@ -37,7 +37,7 @@ def find_faults(data: TransitionDataset, spec: SpaceSpec | None = None) -> Itera
         )
 
 
-def _place(data: TransitionDataset, step: int) -> str:
+def _place(data: TransitionDataset, step: np.intp) -> str:
     episode = int(np.searchsorted(data.starts, step, side="right")) - 1
     return f"episode {data.episode_ids[episode]}, step {step - data.starts[episode]}"
 

@@ -72,7 +72,9 @@ def from_table(table: pa.Table, *, source: str) -> TransitionDataset:
     Raises:
         DataError: a column is missing or of the wrong type, or an episode is empty or has columns of different lengths.
     """
-    missing = [name for name in ("episode_id", *STEP_COLUMNS, "terminated", "truncated") if name not in table.column_names]
+    missing = [
+        name for name in ("episode_id", *STEP_COLUMNS, "terminated", "truncated") if name not in table.column_names
+    ]
     if missing:
         raise DataError(f"{source}: no column {', '.join(missing)}; it has {', '.join(table.column_names)}")
     ids = table["episode_id"].to_numpy()

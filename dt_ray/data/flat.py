@@ -33,7 +33,9 @@ def column_names(available: list[str], renamed: Mapping[str, str], *, source: st
             f"to the names in the file"
         )
     names = {name: renamed.get(name, name) for name in (*REQUIRED, *OPTIONAL)}
-    missing = [ours for ours, theirs in names.items() if (ours in REQUIRED or ours in renamed) and theirs not in available]
+    missing = [
+        ours for ours, theirs in names.items() if (ours in REQUIRED or ours in renamed) and theirs not in available
+    ]
     if missing:
         example = " ".join(f"data.columns.{name}=NAME" for name in missing)
         raise DataError(
@@ -158,7 +160,9 @@ def _check_timesteps(fragments: pa.Table) -> None:
     wrong = np.flatnonzero((np.diff(episode) == 0) & (np.diff(steps) != 1))
     if len(wrong):
         at = wrong[0]
-        raise DataError(f"episode {episode[at]}: timestep {steps[at]} is followed by {steps[at + 1]}; a step is missing or twice there")
+        raise DataError(
+            f"episode {episode[at]}: timestep {steps[at]} is followed by {steps[at + 1]}; a step is missing or twice there"
+        )
 
 
 def _ends(table: pa.Table, names: Mapping[str, str]) -> ndarray:

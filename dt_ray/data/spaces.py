@@ -44,12 +44,17 @@ def read_spaces(env_id: str) -> SpaceSpec:
     observations, actions = env.observation_space, env.action_space
     env.close()
     for kind, space in (("observations", observations), ("actions", actions)):
-        if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1 or not np.issubdtype(space.dtype, np.floating):
+        if (
+            not isinstance(space, gym.spaces.Box)
+            or len(space.shape) != 1
+            or not np.issubdtype(space.dtype, np.floating)
+        ):
             raise UnsupportedSpaceError(
                 f"{env_id} has {kind} {space}; dt_ray trains on vector observations and continuous actions only "
                 f"(a 1-D Box of floats), no discrete actions and no images"
             )
-    assert isinstance(observations, gym.spaces.Box) and isinstance(actions, gym.spaces.Box)
+    assert isinstance(observations, gym.spaces.Box)
+    assert isinstance(actions, gym.spaces.Box)
     if not (np.isfinite(actions.low).all() and np.isfinite(actions.high).all()):
         raise UnsupportedSpaceError(f"{env_id} has unbounded actions {actions}; wrap it in a RescaleAction with bounds")
     return SpaceSpec(

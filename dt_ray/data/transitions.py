@@ -68,7 +68,7 @@ class TransitionDataset:
     @property
     def ends(self) -> Int[ndarray, "E"]:
         """One past the last step of each episode."""
-        return np.append(self.starts[1:], self.num_transitions)
+        return np.append(self.starts, self.num_transitions)[1:]
 
     @property
     def lengths(self) -> Int[ndarray, "E"]:

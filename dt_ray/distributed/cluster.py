@@ -8,17 +8,18 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import ray
+from ray.exceptions import RayTaskError
+
 from dt_ray.config import RunConfig
 from dt_ray.distributed.resources import ResourcePlan, plan_resources
 from dt_ray.errors import UserError
 
-# Set before Ray is imported; what the user has set stays.
+# Set before Ray starts; what the user has set stays.
 SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # ray.train.report() waits for a poll: 2 s by default
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",  # workers import torch; a loaded laptop takes more than 60 s
-    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
-    "RAY_TQDM": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # what Ray 2.60 warns will be the default
 }
 LOCAL_SETTINGS = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one machine is not preempted without this process
@@ -36,8 +37,6 @@ def connection(*, verbose: bool = False) -> Iterator[None]:
     if not joins:
         for name, value in LOCAL_SETTINGS.items():
             os.environ.setdefault(name, value)
-    import ray
-
     if ray.is_initialized():
         yield
         return
@@ -54,8 +53,6 @@ def connection(*, verbose: bool = False) -> Iterator[None]:
 
 def plan_on_cluster(config: RunConfig) -> ResourcePlan:
     """The run's share of the cluster that is joined."""
-    import ray
-
     there = ray.cluster_resources()
     return plan_resources(config, cpus=there.get("CPU", 0), gpus=there.get("GPU", 0))
 
@@ -92,8 +89,6 @@ def user_errors() -> Iterator[None]:
 
 def find_user_error(error: BaseException | None) -> UserError | None:
     """The first `UserError` among an exception's causes."""
-    from ray.exceptions import RayTaskError
-
     while error is not None:
         if isinstance(error, UserError) and not isinstance(error, RayTaskError):
             return error

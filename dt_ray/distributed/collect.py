@@ -1,4 +1,4 @@
-"""Collecting episodes with Ray tasks: as many chunks at a time as there are CPUs or workers asked for, written in order as they come."""
+"""Collecting episodes with Ray tasks, a few chunks at a time, written in order as they come."""
 
 from __future__ import annotations
 

@@ -65,6 +65,7 @@ def episode_dataset(config: DataConfig, spec: SpaceSpec | None) -> ray.data.Data
 
     units = [{"index": index} for index in range(len(files))]
     dataset = ray.data.from_items(units, override_num_blocks=min(len(units), 4 * MAX_PARTITIONS))
+    dataset.context.enable_progress_bars = False
     dataset.context.execution_options.preserve_order = True  # episodes keep the order of their files
     dataset = dataset.map_batches(read, batch_format="pyarrow", batch_size=None)
     if flat and len(files) > 1:

@@ -10,8 +10,10 @@ from typing import Any, Protocol
 
 from jaxtyping import Float, Int
 from numpy import ndarray
-from torch import Tensor, nn
+from torch import Tensor
 
+from dt_ray.data.normalizer import Normalizer
+from dt_ray.data.spaces import SpaceSpec
 from dt_ray.losses import Metrics
 from dt_ray.models.batch import WindowBatch
 
@@ -41,8 +43,10 @@ class Policy(Protocol):
 class Learner(Protocol):
     """Owns a model and its optimizer."""
 
-    model: nn.Module
+    model: Any  # an nn.Module with `predict_last_action`
     step: int  # updates made
+    spec: SpaceSpec
+    normalizer: Normalizer
 
     def update(self, batch: WindowBatch, *, num_real: Float[Tensor, ""] | None = None) -> Metrics:
         """One gradient step. Metrics stay on the device, so that nothing waits for them."""

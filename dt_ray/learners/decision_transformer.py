@@ -23,8 +23,6 @@ from dt_ray.models.decision_transformer import DecisionTransformerModel
 class DecisionTransformerLearner:
     """AdamW on the masked action error, with warm-up, decay and gradient clipping."""
 
-    model: nn.Module
-
     def __init__(
         self,
         config: RunConfig,
@@ -35,7 +33,7 @@ class DecisionTransformerLearner:
         data_parallel: Callable[[nn.Module], nn.Module] = lambda module: module,
         rank: int = 0,
     ) -> None:
-        self.config, self.normalizer, self.rank = config, normalizer, rank
+        self.config, self.spec, self.normalizer, self.rank = config, spec, normalizer, rank
         self.step = 0
         torch.manual_seed(config.seed)
         self.model = DecisionTransformerModel(config.model, spec).to(device)
@@ -66,10 +64,7 @@ class DecisionTransformerLearner:
 
     def policy(self) -> DecisionTransformerPolicy:
         model = copy.deepcopy(self.model).cpu()
-        assert isinstance(model, DecisionTransformerModel)
-        return DecisionTransformerPolicy(
-            model, self.normalizer, context_length=self.config.evaluation.context_length
-        )
+        return DecisionTransformerPolicy(model, self.normalizer, context_length=self.config.evaluation.context_length)
 
     def state_dict(self) -> dict[str, Any]:
         return {"step": self.step, "optimizer": self.optimizer.state_dict()}
@@ -80,7 +75,7 @@ class DecisionTransformerLearner:
 
 
 def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW with weight decay on matrices only: not on biases, norms and embeddings of a single step."""
+    """AdamW with weight decay on matrices, not on biases and norms."""
     decayed = [p for p in model.parameters() if p.ndim >= 2]
     others = [p for p in model.parameters() if p.ndim < 2]
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]

@@ -1,0 +1,154 @@
+"""The dataset on disk: what is written is what is read, and what is wrong is named."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from conftest import make_episodes, write_episodes
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dt_ray.collection import flatten
+from dt_ray.config import DataConfig
+from dt_ray.data import TransitionDataset, read_dataset
+from dt_ray.data.episodes import from_table, to_table
+from dt_ray.data.spaces import SpaceSpec
+from dt_ray.errors import DataError
+
+lengths = st.lists(st.integers(1, 9), min_size=1, max_size=6)
+
+
+def assert_same(left: TransitionDataset, right: TransitionDataset) -> None:
+    for name in ("observations", "actions", "rewards", "terminated", "truncated", "starts", "episode_ids"):
+        np.testing.assert_array_equal(getattr(left, name), getattr(right, name), err_msg=name)
+
+
+@given(lengths, st.integers(1, 4), st.integers(1, 3))
+def test_an_episode_table_gives_back_its_episodes(lengths: list[int], observation_dim: int, action_dim: int) -> None:
+    data = make_episodes(lengths, observation_dim=observation_dim, action_dim=action_dim)
+    assert_same(from_table(to_table(data), source="test"), data)
+    sliced = from_table(to_table(data).slice(1), source="test")
+    assert_same(sliced, data.select(np.arange(1, data.num_episodes)))
+
+
+def test_the_format_on_disk_is_the_published_one(tmp_path: Path) -> None:
+    schema = pq.read_schema(write_episodes(make_episodes([3, 2]), tmp_path / "a.parquet"))
+    assert schema.field("observations").type == pa.list_(pa.list_(pa.float32(), 3))
+    assert schema.field("actions").type == pa.list_(pa.list_(pa.float32(), 1))
+    assert schema.field("rewards").type == pa.list_(pa.float32())
+    assert [str(schema.field(name).type) for name in ("episode_id", "terminated", "truncated")] == [
+        "int64",
+        "bool",
+        "bool",
+    ]
+    assert b'"format_version": 1' in schema.metadata[b"dt_ray"]
+
+
+def write_flat(data: TransitionDataset, folder: Path, *, num_files: int, drop: tuple[str, ...] = ()) -> DataConfig:
+    """The rows in files of about equal size, episodes cut where a file ends."""
+    rows = flatten(to_table(data)).drop_columns(list(drop))
+    folder.mkdir(parents=True, exist_ok=True)
+    edges = np.linspace(0, len(rows), num_files + 1).astype(int)
+    for i, (begin, end) in enumerate(zip(edges, edges[1:], strict=False)):
+        pq.write_table(rows.slice(begin, end - begin), folder / f"{i:03d}.parquet")
+    return DataConfig(path=str(folder))
+
+
+@pytest.mark.parametrize(
+    "drop", [(), ("timestep",), ("episode_id",), ("episode_id", "timestep"), ("terminated", "truncated")]
+)
+@pytest.mark.parametrize("num_files", [1, 4])
+def test_flat_transitions_are_packed_into_the_same_episodes(
+    tmp_path: Path, drop: tuple[str, ...], num_files: int
+) -> None:
+    data = make_episodes([5, 1, 8, 3, 7])
+    packed = read_dataset(write_flat(data, tmp_path / "flat", num_files=num_files, drop=drop))
+    assert_same(packed, data)
+
+
+def test_rows_out_of_order_are_sorted_by_their_timestep(tmp_path: Path) -> None:
+    data = make_episodes([5, 8, 3])
+    rows = flatten(to_table(data))
+    order = np.random.default_rng(0).permutation(len(rows))
+    pq.write_table(rows.take(order), tmp_path / "rows.parquet")
+    assert_same(read_dataset(DataConfig(path=str(tmp_path))), data)
+
+
+def test_a_missing_step_is_named(tmp_path: Path) -> None:
+    rows = flatten(to_table(make_episodes([5, 8])))
+    pq.write_table(rows.filter(np.arange(len(rows)) != 8), tmp_path / "rows.parquet")
+    with pytest.raises(DataError, match="episode 1: timestep 2 is followed by 4"):
+        read_dataset(DataConfig(path=str(tmp_path)))
+
+
+def test_columns_and_action_scale_are_settings(tmp_path: Path) -> None:
+    data = make_episodes([4, 4])
+    rows = flatten(to_table(data)).rename_columns(["eps_id", "t", "obs", "act", "r", "done", "cut"])
+    pq.write_table(rows, tmp_path / "rows.parquet")
+    with pytest.raises(
+        DataError, match=r"no column for observation, action, reward among .*data.columns.observation=NAME"
+    ):
+        read_dataset(DataConfig(path=str(tmp_path)))
+    columns = {"episode_id": "eps_id", "observation": "obs", "action": "act", "reward": "r"}
+    read = read_dataset(DataConfig(path=str(tmp_path), columns=columns, action_scale=2.0))
+    np.testing.assert_array_equal(read.actions, 2 * data.actions)
+    with pytest.raises(DataError, match="data.columns names obs"):
+        read_dataset(DataConfig(path=str(tmp_path), columns={"obs": "obs"}))
+
+
+SPEC = SpaceSpec(observation_dim=3, action_dim=1, action_low=(-2.0,), action_high=(2.0,))
+
+
+def broken(name: str, value: float) -> TransitionDataset:
+    data = make_episodes([4, 5])
+    getattr(data, name)[6] = value
+    return data
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (broken("rewards", np.nan), "episode 1, step 2: rewards hold [nan]"),
+        (broken("observations", np.inf), "episode 1, step 2: observations hold [inf, inf, inf]"),
+        (broken("actions", 3.0), "episode 1, step 2: action [3.] is outside the environment's bounds [-2.]..[2.]"),
+        (make_episodes([4], observation_dim=5), "observations have 5 dimension(s) where the environment has 3"),
+    ],
+)
+def test_a_fault_is_named_by_file_episode_and_step(tmp_path: Path, data: TransitionDataset, message: str) -> None:
+    write_episodes(make_episodes([3]), tmp_path / "good.parquet")
+    write_episodes(data, tmp_path / "sub" / "bad.parquet")
+    with pytest.raises(DataError) as error:
+        read_dataset(DataConfig(path=str(tmp_path)), SPEC)
+    assert "bad.parquet" in str(error.value)
+    assert message in str(error.value)
+
+
+def test_files_that_do_not_go_together_are_both_named(tmp_path: Path) -> None:
+    write_episodes(make_episodes([3]), tmp_path / "a.parquet")
+    write_episodes(make_episodes([3], action_dim=2), tmp_path / "b.parquet")
+    with pytest.raises(
+        DataError, match=r"a.parquet has \(observation, action\) dimensions \(3, 1\) but .*b.parquet has \(3, 2\)"
+    ):
+        read_dataset(DataConfig(path=str(tmp_path)))
+    pq.write_table(flatten(to_table(make_episodes([3]))), tmp_path / "b.parquet")
+    with pytest.raises(DataError, match="a row per step but .*a row per episode"):
+        read_dataset(DataConfig(path=str(tmp_path)))
+
+
+def test_unreadable_datasets_are_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no dataset at .*collect"):
+        read_dataset(DataConfig(path=str(tmp_path / "nowhere")))
+    with pytest.raises(DataError, match="no .*parquet file"):
+        read_dataset(DataConfig(path=str(tmp_path)))
+    (tmp_path / "text.parquet").write_text("not parquet")
+    with pytest.raises(DataError, match=r"text.parquet is not a readable Parquet file"):
+        read_dataset(DataConfig(path=str(tmp_path)))
+    content = write_episodes(make_episodes([30]), tmp_path / "text.parquet").read_bytes()
+    (tmp_path / "text.parquet").write_bytes(content[: len(content) // 2])
+    with pytest.raises(DataError, match=r"text.parquet is not a readable Parquet file"):
+        read_dataset(DataConfig(path=str(tmp_path)))
+    pq.write_table(to_table(make_episodes([3])).slice(0, 0), tmp_path / "text.parquet")
+    with pytest.raises(DataError, match=r"text.parquet is empty"):
+        read_dataset(DataConfig(path=str(tmp_path)))

@@ -1,0 +1,155 @@
+"""The same data, the same batches, the same evaluations and the same errors on Ray as in one process."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import ray
+from conftest import make_episodes, write_episodes
+from test_formats import write_flat
+
+from dt_ray.collection import CollectionPlan, collect_here
+from dt_ray.config import RunConfig
+from dt_ray.data import read_dataset, slice_windows
+from dt_ray.data.spaces import SpaceSpec
+from dt_ray.distributed.collect import collect_on_ray
+from dt_ray.distributed.data import resident_data, window_dataset
+from dt_ray.distributed.evaluation import EvaluationActors, check_actors
+from dt_ray.errors import DataError, DivergedError, ResourceError
+from dt_ray.evaluation import evaluate
+from dt_ray.launch import resume_run, resumed_config, start_run
+from dt_ray.runs import RunFolder
+from dt_ray.sources import ResidentData
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(600)]
+
+
+def losses_of(config: RunConfig) -> list[float]:
+    lines = RunFolder.of(config).metrics_file.read_text().splitlines()
+    return [json.loads(line)["train/loss"] for line in lines]
+
+
+def with_workers(config: RunConfig, num_workers: int, **changes) -> RunConfig:
+    scaling = replace(config.scaling, num_workers=num_workers)
+    return replace(config, name=f"workers-{num_workers}", scaling=scaling, **changes)
+
+
+@pytest.mark.parametrize("kind", ["episodes", "flat", "flat without ids"])
+def test_ray_data_lays_out_what_one_process_reads(
+    kind: str, tiny_config: RunConfig, pendulum_spec: SpaceSpec, tmp_path: Path
+) -> None:
+    data = make_episodes([9, 30, 12, 5, 7, 21, 3])
+    if kind == "episodes":
+        for i in range(7):
+            write_episodes(data.select([i]), tmp_path / "data" / f"{i}.parquet")
+    else:
+        drop = ("episode_id", "timestep") if "without" in kind else ()
+        write_flat(data, tmp_path / "data", num_files=5, drop=drop)
+    config = replace(tiny_config, data=replace(tiny_config.data, path=str(tmp_path / "data")))
+    there = ray.get(resident_data(config, pendulum_spec))
+    here = ResidentData.build(read_dataset(config.data, pendulum_spec), pendulum_spec, config)
+    np.testing.assert_array_equal(there.train.rows, here.train.rows)
+    np.testing.assert_array_equal(there.validation.rows, here.validation.rows)
+    assert not there.train.rows.flags.writeable  # shared memory, mapped and not copied
+
+
+def test_a_fault_found_by_a_task_is_one_message(
+    tiny_config: RunConfig, pendulum_spec: SpaceSpec, tmp_path: Path
+) -> None:
+    bad = make_episodes([4, 5])
+    bad.rewards[6] = np.nan
+    write_episodes(make_episodes([3]), tmp_path / "data" / "good.parquet")
+    write_episodes(bad, tmp_path / "data" / "bad.parquet")
+    config = replace(tiny_config, data=replace(tiny_config.data, path=str(tmp_path / "data")))
+    with pytest.raises(DataError) as error:
+        resident_data(config, pendulum_spec)
+    assert "bad.parquet" in str(error.value)
+    assert "episode 1, step 2: rewards hold [nan]" in str(error.value)
+    assert "Traceback" not in str(error.value)
+
+
+def test_the_window_dataset_holds_every_window_of_its_split(tiny_config: RunConfig, pendulum_spec: SpaceSpec) -> None:
+    data = read_dataset(tiny_config.data, pendulum_spec)
+    train, validation = data.split(tiny_config.data.validation_fraction, seed=tiny_config.seed)
+    for split, part in (("train", train), ("validation", validation)):
+        windows = window_dataset(tiny_config, split=split)
+        expected = slice_windows(part, np.arange(part.num_transitions), length=4)
+        batch = windows.take_batch(10_000)
+        for name in ("observations", "actions", "previous_actions", "returns_to_go", "timesteps", "mask"):
+            np.testing.assert_array_equal(batch[name], getattr(expected, name), err_msg=name)
+
+
+def test_collected_episodes_do_not_depend_on_who_collects() -> None:
+    plan = CollectionPlan(env_id="Pendulum-v1", behavior="mixed", num_episodes=230, seed=100_000, max_timesteps=10)
+    here, there = list(collect_here(plan)), list(collect_on_ray(plan, num_workers=2))
+    assert len(here) == 3
+    assert all(left.equals(right) for left, right in zip(here, there, strict=True))
+
+
+def test_workers_draw_the_same_global_batches(tiny_config: RunConfig) -> None:
+    """The loss curves of none (in process), one and two workers agree to float tolerance, dropout off."""
+    config = replace(tiny_config, model=replace(tiny_config.model, dropout=0.0))
+    runs = [with_workers(config, num_workers) for num_workers in (0, 1, 2)]
+    summaries = [start_run(run).summary for run in runs]
+    curves = [losses_of(run) for run in runs]
+    assert len(curves[0]) == 4
+    np.testing.assert_allclose(curves[1], curves[0], rtol=1e-5)
+    np.testing.assert_allclose(curves[2], curves[0], rtol=1e-4)
+    for summary in summaries[1:]:
+        assert (summary["status"], summary["step"]) == ("finished", 20)
+        for ours, reference in zip(summary["last"]["targets"], summaries[0]["last"]["targets"], strict=True):
+            np.testing.assert_allclose(ours["episode_returns"], reference["episode_returns"], rtol=1e-3)
+
+
+def test_a_run_resumes_on_ray_where_it_stopped(tiny_config: RunConfig) -> None:
+    whole, half = with_workers(tiny_config, 1), replace(with_workers(tiny_config, 1), name="half")
+    start_run(whole)
+    optim = replace(half.optim, schedule="constant")
+    whole = replace(whole, name="whole", optim=optim)
+    start_run(whole)
+    half = replace(half, optim=optim, total_timesteps=10)
+    start_run(half)
+    result = resume_run(resumed_config(str(RunFolder.of(half)), ["total_timesteps=20"]))
+    assert losses_of(half) == losses_of(whole)
+    assert (
+        result.summary["last"]["targets"]
+        == json.loads((RunFolder.of(whole).folder / "summary.json").read_text())["last"]["targets"]
+    )
+
+
+def test_actors_report_what_one_process_reports(tiny_config: RunConfig) -> None:
+    from dt_ray.api import DecisionTransformer
+
+    policy = DecisionTransformer(tiny_config).policy()
+    settings = replace(tiny_config.evaluation, num_episodes=5)
+    expected = evaluate(policy, "Pendulum-v1", settings, step=3)["targets"]
+    actors = EvaluationActors(EvaluationActors.start(2), "Pendulum-v1", settings)
+    for target, reference in zip(actors.submit(policy, step=3).result()["targets"], expected, strict=True):
+        np.testing.assert_allclose(target["episode_returns"], reference["episode_returns"], rtol=1e-4)
+
+
+def test_more_actors_than_cpus_are_refused() -> None:
+    with pytest.raises(ResourceError, match="9 evaluation actors need a CPU each and there are 4"):
+        check_actors(9)
+
+
+def test_a_diverged_run_stops_once_with_one_message(tiny_config: RunConfig, tmp_path: Path) -> None:
+    """Ray Train would start the workers again; a loss that is no number will not get better by that."""
+    run = with_workers(tiny_config, 1, optim=replace(tiny_config.optim, learning_rate=1e30, gradient_clip=None))
+    with pytest.raises(DivergedError, match=r"the loss became (nan|inf) at update \d+"):
+        start_run(run)
+
+
+def test_flat_files_are_read_by_the_commands_settings(
+    tiny_config: RunConfig, pendulum_spec: SpaceSpec, tmp_path: Path
+) -> None:
+    data = make_episodes([8, 9, 10])
+    config = write_flat(data, tmp_path / "flat", num_files=2)
+    rows = pq.read_table(f"{config.path}/000.parquet")
+    assert "episode_id" in rows.column_names
+    settings = replace(tiny_config.data, path=config.path, action_scale=0.5)
+    laid_out = ray.get(resident_data(replace(tiny_config, data=settings), pendulum_spec))
+    assert np.abs(laid_out.train.rows[:, 3]).max() <= 0.5

@@ -1,0 +1,67 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_episodes
+
+from dt_ray.config import RunConfig
+from dt_ray.data import Normalizer
+from dt_ray.data.spaces import SpaceSpec
+from dt_ray.errors import DataError
+from dt_ray.sources import ResidentData, ResidentSource
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 4])
+def test_ranks_share_the_batch_that_one_worker_draws(
+    tiny_config: RunConfig, pendulum_spec: SpaceSpec, world_size: int
+) -> None:
+    data = ResidentData.build(make_episodes([9, 30, 12, 5, 7]), pendulum_spec, tiny_config)
+    whole = ResidentSource(data, tiny_config).batch(5)
+    parts = [ResidentSource(data, tiny_config, rank=r, world_size=world_size).batch(5) for r in range(world_size)]
+    for name, expected in vars(whole).items():
+        torch.testing.assert_close(torch.cat([getattr(part, name) for part in parts]), expected)
+
+
+def test_the_split_does_not_depend_on_the_order_of_episodes(tiny_config: RunConfig, pendulum_spec: SpaceSpec) -> None:
+    data = make_episodes([9, 30, 12, 5, 7])
+    shuffled = data.select([3, 0, 4, 2, 1])
+    one, other = (ResidentData.build(each, pendulum_spec, tiny_config) for each in (data, shuffled))
+    np.testing.assert_array_equal(one.train.rows, other.train.rows)
+
+
+def test_the_model_sees_standardised_observations_and_actions_within_one(
+    tiny_config: RunConfig, pendulum_spec: SpaceSpec
+) -> None:
+    data = make_episodes([50] * 10)
+    train = ResidentData.build(data, pendulum_spec, tiny_config).train
+    real = train.rows[train.rows[:, -1] == 1]
+    np.testing.assert_allclose(real[:, :3].mean(axis=0), 0, atol=1e-4)
+    np.testing.assert_allclose(real[:, :3].std(axis=0), 1, atol=1e-4)
+    assert np.abs(train.rows[:, 3]).max() == pytest.approx(1, abs=0.01)
+    assert np.abs(real[:, -3]).max() == pytest.approx(1, abs=1e-5)
+
+
+def test_units_are_undone_exactly(pendulum_spec: SpaceSpec) -> None:
+    data = make_episodes([50])
+    normalizer = Normalizer.fit(data, pendulum_spec)
+    back = normalizer.denormalize_actions(normalizer.normalize_actions(data.actions))
+    np.testing.assert_allclose(back, data.actions, atol=1e-6)
+
+
+def test_a_constant_observation_is_left_alone(pendulum_spec: SpaceSpec) -> None:
+    data = make_episodes([50])
+    data.observations[:, 1] = 7.0
+    normalized = Normalizer.fit(data, pendulum_spec).normalize(data)
+    np.testing.assert_allclose(normalized.observations[:, 1], 0)
+
+
+def test_episodes_longer_than_the_timestep_table_are_refused(tiny_config: RunConfig, pendulum_spec: SpaceSpec) -> None:
+    with pytest.raises(DataError, match=r"episode 1 has 61 steps .* set model.max_timesteps=61"):
+        ResidentData.build(make_episodes([5, 61]), pendulum_spec, tiny_config)
+
+
+def test_no_validation_fraction_means_no_validation(tiny_config: RunConfig, pendulum_spec: SpaceSpec) -> None:
+    config = replace(tiny_config, data=replace(tiny_config.data, validation_fraction=0.0))
+    source = ResidentSource(ResidentData.build(make_episodes([5, 6]), pendulum_spec, config), config)
+    assert source.validation_batch(0) is None
