@@ -28,8 +28,6 @@ def run_command(main: Callable[[Sequence[str]], None]) -> None:
 
 def show_log() -> None:
     """Sends dt_ray's own log lines to the terminal."""
-    from dt_ray.progress import TerminalHandler
-
     log = logging.getLogger("dt_ray")
     log.setLevel(logging.INFO)
     log.handlers = [TerminalHandler()]
@@ -57,3 +55,13 @@ def print_evaluation(report: dict[str, Any]) -> None:
             "–" if score is None else f"{score:.3f}",
         )
     Console(soft_wrap=True).print(table)
+
+
+class TerminalHandler(logging.Handler):
+    """Log lines on stderr, above a progress bar if there is one."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        prefix = "warning: " if record.levelno >= logging.WARNING else ""
+        from tqdm import tqdm
+
+        tqdm.write(prefix + self.format(record), file=sys.stderr)

@@ -31,6 +31,7 @@ class DataConfig:
     columns: dict[str, str] = field(default_factory=dict)  # our column name -> its name in flat files
     action_scale: Annotated[float, Gt(0)] = 1.0  # environment action = logged action * action_scale
     return_scale: Annotated[float, Gt(0)] | None = None  # multiplies returns-to-go; null: 1 / largest |return-to-go|
+    return_noise: Annotated[float, Ge(0)] = 0.0  # std of an error added to each training window's returns-to-go
     discount: Annotated[float, Gt(0), Le(1)] = 1.0
     validation_fraction: Annotated[float, Ge(0), Lt(1)] = 0.05  # of episodes
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import sys
 import threading
 import time
@@ -42,6 +41,7 @@ class Watcher:
         self.is_live = sys.stderr.isatty()
         self.bar: tqdm | None = None
         self.newest: dict[str, Any] = {}
+        self.before = self._lines()  # of a run that is resumed or replaced: nothing new
         self.evaluated: set[str] = set(self.run.evaluations.names())
         self.last_line, self.shown_step = 0.0, 0
 
@@ -54,17 +54,16 @@ class Watcher:
 
     def look(self) -> None:
         """Shows what is new."""
-        try:
-            lines = self.run.metrics_file.read_text().splitlines()
-            self.newest = json.loads(lines[-1]) if lines else {}
-            names = self.run.evaluations.names()
-        except (OSError, ValueError):
-            return  # not there yet, or a line that is being written
+        lines, names = self._lines(), self.run.evaluations.names()
+        self.evaluated &= set(names)  # a replaced run writes them again
         for name in names:
             if name.endswith(".json") and not name.startswith(".") and name not in self.evaluated:
                 self.evaluated.add(name)
                 self._say(_evaluation_line(json.loads((self.run.evaluations / name).read_text())))
-        if not self.newest or self.newest["step"] == self.shown_step:
+        if not lines or lines == self.before:
+            return
+        self.newest = json.loads(lines[-1])
+        if self.newest["step"] == self.shown_step:
             return
         step, total = self.newest["step"], self.config.total_timesteps
         if self.is_live:
@@ -81,6 +80,13 @@ class Watcher:
             self.last_line = time.monotonic()
         self.shown_step = step
 
+    def _lines(self) -> list[str]:
+        """The whole lines of `metrics.jsonl` that are there by now."""
+        try:
+            return [line for line in self.run.metrics_file.read_text().splitlines() if line.endswith("}")]
+        except OSError:
+            return []
+
     def _say(self, line: str) -> None:
         tqdm.write(line, file=sys.stderr)
 
@@ -88,11 +94,3 @@ class Watcher:
 def _evaluation_line(report: dict[str, Any]) -> str:
     results = "  ".join(f"{t['target_return']:g} → {t['return_mean']:.1f}" for t in report["targets"])
     return f"evaluation at update {report['step']}: {results}"
-
-
-class TerminalHandler(logging.Handler):
-    """Log lines on stderr, above a progress bar if there is one."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        prefix = "warning: " if record.levelno >= logging.WARNING else ""
-        tqdm.write(prefix + self.format(record), file=sys.stderr)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -95,12 +95,19 @@ class ResidentSource:
     ) -> None:
         self.spec, self.normalizer = data.spec, data.normalizer
         self.seed, self.batch_size = config.seed, config.optim.batch_size
+        self.return_noise = config.data.return_noise * data.normalizer.return_scale
         self.share = slice(rank * self.batch_size // world_size, (rank + 1) * self.batch_size // world_size)
         self.train = WindowCutter(data.train, device)
         self.validation = None if data.validation is None else WindowCutter(data.validation, device)
 
     def batch(self, step: int) -> WindowBatch:
-        return self.train.cut(seed=self.seed, step=step, batch_size=self.batch_size, share=self.share)
+        batch = self.train.cut(seed=self.seed, step=step, batch_size=self.batch_size, share=self.share)
+        if self.return_noise == 0.0:
+            return batch
+        # One error for all steps of a window: the differences between its returns-to-go are its rewards, and stay so.
+        errors = np.random.default_rng([self.seed, step, 1]).normal(scale=self.return_noise, size=self.batch_size)
+        blurred = batch.returns_to_go + torch.from_numpy(errors[self.share, None]).to(batch.returns_to_go)
+        return replace(batch, returns_to_go=blurred)
 
     def validation_batch(self, index: int) -> WindowBatch | None:
         if self.validation is None:

@@ -107,12 +107,12 @@ def test_pendulum_behaviours_are_as_good_as_their_names(behavior: str, low: floa
 
 
 def test_mixed_episodes_are_of_every_quality() -> None:
-    seeds = list(range(100_000, 100_100))
+    seeds = list(range(100_000, 100_200))
     rollouts = rollout(
         random_policy("Pendulum-v1", seeds, "mixed"),
         "Pendulum-v1",
         seeds=seeds,
-        target_returns=[0] * 100,
+        target_returns=[0] * 200,
         max_timesteps=200,
     )
     counts, _ = np.histogram(rollouts.returns, bins=[-2000, -1000, -700, -400, -200, 0])

@@ -23,6 +23,19 @@ def test_ranks_share_the_batch_that_one_worker_draws(
         torch.testing.assert_close(torch.cat([getattr(part, name) for part in parts]), expected)
 
 
+def test_return_noise_blurs_each_window_as_a_whole(tiny_config: RunConfig, pendulum_spec: SpaceSpec) -> None:
+    data = ResidentData.build(make_episodes([30] * 20), pendulum_spec, tiny_config)
+    config = replace(tiny_config, optim=replace(tiny_config.optim, batch_size=2000))
+    noisy = replace(config, data=replace(config.data, return_noise=5.0))
+    clean, blurred = (ResidentSource(data, each).batch(3) for each in (config, noisy))
+    errors = (blurred.returns_to_go - clean.returns_to_go) / data.normalizer.return_scale
+    torch.testing.assert_close(errors, errors[:, :1].expand_as(errors), atol=1e-4, rtol=1e-4)
+    assert errors.std().item() == pytest.approx(5.0, rel=0.1)
+    parts = [ResidentSource(data, noisy, rank=r, world_size=2).batch(3).returns_to_go for r in range(2)]
+    torch.testing.assert_close(torch.cat(parts), blurred.returns_to_go)
+    torch.testing.assert_close(blurred.observations, clean.observations)
+
+
 def test_the_split_does_not_depend_on_the_order_of_episodes(tiny_config: RunConfig, pendulum_spec: SpaceSpec) -> None:
     data = make_episodes([9, 30, 12, 5, 7])
     shuffled = data.select([3, 0, 4, 2, 1])

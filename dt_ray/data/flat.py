@@ -161,7 +161,8 @@ def _check_timesteps(fragments: pa.Table) -> None:
     if len(wrong):
         at = wrong[0]
         raise DataError(
-            f"episode {episode[at]}: timestep {steps[at]} is followed by {steps[at + 1]}; a step is missing or twice there"
+            f"episode {episode[at]}: timestep {steps[at]} is followed by {steps[at + 1]}; "
+            f"a step is missing or twice there"
         )
 
 

@@ -71,8 +71,8 @@ class WindowTable:
     """A dataset laid out so that each window is one contiguous run of floats.
 
     A row is (observation, previous action, return-to-go, timestep, is a real step), and after each episode come
-    `length` rows of padding. The window of T steps at a row is the T + 1 rows from there: the extra row holds, as its previous
-    action, the action of step T. Rows of padding hold zeros, but for that previous action in the first of them.
+    `length` rows of padding. The window of T steps at a row is the T + 1 rows from there: the extra row holds, as its
+    previous action, the action of step T. Padding is zero, but for that previous action in its first row.
     """
 
     rows: Float[ndarray, "R W"]

@@ -1,0 +1,190 @@
+"""The commands as a user types them: real processes, exit codes, one message and no traceback."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from conftest import make_episodes, tiny_overrides, write_episodes
+
+from dt_ray import train
+from dt_ray.collection import flatten
+from dt_ray.command import run_command
+from dt_ray.data.episodes import to_table
+
+
+def run(module: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", f"dt_ray.{module}", *arguments], cwd=cwd, capture_output=True, text=True, timeout=120
+    )
+
+
+def succeed(module: str, *arguments: str, cwd: Path) -> str:
+    process = run(module, *arguments, cwd=cwd)
+    assert process.returncode == 0, process.stderr
+    assert "Traceback" not in process.stderr
+    return process.stdout
+
+
+def fail(module: str, *arguments: str, cwd: Path) -> str:
+    """The message of a command that the user has to mend."""
+    process = run(module, *arguments, cwd=cwd)
+    assert process.returncode == 2, (process.returncode, process.stderr)
+    assert "Traceback" not in process.stderr
+    return process.stderr
+
+
+@pytest.fixture(scope="module")
+def trained(pendulum_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trained")
+    out = succeed("train", *tiny_overrides(pendulum_data, folder), cwd=folder)
+    assert "target return" in out
+    assert f"python -m dt_ray.train --resume {folder}/runs/tiny" in out
+    return folder / "runs" / "tiny"
+
+
+def test_train_then_resume_then_evaluate(trained: Path, tmp_path: Path) -> None:
+    succeed("train", "--resume", str(trained), "total_timesteps=24", cwd=tmp_path)
+    summary = json.loads((trained / "summary.json").read_text())
+    assert summary["step"] == 24
+    arguments = ["--target-return", "-100", "-300", "--json", "report.json", "--plot", "obedience.png"]
+    out = succeed("evaluate", str(trained), *arguments, cwd=tmp_path)
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["targets"] == summary["last"]["targets"]
+    assert "-300" in out
+    assert (tmp_path / "obedience.png").stat().st_size > 10_000
+
+
+def test_evaluate_takes_fewer_episodes_targets_and_steps_of_context(trained: Path, tmp_path: Path) -> None:
+    checkpoint = trained / "checkpoints" / "step-00000020"
+    arguments = ["--episodes", "1", "--target-return", "-50", "--context-length", "2", "--json", "report.json"]
+    succeed("evaluate", str(checkpoint), *arguments, cwd=tmp_path)
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert [len(target["episode_returns"]) for target in report["targets"]] == [1]
+    assert "can't see more, got 9" in fail("evaluate", str(checkpoint), "--context-length", "9", cwd=tmp_path)
+    assert "evaluation.num_episodes" in fail("evaluate", str(checkpoint), "--episodes", "0", cwd=tmp_path)
+    assert "no run or checkpoint at" in fail("evaluate", "nowhere", cwd=tmp_path)
+    assert "a picture is a .png" in fail("evaluate", str(checkpoint), "--plot", "x.txt", cwd=tmp_path)
+
+
+def test_collect_import_describe_validate(tmp_path: Path) -> None:
+    collect = ["collect", "--behavior", "mixed", "--episodes", "4", "--max-timesteps", "20", "--workers", "0"]
+    succeed("data", *collect, "--out", "packed", cwd=tmp_path)
+    succeed("data", *collect, "--out", "flat", "--flat", cwd=tmp_path)
+    succeed("data", "import", "flat", "--out", "imported", cwd=tmp_path)
+    packed, imported = (pq.read_table(tmp_path / name) for name in ("packed", "imported"))
+    for name in ("episode_id", "observations", "actions", "rewards", "terminated", "truncated"):
+        assert packed[name].to_pylist() == imported[name].to_pylist()
+    out = succeed("data", "describe", "imported", "--plot", "returns.png", cwd=tmp_path)
+    assert "80" in out
+    assert "return quantiles" in out
+    assert (tmp_path / "returns.png").stat().st_size > 10_000
+    assert "4 episodes, 80 steps; fits Pendulum-v1" in succeed(
+        "data", "validate", "packed", "--env", "Pendulum-v1", cwd=tmp_path
+    )
+    assert "exists already" in fail("data", *collect, "--out", "packed", cwd=tmp_path)
+    assert "the seeds 0..9999 are for evaluation" in fail("data", *collect, "--out", "x", "--seed", "5", cwd=tmp_path)
+    assert "no discrete actions" in fail("data", *collect, "--out", "x", "--env", "CartPole-v1", cwd=tmp_path)
+    assert "--column takes OURS=THEIRS" in fail("data", "describe", "flat", "--column", "x", cwd=tmp_path)
+
+
+def test_a_checkpoint_collects(trained: Path, tmp_path: Path) -> None:
+    arguments = [
+        "--behavior",
+        str(trained),
+        "--episodes",
+        "2",
+        "--max-timesteps",
+        "30",
+        "--workers",
+        "0",
+        "--out",
+        "own",
+    ]
+    succeed("data", "collect", *arguments, cwd=tmp_path)
+    assert "2 episodes, 60 steps" in succeed("data", "validate", "own", "--env", "Pendulum-v1", cwd=tmp_path)
+
+
+def test_validate_names_file_episode_and_fault(tmp_path: Path) -> None:
+    data = make_episodes([4, 5])
+    data.actions[6] = 2.5
+    write_episodes(data, tmp_path / "bad" / "part.parquet")
+    message = fail("data", "validate", "bad", "--env", "Pendulum-v1", cwd=tmp_path)
+    assert "bad/part.parquet" in message
+    assert "episode 1, step 2: action [2.5] is outside the environment's bounds" in message
+
+
+BAD_INPUT = {
+    "several at once": (["model.width=abc", "totl_timesteps=3"], "2 problem(s) in the configuration"),
+    "no such configuration": (["--config", "decision_transformer/pendulm"], "did you mean"),
+    "missing data": (["data.path=nowhere"], "no dataset at"),
+    "discrete actions": (["env_id=CartPole-v1"], "continuous actions only"),
+    "unknown algorithm": (["algorithm=dqn"], "algorithm: one of decision_transformer"),
+    "context too short": (["model.context_length=0"], "greater than or equal to 1"),
+    "context beyond the model's": (["evaluation.context_length=5"], "can't see more"),
+    "episodes beyond the table": (["evaluation.max_timesteps=99"], "raise model.max_timesteps"),
+    "no parquet": (["data.path=text"], "is not a readable Parquet file"),
+    "rows without names": (["data.path=rows"], "name it with data.columns.observation=NAME"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_INPUT)
+def test_bad_input_is_one_message_and_leaves_nothing(
+    name: str,
+    pendulum_data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    arguments, message = BAD_INPUT[name]
+    for folder in ("text", "rows"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "text" / "a.parquet").write_text("no")
+    rows = flatten(to_table(make_episodes([5]))).rename_columns(list("abcdefg"))
+    pq.write_table(rows, tmp_path / "rows" / "a.parquet")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["train", *tiny_overrides(pendulum_data, tmp_path), *arguments])
+    with pytest.raises(SystemExit) as exit_code:
+        run_command(train.main)
+    assert exit_code.value.code == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_name_that_exists_is_refused(trained: Path, pendulum_data: Path, tmp_path: Path) -> None:
+    before = (trained / "config.yaml").read_text()
+    message = fail("train", *tiny_overrides(pendulum_data, trained.parent.parent), cwd=tmp_path)
+    assert "exists already; choose another name=…, go on with --resume" in message
+    assert (trained / "config.yaml").read_text() == before
+
+
+def test_print_config_prints_what_a_run_would_have(tmp_path: Path) -> None:
+    out = succeed("train", "--config", "decision_transformer/pendulum", "--print-config", "seed=7", cwd=tmp_path)
+    (tmp_path / "mine.yaml").write_text(out)
+    assert succeed("train", "--config", "mine.yaml", "--print-config", cwd=tmp_path) == out
+    assert "seed: 7" in out
+
+
+@pytest.mark.parametrize("module", ["train", "evaluate", "data"])
+def test_help_imports_nothing_heavy(module: str, tmp_path: Path) -> None:
+    """Torch and Ray take seconds to import; a help text needs neither."""
+    heavy = "{'torch', 'ray', 'gymnasium', 'numpy', 'pyarrow', 'pydantic'}"
+    code = (
+        f"import sys, runpy\nsys.argv = ['x', '--help']\n"
+        f"try: runpy.run_module('dt_ray.{module}', run_name='__main__')\n"
+        f"except SystemExit: pass\nprint(sorted({heavy} & set(sys.modules)))"
+    )
+    began = time.monotonic()
+    process = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    expected = "['gymnasium', 'numpy', 'pyarrow']" if module == "data" else "[]"
+    assert process.stdout.splitlines()[-1] == expected
+    assert time.monotonic() - began < 10
+
+
+def test_models_work_where_ray_cannot_be_imported(tmp_path: Path) -> None:
+    code = "import sys; sys.modules['ray'] = None; import dt_ray, dt_ray.models, dt_ray.loop, dt_ray.data; print('ok')"
+    process = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert process.stdout == "ok\n", process.stderr
