@@ -84,9 +84,9 @@ def save_checkpoint(folder: Folder, learner: Learner, *, config: RunConfig, stat
         if folder.is_local:
             folder.delete()
             place.rename(folder)
-    except OSError as error:
+    except RunError:
         place.delete()
-        raise RunError(f"can't write the checkpoint {folder}: {error}") from None
+        raise
 
 
 def load_policy(folder: Folder, evaluation: EvaluationConfig | None = None) -> tuple[Policy, PolicyFacts]:

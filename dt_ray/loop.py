@@ -18,6 +18,7 @@ from dt_ray.errors import DivergedError
 from dt_ray.evaluation import evaluate
 from dt_ray.learners import LEARNERS, Learner, Policy
 from dt_ray.losses import Metrics
+from dt_ray.models.batch import WindowBatch
 from dt_ray.runs import MetricsLog, RunFolder
 from dt_ray.sources import BatchSource
 from dt_ray.storage import Folder
@@ -112,12 +113,16 @@ def run_training(config: RunConfig, source: BatchSource, context: TrainContext) 
         recorder.evaluate()  # the run may have stopped before this one was written
     while learner.step < config.total_timesteps:
         batch = source.batch(learner.step)
-        num_real = None
-        if context.world_size > 1:
-            num_real = context.sum(batch.mask.sum()) / context.world_size
-        metrics = learner.update(batch, num_real=num_real)
+        metrics = learner.update(batch, num_real=mean_real_steps(batch, context))
         recorder.after_update(metrics)
     return recorder.finish()
+
+
+def mean_real_steps(batch: WindowBatch, context: TrainContext) -> Tensor | None:
+    """Real steps a worker, over all of them; None where there is one, who counts them itself."""
+    if context.world_size == 1:
+        return None
+    return context.sum(batch.mask.sum()) / context.world_size
 
 
 class Recorder:
@@ -216,9 +221,13 @@ class Recorder:
         self.logged_step, self.logged_at = step, now
 
     def _validate(self) -> Metrics:
-        batches = [self.source.validation_batch(i) for i in range(NUM_VALIDATION_BATCHES)]
-        metrics = [self.learner.evaluate_loss(batch) for batch in batches if batch is not None]
-        return {name: torch.stack([each[name] for each in metrics]).mean() for name in metrics[0]} if metrics else {}
+        metrics = []
+        for index in range(NUM_VALIDATION_BATCHES):
+            batch = self.source.validation_batch(index)
+            if batch is None:
+                return {}
+            metrics.append(self.learner.evaluate_loss(batch, num_real=mean_real_steps(batch, self.context)))
+        return {name: torch.stack([each[name] for each in metrics]).mean() for name in metrics[0]}
 
     def _mean_over_workers(self, values: Tensor) -> Tensor:
         return self.context.sum(values.to(self.context.device)) / self.context.world_size

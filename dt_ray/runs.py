@@ -65,11 +65,8 @@ class RunFolder:
 
     def write_config(self, config: RunConfig) -> None:
         """Writes `config.yaml` and `environment.json`."""
-        try:
-            (self.folder / "config.yaml").write_text(to_yaml(config))
-            (self.folder / "environment.json").write_text(json.dumps(describe_environment(config), indent=2) + "\n")
-        except OSError as error:
-            raise RunError(f"can't write to {self}: {error}") from None
+        (self.folder / "config.yaml").write_text(to_yaml(config))
+        (self.folder / "environment.json").write_text(json.dumps(describe_environment(config), indent=2) + "\n")
 
     def read_config(self) -> RunConfig:
         """The configuration that the run was started with."""
@@ -138,21 +135,11 @@ class MetricsLog:
 
     def __init__(self, file: Folder, *, resumed_at: int) -> None:
         self.file = file
-        self.lines: list[str] = []
-        if file.exists():
-            kept = [line for line in file.read_text().splitlines() if _step_of(line) <= resumed_at]
-            self.lines = kept
-        file.write_text("".join(f"{line}\n" for line in self.lines))
+        lines = file.read_text().splitlines() if file.exists() else []
+        file.write_text("".join(f"{line}\n" for line in lines if _step_of(line) <= resumed_at))
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Appends a line; object stores can't append, there the file is written anew."""
-        line = json.dumps({"step": step, **values})
-        if self.file.is_local:
-            with open(self.file.uri, "a") as stream:
-                stream.write(line + "\n")
-        else:
-            self.lines.append(line)
-            self.file.write_text("".join(f"{line}\n" for line in self.lines))
+        self.file.append_line(json.dumps({"step": step, **values}))
 
 
 def _step_of(line: str) -> float:

@@ -72,26 +72,34 @@ class Folder:
         return self.read_bytes().decode()
 
     def write_bytes(self, content: bytes) -> None:
-        """Writes a file at once: under another name first, where there are renames."""
+        """Writes a file at once: under another name first, where there are renames.
+
+        Raises:
+            RunError: the disk is full, or can't be written or reached.
+        """
         filesystem, path = self._reach()
-        if not self.is_local:
-            with filesystem.open_output_stream(path) as stream:
-                stream.write(content)
-            return
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
         try:
-            with temporary.open("wb") as stream:
-                stream.write(content)
-                stream.flush()
-                os.fsync(stream.fileno())
-            temporary.replace(target)
-        finally:
-            temporary.unlink(missing_ok=True)
+            if self.is_local:
+                _replace_file(Path(path), content)
+            else:
+                with filesystem.open_output_stream(path) as stream:
+                    stream.write(content)
+        except OSError as error:
+            raise RunError(f"can't write {self}: {error}") from None
 
     def write_text(self, text: str) -> None:
         self.write_bytes(text.encode())
+
+    def append_line(self, line: str) -> None:
+        """Appends to a file; object stores can't, there it is written anew."""
+        if not self.is_local:
+            self.write_text((self.read_text() if self.exists() else "") + line + "\n")
+            return
+        try:
+            with open(self.uri, "a") as stream:
+                stream.write(line + "\n")
+        except OSError as error:
+            raise RunError(f"can't write {self}: {error}") from None
 
     def delete(self) -> None:
         """Deletes the folder with all that is in it, if it is there."""
@@ -102,3 +110,16 @@ class Folder:
     def rename(self, target: Folder) -> None:
         filesystem, path = self._reach()
         filesystem.move(path, target._reach()[1])
+
+
+def _replace_file(target: Path, content: bytes) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+    try:
+        with temporary.open("wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -35,10 +35,17 @@ def test_the_readme_from_a_fresh_clone(tmp_path: Path) -> None:
     (tmp_path / "bin" / "python3").symlink_to(Path(sys.executable).resolve())
     environment["PATH"] = f"{tmp_path}/bin:{environment['PATH']}"
     process = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", script], cwd=clone, env=environment, capture_output=True, text=True, check=False
+        ["bash", "-euo", "pipefail", "-c", script],
+        cwd=clone,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert process.returncode == 0, process.stdout[-3000:] + process.stderr[-3000:]
     assert "Traceback" not in process.stderr
     assert (clone / "obedience.png").stat().st_size > 10_000
     for block in blocks("python"):
-        subprocess.run([clone / ".venv/bin/python", "-c", block], cwd=clone, env=environment, check=True, capture_output=True)
+        subprocess.run(
+            [clone / ".venv/bin/python", "-c", block], cwd=clone, env=environment, check=True, capture_output=True
+        )

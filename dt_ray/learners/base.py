@@ -52,7 +52,7 @@ class Learner(Protocol):
         """One gradient step. Metrics stay on the device, so that nothing waits for them."""
         ...
 
-    def evaluate_loss(self, batch: WindowBatch) -> Metrics:
+    def evaluate_loss(self, batch: WindowBatch, *, num_real: Float[Tensor, ""] | None = None) -> Metrics:
         """The loss without a gradient step or dropout."""
         ...
 

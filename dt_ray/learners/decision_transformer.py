@@ -58,9 +58,9 @@ class DecisionTransformerLearner:
         return metrics | {"learning_rate": torch.tensor(learning_rate)}
 
     @torch.no_grad()
-    def evaluate_loss(self, batch: WindowBatch) -> Metrics:
+    def evaluate_loss(self, batch: WindowBatch, *, num_real: Float[Tensor, ""] | None = None) -> Metrics:
         self.model.eval()
-        return decision_transformer_loss(self.model(batch), batch)[1]
+        return decision_transformer_loss(self.model(batch), batch, num_real=num_real)[1]
 
     def policy(self) -> DecisionTransformerPolicy:
         model = copy.deepcopy(self.model).cpu()
