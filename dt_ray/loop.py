@@ -109,8 +109,8 @@ def run_training(config: RunConfig, source: BatchSource, context: TrainContext) 
     checkpoint = context.latest_checkpoint()
     state = {} if checkpoint is None else restore_learner(checkpoint, learner)
     recorder = Recorder(run, config, context, learner, source, wall_s=state.get("train_wall_s", 0.0))
-    if checkpoint is not None and recorder.is_due(config.evaluation.every):
-        recorder.evaluate()  # the run may have stopped before this one was written
+    if checkpoint is not None and recorder.is_due(config.evaluation.every) and not run.has_evaluation(learner.step):
+        recorder.evaluate()  # the run stopped before this one was written
     while learner.step < config.total_timesteps:
         batch = source.batch(learner.step)
         metrics = learner.update(batch, num_real=mean_real_steps(batch, context))
@@ -172,9 +172,9 @@ class Recorder:
         self._collect_evaluations(lambda future: future.done())
 
     def evaluate(self) -> None:
-        """Begins an evaluation of the present weights, unless its report is there already."""
+        """Begins an evaluation of the present weights."""
         step = self.learner.step
-        if self.is_writer and step not in {report["step"] for report in self.run.read_evaluations()}:
+        if self.is_writer:
             self.evaluations[step] = self.context.evaluate(self.learner.policy(), step=step)
 
     def finish(self) -> TrainResult:

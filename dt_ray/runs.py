@@ -102,9 +102,15 @@ class RunFolder:
             if step not in spared:
                 self.checkpoint(step).delete()
 
+    def evaluation(self, step: int) -> Folder:
+        """The file of the evaluation at a step."""
+        return self.evaluations / f"{checkpoint_name(step)}.json"
+
+    def has_evaluation(self, step: int) -> bool:
+        return self.evaluation(step).exists()
+
     def write_evaluation(self, report: Mapping[str, Any]) -> None:
-        name = checkpoint_name(report["step"])
-        (self.evaluations / f"{name}.json").write_text(json.dumps(report, indent=1) + "\n")
+        self.evaluation(report["step"]).write_text(json.dumps(report, indent=1) + "\n")
 
     def read_evaluations(self, *, up_to: int | None = None) -> list[dict[str, Any]]:
         """The evaluations at steps up to `up_to`, oldest first."""

@@ -62,17 +62,17 @@ def swing_up(observations: Float[ndarray, "N 3"]) -> Float[ndarray, "N 1"]:
     """Torques that swing Pendulum-v1 up by its energy and hold it there with a linear controller.
 
     Energy shaping after Åström and Furuta (2000), with E = v²/2 + 15 (cos θ - 1), 0 at rest upright. The gains were
-    searched at random on seeds from 100,000: mean return -149 there, within 15 of the best control known.
+    searched at random on 800 seeds from 100,000: mean return -145 there, and -139 on the seeds 0..99, where the best
+    control known reaches -132.
     """
     angle = np.arctan2(observations[:, 1], observations[:, 0])
     velocity = observations[:, 2]
-    energy = velocity**2 / 2 + 15 * (np.cos(angle) - 1)
-    pump = 0.124 * velocity * (0.55 - energy)
-    pump = np.where(
-        np.abs(velocity) < 1e-3, np.where(angle > 0, -2.0, 2.0), pump
-    )  # at rest there is nothing to amplify
-    hold = -(17.7 * angle + 5.0 * velocity)
-    return np.clip(np.where(np.abs(hold) < 8.7, hold, pump), -2.0, 2.0)[:, None]
+    missing = 1.70 + 0.19 * np.abs(angle) - (velocity**2 / 2 + 15 * (np.cos(angle) - 1))
+    # Near a turning point gravity says where the next swing goes; elsewhere the velocity does.
+    direction = np.where(np.abs(velocity) < 0.6, np.where(angle > 0, 1.0, -1.0), np.sign(velocity))
+    pump = 0.6 * np.maximum(np.abs(velocity), 0.6) * direction * missing
+    hold = -(16.4 * angle + 4.78 * velocity)
+    return np.clip(np.where(np.abs(hold) < 7.1, hold, pump), -2.0, 2.0)[:, None]
 
 
 class NoisyBehavior:
