@@ -131,6 +131,12 @@ def restore_learner(folder: Folder, learner: Learner) -> dict[str, Any]:
         RunError: the checkpoint is incomplete, damaged or of another model.
     """
     files = _verified_files(folder, "")
+    fitted = asdict(_normalizer(_facts(folder, files["policy/policy.json"])))
+    if not all(np.allclose(fitted[name], value) for name, value in asdict(learner.normalizer).items()):
+        raise RunError(
+            f"{folder} was trained on other data than this: its observations, actions or returns were in other units; "
+            f"give the same data.path, or start a new run"
+        )
     _load_weights(learner, folder, files["policy/model.safetensors"])
     try:
         learner.load_state_dict(torch.load(io.BytesIO(files["training/optimizer.pt"]), weights_only=True))

@@ -180,19 +180,21 @@ class Recorder:
     def finish(self) -> TrainResult:
         """Waits for the evaluations under way and writes the summary."""
         wall_s = self.wall_s
-        summary = {}
-        if self.is_writer:
-            self._collect_evaluations(lambda future: True)
-            num_updates = self.learner.step - self.first_step
-            summary = self.run.write_summary(
-                status="finished",
-                step=self.learner.step,
-                algorithm=self.config.algorithm,
-                num_parameters=sum(parameter.numel() for parameter in self.learner.model.parameters()),
-                train_wall_s=round(wall_s, 3),
-                updates_per_s=round(num_updates / (wall_s - self.wall_s_before), 3) if num_updates else None,
-            )
-        return TrainResult(run=str(self.run), summary=summary)
+        if not self.is_writer:
+            return TrainResult(run=str(self.run), summary={})
+        self._collect_evaluations(lambda future: True)
+        return TrainResult(run=str(self.run), summary=self._write_summary("finished", wall_s))
+
+    def _write_summary(self, status: str, wall_s: float) -> dict[str, Any]:
+        num_updates = self.learner.step - self.first_step
+        return self.run.write_summary(
+            status=status,
+            step=self.learner.step,
+            algorithm=self.config.algorithm,
+            num_parameters=sum(parameter.numel() for parameter in self.learner.model.parameters()),
+            train_wall_s=round(wall_s, 3),
+            updates_per_s=round(num_updates / (wall_s - self.wall_s_before), 3) if num_updates else None,
+        )
 
     def _check_losses(self) -> None:
         losses = self._mean_over_workers(torch.stack(self.losses)).tolist()
@@ -200,6 +202,8 @@ class Recorder:
         self.losses.clear()
         for step, loss in enumerate(losses, start=first):
             if not math.isfinite(loss):
+                if self.is_writer:
+                    self._write_summary("diverged", self.wall_s)
                 good = self.context.latest_checkpoint()
                 way_out = f"the last good checkpoint is {good}" if good else "there is no checkpoint before it"
                 raise DivergedError(

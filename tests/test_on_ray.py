@@ -1,6 +1,7 @@
 """The same data, the same batches, the same evaluations and the same errors on Ray as in one process."""
 
 import json
+import runpy
 from dataclasses import replace
 from pathlib import Path
 
@@ -153,3 +154,9 @@ def test_flat_files_are_read_by_the_commands_settings(
     settings = replace(tiny_config.data, path=config.path, action_scale=0.5)
     laid_out = ray.get(resident_data(replace(tiny_config, data=settings), pendulum_spec))
     assert np.abs(laid_out.train.rows[:, 3]).max() <= 0.5
+
+
+def test_the_windows_feed_another_trainer(pendulum_data: Path) -> None:
+    example = Path(__file__).parent.parent / "examples" / "windows_for_another_trainer.py"
+    first, last = runpy.run_path(str(example))["main"](str(pendulum_data), num_epochs=3)
+    assert last < first

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import make_episodes, write_episodes
 
 from dt_ray.api import DecisionTransformer
 from dt_ray.checkpoint import find_fault, load_policy, save_checkpoint
@@ -116,6 +117,14 @@ def test_a_resumed_run_keeps_what_its_checkpoint_fixes(tiny_config: RunConfig) -
     assert resume_run(longer).summary["step"] == 25
 
 
+def test_a_run_is_not_resumed_on_other_data(tiny_config: RunConfig, tmp_path: Path) -> None:
+    start_run(tiny_config)
+    write_episodes(make_episodes([30] * 8), tmp_path / "other" / "part.parquet")
+    config = resumed_config(str(RunFolder.of(tiny_config)), [f"data.path={tmp_path}/other", "total_timesteps=30"])
+    with pytest.raises(RunError, match="was trained on other data than this"):
+        resume_run(config)
+
+
 def test_there_must_be_a_run_to_resume(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"is no run: there is no config.yaml in it"):
         resumed_config(str(tmp_path))
@@ -179,6 +188,7 @@ def test_a_loss_that_is_no_number_stops_the_run(
     with pytest.raises(DivergedError, match=r"became nan at update 13; the last good checkpoint is .*step-00000010"):
         run_training(tiny_config, source, LocalContext(tiny_config))
     assert run.checkpoint_steps()[-1] == 10
+    assert json.loads((run.folder / "summary.json").read_text())["status"] == "diverged"
 
 
 def test_loading_a_checkpoint_runs_no_code(tiny_config: RunConfig, tmp_path: Path) -> None:

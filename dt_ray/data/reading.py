@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,9 +33,9 @@ class DatasetFile:
 
 
 def resolve(path: str) -> tuple[fs.FileSystem, str]:
-    """The filesystem of a local path or URI, and the path on it."""
+    """The filesystem of a local path or URI, and the absolute path on it: workers have other working directories."""
     try:
-        return fs.FileSystem.from_uri(path) if "://" in path else (fs.LocalFileSystem(), path)
+        return fs.FileSystem.from_uri(path) if "://" in path else (fs.LocalFileSystem(), os.path.abspath(path))
     except (pa.ArrowInvalid, OSError) as error:
         raise DataError(f"can't reach {path}: {error}") from None
 
