@@ -73,6 +73,7 @@ def tiny_overrides(data: Path, storage: Path) -> list[str]:
         f"storage_path={storage}/runs",
         f"data.path={data}",
         "data.collect=null",
+        "data.return_noise=0",
         "total_timesteps=20",
         "scaling.num_workers=0",
         "data.validation_fraction=0.2",
