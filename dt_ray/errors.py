@@ -6,6 +6,13 @@ from __future__ import annotations
 class UserError(Exception):
     """Something the user can mend: the message says what was given, what is allowed and what to do."""
 
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message  # and not `args`, to which Ray Data appends advice on its own settings
+
 
 class ConfigError(UserError):
     """The configuration is wrong; the message lists every problem found."""
