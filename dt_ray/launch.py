@@ -80,6 +80,13 @@ def resume_run(config: RunConfig, *, verbose: bool = False) -> TrainResult:
     return _train(config, check_run(config), lambda: run.write_config(config), verbose=verbose)
 
 
+def tell_how_to_resume(config: RunConfig) -> None:
+    """Says, of a run that was stopped, how it goes on from its newest checkpoint, if it has one."""
+    run = RunFolder.of(config)
+    if run.latest_checkpoint()[0] is not None:
+        log.warning("stopped; go on with: python -m dt_ray.train --resume %s", run)
+
+
 def check_run(config: RunConfig) -> SpaceSpec:
     """What can be known to be wrong without reading the data.
 

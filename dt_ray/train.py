@@ -46,15 +46,20 @@ def main(arguments: Sequence[str]) -> None:
     if options.resume is None:
         name = options.config or DEFAULT_CONFIG
         config = launch.name_run(load_config(name, options.overrides), name)
-        with progress(config):
-            result = launch.start_run(config, overwrite=options.overwrite, verbose=options.verbose)
     else:
         config = launch.resumed_config(options.resume, options.overrides)
         if options.print_config:
             print(to_yaml(config), end="")
             return
+    try:
         with progress(config):
-            result = launch.resume_run(config, verbose=options.verbose)
+            if options.resume is None:
+                result = launch.start_run(config, overwrite=options.overwrite, verbose=options.verbose)
+            else:
+                result = launch.resume_run(config, verbose=options.verbose)
+    except KeyboardInterrupt:
+        launch.tell_how_to_resume(config)
+        raise
     if result.summary["last"]:
         print_evaluation(result.summary["last"])
     print(f"run         {result.run}")

@@ -1,6 +1,7 @@
 """The commands as a user types them: real processes, exit codes, one message and no traceback."""
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -159,6 +160,22 @@ def test_a_name_that_exists_is_refused(trained: Path, pendulum_data: Path, tmp_p
     message = fail("train", *tiny_overrides(pendulum_data, trained.parent.parent), cwd=tmp_path)
     assert "exists already; choose another name=…, go on with --resume" in message
     assert (trained / "config.yaml").read_text() == before
+
+
+@pytest.mark.slow
+def test_ctrl_c_on_ray_says_how_to_go_on(pendulum_data: Path, tmp_path: Path) -> None:
+    settings = ["total_timesteps=1000000", "scaling.num_workers=1", "evaluation.every=0"]
+    command = [sys.executable, "-m", "dt_ray.train", *tiny_overrides(pendulum_data, tmp_path), *settings]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "runs/tiny/checkpoints/latest").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert f"python -m dt_ray.train --resume {tmp_path}/runs/tiny" in error
+    assert "Traceback" not in error
 
 
 def test_print_config_prints_what_a_run_would_have(tmp_path: Path) -> None:

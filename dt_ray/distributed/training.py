@@ -87,6 +87,8 @@ def train_on_ray(config: RunConfig, data: ray.ObjectRef, plan: ResourcePlan, *, 
     try:
         with quiet(verbose):
             outcome = trainer.fit().return_value
+    except SystemExit:  # how Ray Train ends the driver on Ctrl-C, having aborted the workers
+        raise KeyboardInterrupt from None
     finally:
         for actor in actors:
             ray.kill(actor)
