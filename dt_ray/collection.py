@@ -36,6 +36,17 @@ class CollectionPlan:
     max_timesteps: int = 1000  # the environment's own time limit usually comes first
     target_return: float | None = None  # for a checkpoint: null is the highest it was evaluated at
 
+    def __post_init__(self) -> None:
+        if (place := self._checkpoint()) is not None:
+            object.__setattr__(self, "behavior", str(place))  # absolute: tasks have other working directories
+
+    def _checkpoint(self) -> Folder | None:
+        """The run or checkpoint that is the behaviour, if it is one."""
+        is_function = ":" in self.behavior and "://" not in self.behavior
+        if self.behavior in NAMES or is_function or not (place := Folder.at(self.behavior)).exists():
+            return None
+        return place
+
     def check(self) -> None:
         """Raises:
         UserError: no such behaviour or environment, or seeds that belong to evaluation.
@@ -57,8 +68,8 @@ class CollectionPlan:
     def make_policy(self, seeds: list[int]) -> tuple[Policy, float]:
         """Who acts in the episodes with these seeds, and the return asked of it."""
         spec = read_spaces(self.env_id)
-        is_function = ":" in self.behavior and "://" not in self.behavior
-        if self.behavior in NAMES or is_function or not (place := Folder.at(self.behavior)).exists():
+        place = self._checkpoint()
+        if place is None:
             return make_behavior(self.behavior, self.env_id, spec, seeds=seeds), 0.0
         policy, facts = load_policy(find_checkpoint(place))
         if facts.spec != spec:

@@ -194,11 +194,9 @@ def test_help_imports_nothing_heavy(module: str, tmp_path: Path) -> None:
         f"try: runpy.run_module('dt_ray.{module}', run_name='__main__')\n"
         f"except SystemExit: pass\nprint(sorted({heavy} & set(sys.modules)))"
     )
-    began = time.monotonic()
     process = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     expected = "['gymnasium', 'numpy', 'pyarrow']" if module == "data" else "[]"
     assert process.stdout.splitlines()[-1] == expected
-    assert time.monotonic() - began < 10
 
 
 def test_models_work_where_ray_cannot_be_imported(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from test_formats import write_flat
 from dt_ray.collection import CollectionPlan, collect_here
 from dt_ray.config import RunConfig
 from dt_ray.data import read_dataset, slice_windows
+from dt_ray.data.episodes import from_table
 from dt_ray.data.spaces import SpaceSpec
 from dt_ray.distributed.collect import collect_on_ray
 from dt_ray.distributed.data import resident_data, window_dataset
@@ -160,3 +161,18 @@ def test_the_windows_feed_another_trainer(pendulum_data: Path) -> None:
     example = Path(__file__).parent.parent / "examples" / "windows_for_another_trainer.py"
     first, last = runpy.run_path(str(example))["main"](str(pendulum_data), num_epochs=3)
     assert last < first
+
+
+def test_a_checkpoint_named_from_here_collects_elsewhere(
+    tiny_config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tasks have working directories of their own."""
+    start_run(tiny_config)
+    monkeypatch.chdir(tmp_path)
+    plan = CollectionPlan(
+        env_id="Pendulum-v1", behavior="runs/tiny", num_episodes=2, seed=100_000, max_timesteps=10, target_return=-50
+    )
+    (there,) = collect_on_ray(plan)
+    (here,) = collect_here(plan)
+    assert there["episode_id"].equals(here["episode_id"])
+    np.testing.assert_allclose(from_table(there, source="").actions, from_table(here, source="").actions, atol=1e-4)
