@@ -200,7 +200,7 @@ def test_loading_a_checkpoint_runs_no_code(tiny_config: RunConfig, tmp_path: Pat
         def __reduce__(self):
             return (Path.touch, (planted,))
 
-    content = pickle.dumps(Malicious())
+    content = pickle.dumps(Malicious(), protocol=2)
     Path(str(folder), "training/optimizer.pt").write_bytes(content)
     import hashlib
 
