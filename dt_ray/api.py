@@ -17,9 +17,8 @@ from numpy import ndarray
 
 from dt_ray import launch
 from dt_ray.checkpoint import MANIFEST, load_learner, save_checkpoint
-from dt_ray.config import RunConfig
-from dt_ray.config_io import check_config, decode_config, load_config, to_plain
-from dt_ray.data.normalizer import Normalizer
+from dt_ray.config import DEFAULT_CONFIG, RunConfig
+from dt_ray.config_io import change_evaluation, decode_config, load_config, to_plain
 from dt_ray.data.reading import read_dataset
 from dt_ray.data.windows import Windows
 from dt_ray.errors import RunError
@@ -28,9 +27,8 @@ from dt_ray.learners import LEARNERS, Learner, Policy
 from dt_ray.loop import TrainResult
 from dt_ray.models.batch import WindowBatch
 from dt_ray.runs import find_checkpoint
+from dt_ray.sources import split_and_fit
 from dt_ray.storage import Folder
-
-DEFAULT_CONFIG = "decision_transformer/pendulum"
 
 
 def train_decision_transformer(
@@ -42,8 +40,11 @@ def train_decision_transformer(
         UserError: as the command, whose exit code would be 2.
     """
     name = config if isinstance(config, str) else config.algorithm
-    loaded = load_config(config, overrides) if isinstance(config, str) else decode_config(to_plain(config), overrides)
-    return launch.start_run(launch.name_run(loaded, name), overwrite=overwrite)
+    return launch.start_run(launch.name_run(_read_settings(config, overrides), name), overwrite=overwrite)
+
+
+def _read_settings(config: RunConfig | str, overrides: Sequence[str]) -> RunConfig:
+    return load_config(config, overrides) if isinstance(config, str) else decode_config(to_plain(config), overrides)
 
 
 class DecisionTransformer:
@@ -53,7 +54,7 @@ class DecisionTransformer:
     """
 
     def __init__(self, config: RunConfig | str = DEFAULT_CONFIG, *, overrides: Sequence[str] = ()) -> None:
-        self.config = load_config(config, overrides) if isinstance(config, str) else check_config(config)
+        self.config = _read_settings(config, overrides)
         self._learner: Learner | None = None
 
     @classmethod
@@ -80,11 +81,7 @@ class DecisionTransformer:
         """The learner; a new one is fitted to the units of the configured dataset, which is read for that."""
         if self._learner is None:
             spec = launch.check_run(self.config)
-            data, _ = read_dataset(self.config.data, spec).split(
-                self.config.data.validation_fraction, seed=self.config.seed
-            )
-            settings = self.config.data
-            normalizer = Normalizer.fit(data, spec, return_scale=settings.return_scale, discount=settings.discount)
+            *_, normalizer = split_and_fit(read_dataset(self.config.data, spec), spec, self.config)
             self._learner = LEARNERS[self.config.algorithm](self.config, spec, normalizer)
         return self._learner
 
@@ -104,14 +101,12 @@ class DecisionTransformer:
         self, *, target_returns: Sequence[float] | None = None, num_episodes: int | None = None
     ) -> dict[str, Any]:
         """Plays evaluation episodes in this process; the report has the form of `evaluations/*.json`."""
-        changes: dict[str, Any] = {
-            "target_returns": None if target_returns is None else tuple(target_returns),
-            "num_episodes": num_episodes,
-        }
-        settings = replace(
-            self.config.evaluation, **{key: value for key, value in changes.items() if value is not None}
+        settings = change_evaluation(
+            self.config.evaluation,
+            self.config.model,
+            target_returns=None if target_returns is None else tuple(target_returns),
+            num_episodes=num_episodes,
         )
-        check_config(replace(self.config, evaluation=settings))
         return evaluate(self.policy(), self.config.env_id, settings, step=self.learner.step)
 
     eval = evaluate

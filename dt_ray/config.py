@@ -12,6 +12,7 @@ from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 
+DEFAULT_CONFIG = "decision_transformer/pendulum"  # what the commands and the Python interface start from
 NUM_EVALUATION_SEEDS = 10_000  # environment seeds below this belong to evaluation; collected episodes never use them
 
 

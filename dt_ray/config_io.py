@@ -12,7 +12,7 @@ from typing import Any, get_args, get_type_hints
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from dt_ray.config import RunConfig, find_conflicts
+from dt_ray.config import EvaluationConfig, ModelConfig, RunConfig, find_conflicts
 from dt_ray.errors import ConfigError
 
 PACKAGED = Path(__file__).parent / "configs"
@@ -94,6 +94,16 @@ def check_config(config: RunConfig) -> RunConfig:
         ConfigError: all of its problems in one message.
     """
     return decode_config(to_plain(config))
+
+
+def change_evaluation(evaluation: EvaluationConfig, model: ModelConfig, **changes: Any) -> EvaluationConfig:
+    """The settings with those `changes` that are not None, checked against the model that is to act.
+
+    Raises:
+        ConfigError: all problems in one message.
+    """
+    given = {key: value for key, value in changes.items() if value is not None}
+    return check_config(RunConfig(model=model, evaluation=dataclasses.replace(evaluation, **given))).evaluation
 
 
 def to_yaml(config: RunConfig) -> str:

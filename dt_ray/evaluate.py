@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from dt_ray.command import print_evaluation, run_command, show_log
@@ -47,8 +46,7 @@ def main(arguments: Sequence[str]) -> None:
     options = parser.parse_args(arguments)
 
     from dt_ray.checkpoint import load_policy, read_facts
-    from dt_ray.config import RunConfig
-    from dt_ray.config_io import check_config
+    from dt_ray.config_io import change_evaluation
     from dt_ray.data.spaces import read_spaces
     from dt_ray.errors import UserError
     from dt_ray.runs import find_checkpoint
@@ -57,14 +55,14 @@ def main(arguments: Sequence[str]) -> None:
     show_log()
     place = find_checkpoint(Folder.at(options.checkpoint))
     facts = read_facts(place)
-    changes: dict[str, Any] = {
-        "target_returns": tuple(options.target_return) if options.target_return else None,
-        "num_episodes": options.episodes,
-        "seed": options.seed,
-        "context_length": options.context_length,
-    }
-    evaluation = replace(facts.evaluation, **{key: value for key, value in changes.items() if value is not None})
-    check_config(RunConfig(env_id=facts.env_id, model=facts.model, evaluation=evaluation))
+    evaluation = change_evaluation(
+        facts.evaluation,
+        facts.model,
+        target_returns=tuple(options.target_return) if options.target_return else None,
+        num_episodes=options.episodes,
+        seed=options.seed,
+        context_length=options.context_length,
+    )
     if read_spaces(facts.env_id) != facts.spec:
         raise UserError(f"{facts.env_id} has other spaces here than those the policy was trained for: {facts.spec}")
     policy, facts = load_policy(place, evaluation)

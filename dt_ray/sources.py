@@ -50,16 +50,11 @@ class ResidentData:
         Raises:
             DataError: too few episodes to hold any out, or longer ones than the model's timestep table.
         """
-        settings = config.data
-        check_lengths(data, config)
-        if (np.diff(data.episode_ids) < 0).any():  # the split must not depend on the order in which files were read
-            data = data.select(np.argsort(data.episode_ids, kind="stable"))
-        train, validation = data.split(settings.validation_fraction, seed=config.seed)
-        normalizer = Normalizer.fit(train, spec, return_scale=settings.return_scale, discount=settings.discount)
+        train, validation, normalizer = split_and_fit(data, spec, config)
 
         def lay_out(part: TransitionDataset) -> WindowTable:
             normalized = normalizer.normalize(part)
-            return WindowTable.build(normalized, length=config.model.context_length, discount=settings.discount)
+            return WindowTable.build(normalized, length=config.model.context_length, discount=config.data.discount)
 
         return cls(
             spec=spec,
@@ -67,6 +62,23 @@ class ResidentData:
             train=lay_out(train),
             validation=lay_out(validation) if validation.num_episodes else None,
         )
+
+
+def split_and_fit(
+    data: TransitionDataset, spec: SpaceSpec, config: RunConfig
+) -> tuple[TransitionDataset, TransitionDataset, Normalizer]:
+    """The training and the held-out episodes, and the units fitted on the training episodes.
+
+    Raises:
+        DataError: too few episodes to hold any out, or longer ones than the model's timestep table.
+    """
+    settings = config.data
+    check_lengths(data, config)
+    if (np.diff(data.episode_ids) < 0).any():  # the split must not depend on the order in which files were read
+        data = data.select(np.argsort(data.episode_ids, kind="stable"))
+    train, validation = data.split(settings.validation_fraction, seed=config.seed)
+    normalizer = Normalizer.fit(train, spec, return_scale=settings.return_scale, discount=settings.discount)
+    return train, validation, normalizer
 
 
 def check_lengths(data: TransitionDataset, config: RunConfig) -> None:

@@ -15,8 +15,7 @@ import argparse
 from collections.abc import Sequence
 
 from dt_ray.command import print_evaluation, run_command, show_log
-
-DEFAULT_CONFIG = "decision_transformer/pendulum"
+from dt_ray.config import DEFAULT_CONFIG
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -35,22 +34,24 @@ def main(arguments: Sequence[str]) -> None:
 
     from dt_ray.config_io import load_config, to_yaml
 
-    if options.resume is None and options.print_config:
-        print(to_yaml(load_config(options.config or DEFAULT_CONFIG, options.overrides)), end="")
+    name = options.config or DEFAULT_CONFIG
+    if options.resume is None:
+        config = load_config(name, options.overrides)
+    else:
+        from dt_ray.launch import resumed_config
+
+        config = resumed_config(options.resume, options.overrides)
+    if options.print_config:
+        print(to_yaml(config), end="")
         return
 
     from dt_ray import launch
     from dt_ray.progress import progress
+    from dt_ray.runs import RunFolder
 
     show_log()
     if options.resume is None:
-        name = options.config or DEFAULT_CONFIG
-        config = launch.name_run(load_config(name, options.overrides), name)
-    else:
-        config = launch.resumed_config(options.resume, options.overrides)
-        if options.print_config:
-            print(to_yaml(config), end="")
-            return
+        config = launch.name_run(config, name)
     try:
         with progress(config):
             if options.resume is None:
@@ -63,15 +64,9 @@ def main(arguments: Sequence[str]) -> None:
     if result.summary["last"]:
         print_evaluation(result.summary["last"])
     print(f"run         {result.run}")
-    print(f"checkpoint  {result.run}/checkpoints/{_latest(result.run)}")
+    print(f"checkpoint  {RunFolder.of(config).checkpoint(result.summary['step'])}")
     print("next        " + f"python -m dt_ray.evaluate {result.run} --target-return -200 --plot obedience.png")
     print("            " + f"python -m dt_ray.train --resume {result.run} total_timesteps={2 * config.total_timesteps}")
-
-
-def _latest(run: str) -> str:
-    from dt_ray.storage import Folder
-
-    return (Folder.at(run) / "checkpoints" / "latest").read_text().strip()
 
 
 if __name__ == "__main__":

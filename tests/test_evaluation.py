@@ -10,7 +10,7 @@ from dt_ray.data.behaviors import make_behavior
 from dt_ray.data.spaces import SpaceSpec, make_env, read_spaces
 from dt_ray.errors import DataError, UnsupportedSpaceError, UserError
 from dt_ray.evaluation import bootstrap_interval, evaluate, make_report, normalized_score, play
-from dt_ray.rollout import rollout
+from dt_ray.rollout import Rollouts, rollout
 
 
 class CountdownEnv(gym.Env):
@@ -35,15 +35,14 @@ def countdown() -> None:
     gym.register("Discrete-v0", lambda: gym.make("CartPole-v1").unwrapped)
 
 
-def random_policy(env_id: str, seeds: list[int], name: str = "random"):
-    return make_behavior(name, env_id, read_spaces(env_id), seeds=seeds)
+def play_behavior(env_id: str, seeds: list[int], name: str = "random", *, max_timesteps: int) -> Rollouts:
+    policy = make_behavior(name, env_id, read_spaces(env_id), seeds=seeds)
+    return rollout(policy, env_id, seeds=seeds, target_returns=[0] * len(seeds), max_timesteps=max_timesteps)
 
 
 def test_a_rollout_is_what_the_environment_does() -> None:
     seeds = [100_000, 100_001]
-    rollouts = rollout(
-        random_policy("Pendulum-v1", seeds), "Pendulum-v1", seeds=seeds, target_returns=[0, 0], max_timesteps=300
-    )
+    rollouts = play_behavior("Pendulum-v1", seeds, max_timesteps=300)
     assert rollouts.lengths.tolist() == [200, 200]  # the environment's own limit
     env = make_env("Pendulum-v1")
     for i, seed in enumerate(seeds):
@@ -57,9 +56,7 @@ def test_a_rollout_is_what_the_environment_does() -> None:
 
 def test_episodes_of_uneven_length_end_on_their_own() -> None:
     seeds = list(range(8))
-    rollouts = rollout(
-        random_policy("Countdown-v0", seeds), "Countdown-v0", seeds=seeds, target_returns=[0] * 8, max_timesteps=5
-    )
+    rollouts = play_behavior("Countdown-v0", seeds, max_timesteps=5)
     assert rollouts.lengths.tolist() == [3, 4, 5, 5, 3, 4, 5, 5]
     assert rollouts.returns.tolist() == [3, 4, 5, 5, 3, 4, 5, 5]
     assert rollouts.terminated.tolist() == [True, True, True, False] * 2  # 6 steps don't fit into 5: cut, not ended
@@ -73,21 +70,9 @@ def test_episodes_of_uneven_length_end_on_their_own() -> None:
 
 def test_an_episode_is_the_same_whoever_plays_beside_it() -> None:
     seeds = [100_003, 100_007, 100_011]
-    together = rollout(
-        random_policy("Pendulum-v1", seeds, "mixed"),
-        "Pendulum-v1",
-        seeds=seeds,
-        target_returns=[0] * 3,
-        max_timesteps=40,
-    )
+    together = play_behavior("Pendulum-v1", seeds, "mixed", max_timesteps=40)
     for i, seed in enumerate(seeds):
-        alone = rollout(
-            random_policy("Pendulum-v1", [seed], "mixed"),
-            "Pendulum-v1",
-            seeds=[seed],
-            target_returns=[0],
-            max_timesteps=40,
-        )
+        alone = play_behavior("Pendulum-v1", [seed], "mixed", max_timesteps=40)
         np.testing.assert_array_equal(alone.actions[0], together.actions[i])
 
 
@@ -96,25 +81,13 @@ def test_an_episode_is_the_same_whoever_plays_beside_it() -> None:
 )
 def test_pendulum_behaviours_are_as_good_as_their_names(behavior: str, low: float, high: float) -> None:
     seeds = list(range(100_000, 100_060))
-    rollouts = rollout(
-        random_policy("Pendulum-v1", seeds, behavior),
-        "Pendulum-v1",
-        seeds=seeds,
-        target_returns=[0] * 60,
-        max_timesteps=200,
-    )
+    rollouts = play_behavior("Pendulum-v1", seeds, behavior, max_timesteps=200)
     assert low < rollouts.returns.mean() < high
 
 
 def test_mixed_episodes_are_of_every_quality() -> None:
     seeds = list(range(100_000, 100_200))
-    rollouts = rollout(
-        random_policy("Pendulum-v1", seeds, "mixed"),
-        "Pendulum-v1",
-        seeds=seeds,
-        target_returns=[0] * 200,
-        max_timesteps=200,
-    )
+    rollouts = play_behavior("Pendulum-v1", seeds, "mixed", max_timesteps=200)
     counts, _ = np.histogram(rollouts.returns, bins=[-2000, -1000, -700, -400, -200, 0])
     assert (counts >= 5).all()
 
@@ -209,11 +182,11 @@ def test_evaluation_seeds_are_never_collected() -> None:
 
 def test_behaviours_that_do_not_exist_are_refused() -> None:
     with pytest.raises(UserError, match="exists for Pendulum-v1 only"):
-        random_policy("Countdown-v0", [0], "expert")
+        play_behavior("Countdown-v0", [0], "expert", max_timesteps=1)
     with pytest.raises(UserError, match="no behaviour 'nobody'; it is one of random, expert, medium, mixed"):
         CollectionPlan(env_id="Pendulum-v1", behavior="nobody", num_episodes=1, seed=10_000).check()
     with pytest.raises(UserError, match="can't load the behaviour 'nowhere:act'"):
-        random_policy("Pendulum-v1", [0], "nowhere:act")
+        play_behavior("Pendulum-v1", [0], "nowhere:act", max_timesteps=1)
 
 
 def push(observation: np.ndarray, generator: np.random.Generator) -> list[float]:

@@ -107,12 +107,9 @@ def test_workers_draw_the_same_global_batches(tiny_config: RunConfig) -> None:
 
 
 def test_a_run_resumes_on_ray_where_it_stopped(tiny_config: RunConfig) -> None:
-    whole, half = with_workers(tiny_config, 1), replace(with_workers(tiny_config, 1), name="half")
+    whole = with_workers(tiny_config, 1, optim=replace(tiny_config.optim, schedule="constant"))
+    half = replace(whole, name="half", total_timesteps=10)
     start_run(whole)
-    optim = replace(half.optim, schedule="constant")
-    whole = replace(whole, name="whole", optim=optim)
-    start_run(whole)
-    half = replace(half, optim=optim, total_timesteps=10)
     start_run(half)
     result = resume_run(resumed_config(str(RunFolder.of(half)), ["total_timesteps=20"]))
     assert losses_of(half) == losses_of(whole)

@@ -125,6 +125,17 @@ def test_a_run_is_not_resumed_on_other_data(tiny_config: RunConfig, tmp_path: Pa
         resume_run(config)
 
 
+def test_the_managed_object_has_the_units_and_settings_of_a_run(tiny_config: RunConfig, tmp_path: Path) -> None:
+    """Also where the files hold the episodes in another order than their ids."""
+    write_episodes(make_episodes([9, 30, 12, 5, 7]).select([3, 0, 4, 2, 1]), tmp_path / "data" / "part.parquet")
+    model = DecisionTransformer(tiny_config, overrides=[f"data.path={tmp_path}/data", "seed=3"])
+    assert model.config.seed == 3
+    fitted = model.learner.normalizer
+    model.train()
+    np.testing.assert_array_equal(model.learner.normalizer.observation_mean, fitted.observation_mean)
+    assert model.learner.normalizer.return_scale == fitted.return_scale
+
+
 def test_there_must_be_a_run_to_resume(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"is no run: there is no config.yaml in it"):
         resumed_config(str(tmp_path))

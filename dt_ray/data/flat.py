@@ -73,9 +73,8 @@ def cut_fragments(
     else:
         ends_before = np.cumsum(_ends(table, names))
         episode = num_ends_before + np.concatenate([[0], ends_before[:-1]]) if len(table) else ends_before
-    order = np.argsort(episode, kind="stable")  # keeps the order of rows within an episode
-    if "timestep" in names:
-        order = np.lexsort((table[names["timestep"]].to_numpy(), episode))
+    # Stable: without timesteps, the rows of an episode keep their order.
+    order = np.lexsort((table[names["timestep"]].to_numpy(), episode) if "timestep" in names else (episode,))
     episode_ids, starts = np.unique(episode[order], return_index=True)
 
     def vectors(name: str) -> ndarray:
@@ -117,12 +116,12 @@ def join_fragments(fragments: pa.Table) -> pa.Table:
         DataError: an episode goes on after its end, or its timesteps have gaps or repeat.
     """
     data = from_table(fragments.drop_columns(_extra(fragments)), source="joining fragments")
-    order = np.lexsort((fragments["file_index"].to_numpy(), data.episode_ids))
     if "timesteps" in fragments.column_names:
         first = fragments["timesteps"].combine_chunks().flatten().to_numpy()[data.starts]
         order = np.lexsort((first, data.episode_ids))
-        fragments = fragments.take(pa.array(order))
-        _check_timesteps(fragments)
+        _check_timesteps(fragments.take(pa.array(order)))
+    else:
+        order = np.lexsort((fragments["file_index"].to_numpy(), data.episode_ids))
     data = data.select(order)
     heads = np.flatnonzero(np.append(True, np.diff(data.episode_ids) != 0))
     tails = np.append(heads[1:], data.num_episodes) - 1
