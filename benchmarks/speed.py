@@ -102,7 +102,7 @@ def windows(source: ResidentSource) -> Callable[[], float]:
 
 def gather(source: ResidentSource) -> Callable[[], float]:
     """The same windows as contiguous runs, at rows that are known beforehand."""
-    rows = source.train.windows.numpy()
+    rows = source.train.blocks.numpy()
     draws = np.random.default_rng(0).integers(len(rows), size=(BATCHES_A_ROUND, 64))
     out = np.empty((64, rows.shape[1]), np.float32)
 

@@ -8,7 +8,8 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from jaxtyping import Int
+from numpy import ndarray
 
 from dt_ray.config import RunConfig
 from dt_ray.data.normalizer import Normalizer
@@ -131,29 +132,30 @@ class WindowCutter:
     """Windows of a table as views of one gathered block, on the device that holds the table."""
 
     def __init__(self, table: WindowTable, device: torch.device | str) -> None:
-        self.table = table
+        self.table, self.device = table, device
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
             rows = torch.from_numpy(table.rows).to(device)  # on the CPU: shared memory, only ever read
         num_rows, width = rows.shape
-        self.width = width
-        self.steps = table.length + 1  # one row more than a window, for its last action
-        self.windows = rows.as_strided((num_rows - table.length, self.steps * width), (width, 1))
+        self.blocks = rows.as_strided((num_rows - table.length, (table.length + 1) * width), (width, 1))
+        self.offsets = torch.arange(table.length, device=device)
 
     def cut(self, *, seed: int, step: int, batch_size: int, share: slice) -> WindowBatch:
-        anchors = sample_anchors(self.table.num_transitions, batch_size=batch_size, seed=seed, step=step)[share]
-        return self.at(torch.from_numpy(self.table.rows_of(anchors)))
+        anchors = sample_anchors(self.table.num_transitions, batch_size=batch_size, seed=seed, step=step)
+        return self.at(anchors[share])
 
-    def at(self, rows: Tensor) -> WindowBatch:
-        """The windows that start at these rows of the table."""
+    def at(self, anchors: Int[ndarray, "B"]) -> WindowBatch:
+        """The windows that start at these transitions; what stands at their padding is no zero but other steps."""
         table = self.table
-        block = self.windows.index_select(0, rows.to(self.windows.device)).view(len(rows), self.steps, self.width)
-        actions = slice(table.observation_dim, table.observation_dim + table.action_dim)
+        rows, timesteps, remaining = torch.from_numpy(table.find(anchors)).to(self.device)
+        block = self.blocks.index_select(0, rows).view(len(anchors), table.length + 1, -1)
+        mask = self.offsets < remaining[:, None]
+        actions = block[:, :, table.observation_dim : -1]
         return WindowBatch(
-            observations=block[:, :-1, : table.observation_dim],
-            actions=block[:, 1:, actions],
-            previous_actions=block[:, :-1, actions],
-            returns_to_go=block[:, :-1, -3],
-            timesteps=block[:, :-1, -2].long(),
-            mask=block[:, :-1, -1].bool(),
+            observations=block[:, 1:, : table.observation_dim],
+            actions=actions[:, 1:],
+            previous_actions=actions[:, :-1],
+            returns_to_go=block[:, 1:, -1],
+            timesteps=(timesteps[:, None] + self.offsets) * mask,
+            mask=mask,
         )

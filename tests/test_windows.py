@@ -1,6 +1,5 @@
 import numpy as np
 import pytest
-import torch
 from conftest import make_episodes
 from hypothesis import given
 from hypothesis import strategies as st
@@ -47,13 +46,13 @@ def test_the_window_table_holds_the_same_windows(lengths: list[int], length: int
     anchors = np.arange(data.num_transitions)
     expected = slice_windows(data, anchors, length=length, discount=discount)
     table = WindowTable.build(data, length=length, discount=discount)
-    batch = WindowCutter(table, "cpu").at(torch.from_numpy(table.rows_of(anchors)))
+    batch = WindowCutter(table, "cpu").at(anchors)
     for name in ("observations", "actions", "previous_actions", "returns_to_go", "timesteps", "mask"):
         values = getattr(batch, name).numpy()
         real = values[expected.mask]
         np.testing.assert_array_equal(real, getattr(expected, name)[expected.mask], err_msg=name)
     np.testing.assert_array_equal(batch.mask.numpy(), expected.mask)
-    assert not batch.actions.numpy()[~expected.mask].any()
+    assert not batch.timesteps.numpy()[~expected.mask].any()  # padding looks up a row that every timestep table has
 
 
 def test_anchors_are_a_function_of_seed_and_step() -> None:

@@ -68,41 +68,43 @@ def sample_anchors(num_transitions: int, *, batch_size: int, seed: int, step: in
 
 @dataclass(frozen=True, kw_only=True)
 class WindowTable:
-    """A dataset laid out so that each window is one contiguous run of floats.
+    """A dataset laid out so that each window is one contiguous run of floats, and nothing is held twice.
 
-    A row is (observation, previous action, return-to-go, timestep, is a real step), and after each episode come
-    `length` rows of padding. The window of T steps at a row is the T + 1 rows from there: the extra row holds, as its
-    previous action, the action of step T. Padding is zero, but for that previous action in its first row.
+    A row is (observation, action, return-to-go). One row of zeros stands before each episode and `length` of them at
+    the end. The window of T steps at transition i of episode e is the T + 1 rows from i + e on: the extra row in front
+    holds the action before its first step. Behind an episode's end a window reads on into the next one: its mask, which
+    `bounds` tells, says where to stop.
     """
 
     rows: Float[ndarray, "R W"]
-    starts: Int[ndarray, "E"]  # transition at which each episode starts, counted without padding
-    num_transitions: int
+    bounds: Int[ndarray, "E+1"]  # transition at which each episode starts, and the number of them all
     length: int  # longest window that can be cut
     observation_dim: int
     action_dim: int
 
+    @property
+    def num_transitions(self) -> int:
+        return int(self.bounds[-1])
+
     @classmethod
     def build(cls, data: TransitionDataset, *, length: int, discount: float = 1.0) -> WindowTable:
-        """Lays out `data` for windows of up to `length` steps; timesteps are exact up to 2**24."""
+        """Lays out `data` for windows of up to `length` steps."""
         num_steps, num_episodes = data.num_transitions, data.num_episodes
         observation_dim, action_dim = data.observations.shape[1], data.actions.shape[1]
-        table = np.zeros((num_steps + num_episodes * length, observation_dim + action_dim + 3), np.float32)
-        rows = np.arange(num_steps) + length * np.repeat(np.arange(num_episodes), data.lengths)
+        table = np.zeros((num_steps + num_episodes + length, observation_dim + action_dim + 1), np.float32)
+        rows = np.arange(num_steps) + 1 + np.repeat(np.arange(num_episodes), data.lengths)
         table[rows, :observation_dim] = data.observations
-        table[rows + 1, observation_dim : observation_dim + action_dim] = data.actions
-        table[rows, -3] = returns_to_go(data.rewards, data.starts, discount=discount)
-        table[rows, -2] = data.timesteps
-        table[rows, -1] = 1.0
+        table[rows, observation_dim:-1] = data.actions
+        table[rows, -1] = returns_to_go(data.rewards, data.starts, discount=discount)
         return cls(
             rows=table,
-            starts=data.starts,
-            num_transitions=num_steps,
+            bounds=np.append(data.starts, num_steps).astype(np.int64),
             length=length,
             observation_dim=observation_dim,
             action_dim=action_dim,
         )
 
-    def rows_of(self, anchors: Int[ndarray, "B"]) -> Int[ndarray, "B"]:
-        """The row at which the window of each transition starts."""
-        return anchors + self.length * (np.searchsorted(self.starts, anchors, side="right") - 1)
+    def find(self, anchors: Int[ndarray, "B"]) -> Int[ndarray, "3 B"]:
+        """For each transition the row in front of it, its timestep, and the steps from it to its episode's end."""
+        episodes = np.searchsorted(self.bounds, anchors, side="right")
+        return np.stack([anchors + (episodes - 1), anchors - self.bounds[episodes - 1], self.bounds[episodes] - anchors])
