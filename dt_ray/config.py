@@ -15,6 +15,8 @@ from annotated_types import Ge, Gt, Le, Lt, MinLen
 DEFAULT_CONFIG = "decision_transformer/pendulum"  # what the commands and the Python interface start from
 NUM_EVALUATION_SEEDS = 10_000  # environment seeds below this belong to evaluation; collected episodes never use them
 
+WINDOW_OVER_BAND = 3  # training windows are so many bands long, so that most of their steps see a full band
+
 
 @dataclass(frozen=True, kw_only=True)
 class CollectConfig:
@@ -35,11 +37,13 @@ class DataConfig:
     return_noise: Annotated[float, Ge(0)] = 0.0  # std of an error added to each training window's returns-to-go
     discount: Annotated[float, Gt(0), Le(1)] = 1.0
     validation_fraction: Annotated[float, Ge(0), Lt(1)] = 0.05  # of episodes
+    window_length: Annotated[int, Ge(1)] | None = None  # steps of a training window; null: the context, 3 under `band`
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    context_length: Annotated[int, Ge(1)] = 20  # steps that the model sees
+    context_length: Annotated[int, Ge(1)] = 20  # steps that the model sees; under `band`, that each layer sees
+    attention: Literal["window", "band"] = "window"  # band: what is past is never computed again when acting
     token_layout: Literal["step", "triplet"] = "step"
     num_layers: Annotated[int, Ge(1)] = 3
     num_heads: Annotated[int, Ge(1)] = 1
@@ -109,12 +113,31 @@ class RunConfig:
     scaling: ScalingConfig = field(default_factory=ScalingConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
 
+    @property
+    def window_length(self) -> int:
+        """Steps of a training window."""
+        multiple = WINDOW_OVER_BAND if self.model.attention == "band" else 1
+        return self.data.window_length or multiple * self.model.context_length
+
 
 def find_conflicts(config: RunConfig) -> Iterator[str]:
     """One line for each rule between fields that the configuration breaks."""
     model, evaluation = config.model, config.evaluation
     if model.width % model.num_heads:
         yield f"model.num_heads: must divide model.width={model.width}, got {model.num_heads}"
+    if model.attention == "band" and model.token_layout != "step":
+        yield f"model.attention: band needs model.token_layout=step, got {model.token_layout}"
+    if (length := config.data.window_length) is not None:
+        if model.attention == "window" and length != model.context_length:
+            yield (
+                f"data.window_length: under model.attention=window a training window is model.context_length="
+                f"{model.context_length} steps, got {length}; set model.attention=band, or leave it null"
+            )
+        elif length < model.context_length:
+            yield (
+                f"data.window_length: must be at least model.context_length={model.context_length}, so that some steps "
+                f"see a full band, got {length}"
+            )
     if (context := evaluation.context_length) and context > model.context_length:
         yield (
             f"evaluation.context_length: the model was given model.context_length={model.context_length} steps "

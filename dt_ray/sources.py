@@ -55,7 +55,7 @@ class ResidentData:
 
         def lay_out(part: TransitionDataset) -> WindowTable:
             normalized = normalizer.normalize(part)
-            return WindowTable.build(normalized, length=config.model.context_length, discount=config.data.discount)
+            return WindowTable.build(normalized, length=config.window_length, discount=config.data.discount)
 
         return cls(
             spec=spec,

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,17 +17,10 @@ SPEC = SpaceSpec(observation_dim=3, action_dim=2, action_low=(-2.0, -1.0), actio
 LAYOUTS = pytest.mark.parametrize("layout", ["step", "triplet"])
 
 
-def make_model(layout: str, *, num_heads: int = 2, dropout: float = 0.0) -> DecisionTransformerModel:
+def make_model(layout: str, **changes: Any) -> DecisionTransformerModel:
     torch.manual_seed(0)
-    config = ModelConfig(
-        context_length=6,
-        token_layout=layout,
-        num_layers=2,
-        num_heads=num_heads,
-        width=16,
-        dropout=dropout,
-        max_timesteps=40,
-    )
+    settings = {"context_length": 6, "num_layers": 2, "num_heads": 2, "width": 16, "dropout": 0.0, "max_timesteps": 40}
+    config = ModelConfig(token_layout=layout, **{**settings, **changes})
     model = DecisionTransformerModel(config, SPEC)
     for parameter in model.parameters():  # away from zero biases, behind which a mistake could hide
         nn.init.normal_(parameter, std=0.2)
@@ -37,6 +31,10 @@ def make_batch(*, length: int = 6) -> WindowBatch:
     data = make_episodes([9, 4, 12], action_dim=2)
     windows = slice_windows(data, np.array([0, 5, 10, 11, 14, 24]), length=length)
     return WindowBatch.from_windows(windows, Normalizer.fit(data, SPEC))
+
+
+def as_float64(batch: WindowBatch) -> WindowBatch:
+    return WindowBatch(**{name: x.double() if x.is_floating_point() else x for name, x in vars(batch).items()})
 
 
 @LAYOUTS

@@ -4,14 +4,16 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_episodes
-from test_models import SPEC, make_model
+from test_models import SPEC, as_float64, make_model
 
 from dt_ray.data import Normalizer, returns_to_go, slice_windows
 from dt_ray.learners.policies import DecisionTransformerPolicy
 from dt_ray.models import WindowBatch
 
+LAYOUTS = pytest.mark.parametrize("layout", ["step", "triplet"])
 
-@pytest.mark.parametrize("layout", ["step", "triplet"])
+
+@LAYOUTS
 @pytest.mark.parametrize("context_length", [1, 3, 6])
 def test_live_rollout_sees_what_training_saw(layout: str, context_length: int) -> None:
     """Replaying recorded episodes through the live context gives the training-time predictions, step by step."""
@@ -33,10 +35,32 @@ def test_live_rollout_sees_what_training_saw(layout: str, context_length: int) -
             policy.observe(data.actions[rows], data.rewards[rows], data.observations[rows + 1])
 
 
-def test_episodes_that_ended_do_not_change_the_others() -> None:
+@pytest.mark.parametrize("context_length", [1, 3, 6])
+def test_the_cache_gives_what_the_whole_episode_gives(context_length: int) -> None:
+    """Under a band a kept key and value are those that computing the whole episode anew would give: no step is lost."""
+    data = make_episodes([20, 20, 20], action_dim=2)
+    normalizer = Normalizer.fit(data, SPEC)
+    trained = make_model("step", attention="band", context_length=context_length).eval().double()
+    policy = DecisionTransformerPolicy(make_model("step", attention="band").eval(), normalizer)
+    policy.context_length = context_length
+    whole = WindowBatch.from_windows(slice_windows(data, data.starts, length=20), normalizer)
+    with torch.inference_mode():
+        expected = normalizer.denormalize_actions(trained.predict_actions(as_float64(whole)).float().numpy())
+    to_go = returns_to_go(data.rewards, data.starts)
+    policy.start(data.observations[data.starts], to_go[data.starts])
+    for step in range(20):
+        rows = data.starts + step
+        np.testing.assert_allclose(policy.act(), expected[:, step], atol=1e-5, rtol=1e-5)
+        np.testing.assert_array_equal(policy.act(), policy.act())  # looking twice changes nothing
+        if step < 19:
+            policy.observe(data.actions[rows], data.rewards[rows], data.observations[rows + 1])
+
+
+@pytest.mark.parametrize("attention", ["window", "band"])
+def test_episodes_that_ended_do_not_change_the_others(attention: str) -> None:
     data = make_episodes([10, 10, 10], action_dim=2)
     normalizer = Normalizer.fit(data, SPEC)
-    together, alone = (DecisionTransformerPolicy(make_model("step"), normalizer) for _ in range(2))
+    together, alone = (DecisionTransformerPolicy(make_model("step", attention=attention), normalizer) for _ in range(2))
     together.start(data.observations[data.starts], np.array([1.0, 2.0, 3.0]))
     alone.start(data.observations[data.starts[1:2]], np.array([2.0]))
     for step in range(9):

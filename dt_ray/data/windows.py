@@ -107,4 +107,6 @@ class WindowTable:
     def find(self, anchors: Int[ndarray, "B"]) -> Int[ndarray, "3 B"]:
         """For each transition the row in front of it, its timestep, and the steps from it to its episode's end."""
         episodes = np.searchsorted(self.bounds, anchors, side="right")
-        return np.stack([anchors + (episodes - 1), anchors - self.bounds[episodes - 1], self.bounds[episodes] - anchors])
+        return np.stack(
+            [anchors + (episodes - 1), anchors - self.bounds[episodes - 1], self.bounds[episodes] - anchors]
+        )

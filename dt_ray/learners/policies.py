@@ -6,15 +6,18 @@ Legend: N live episodes, S observation, A action dimension, W floats a step.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from numpy import ndarray
+from torch import Tensor
 
 from dt_ray.data.normalizer import Normalizer
 from dt_ray.models.batch import WindowBatch
 from dt_ray.models.decision_transformer import DecisionTransformerModel
+from dt_ray.models.transformer import KeyValueCache
 
 
 class DecisionTransformerPolicy:
@@ -28,18 +31,19 @@ class DecisionTransformerPolicy:
         self.context_length = context_length or model.config.context_length
 
     def start(self, observations: Float[ndarray, "N S"], target_returns: Float[ndarray, "N"]) -> None:
-        self._context = LiveContext(
+        make_context = CachedContext if self.model.config.attention == "band" else WindowContext
+        self._context: Context = make_context(
+            self.model,
             self.normalizer.normalize_observations(observations),
             np.asarray(target_returns, np.float64) * self.normalizer.return_scale,
-            action_dim=len(self.normalizer.action_low),
             context_length=self.context_length,
         )
 
     @torch.inference_mode()
     def act(self) -> Float[ndarray, "N A"]:
-        predicted = self.model.predict_last_action(self._context.as_batch(), padded=False)
-        return self.normalizer.denormalize_actions(predicted.numpy())
+        return self.normalizer.denormalize_actions(self._context.predict().numpy())
 
+    @torch.inference_mode()
     def observe(
         self, actions: Float[ndarray, "N A"], rewards: Float[ndarray, "N"], observations: Float[ndarray, "N S"]
     ) -> None:
@@ -49,12 +53,78 @@ class DecisionTransformerPolicy:
             self.normalizer.normalize_observations(observations),
         )
 
+    @torch.inference_mode()
     def keep(self, episodes: Sequence[int] | Int[ndarray, "M"]) -> None:
         self._context.keep(episodes)
 
 
-class LiveContext:
-    """The last `context_length` steps of N episodes that started together, in the model's units.
+class Context(Protocol):
+    """What a policy remembers of N episodes that started together, in the model's units."""
+
+    def predict(self) -> Float[Tensor, "N A"]:
+        """The actions of the newest steps."""
+        ...
+
+    def append(
+        self, actions: Float[ndarray, "N A"], rewards: Float[ndarray, "N"], observations: Float[ndarray, "N S"]
+    ) -> None:
+        """Completes the newest step with its action and begins the next one."""
+        ...
+
+    def keep(self, episodes: Sequence[int] | Int[ndarray, "M"]) -> None:
+        """Goes on with these episodes only."""
+        ...
+
+
+class CachedContext:
+    """The newest step, and the keys and values of those before it; for a model with `attention: band`."""
+
+    def __init__(
+        self,
+        model: DecisionTransformerModel,
+        observations: Float[ndarray, "N S"],
+        targets: Float[ndarray, "N"],
+        *,
+        context_length: int,
+    ) -> None:
+        self.model = model
+        self._cache = KeyValueCache(context_length)
+        self._returns_to_go = targets  # float64: 1,000 subtractions lose nothing
+        self._timestep = -1
+        self._begin_step(np.zeros((len(observations), model.action_dim), np.float32), observations)
+
+    def predict(self) -> Float[Tensor, "N A"]:
+        return self.model.predict_next_action(self._newest, self._cache)
+
+    def append(
+        self, actions: Float[ndarray, "N A"], rewards: Float[ndarray, "N"], observations: Float[ndarray, "N S"]
+    ) -> None:
+        self._returns_to_go = self._returns_to_go - rewards
+        self._begin_step(actions, observations)
+
+    def keep(self, episodes: Sequence[int] | Int[ndarray, "M"]) -> None:
+        rows = torch.as_tensor(np.asarray(episodes))
+        self._cache.keep(rows)
+        self._returns_to_go = self._returns_to_go[episodes]
+        self._newest = WindowBatch(**{name: values[rows] for name, values in vars(self._newest).items()})
+
+    def _begin_step(self, previous_actions: Float[ndarray, "N A"], observations: Float[ndarray, "N S"]) -> None:
+        self._cache.begin_token()
+        self._timestep += 1
+        one = (len(observations), 1)
+        previous = torch.from_numpy(previous_actions)[:, None]
+        self._newest = WindowBatch(
+            observations=torch.from_numpy(observations)[:, None],
+            actions=torch.zeros_like(previous),  # is what is asked for
+            previous_actions=previous,
+            returns_to_go=torch.from_numpy(self._returns_to_go.astype(np.float32))[:, None],
+            timesteps=torch.full(one, self._timestep),
+            mask=torch.ones(one, dtype=torch.bool),
+        )
+
+
+class WindowContext:
+    """The last `context_length` steps, all of them seen anew at each step.
 
     One preallocated buffer of twice that length: steps are written behind one another, and when it is full its newest
     half moves to the front, so that the context is always one slice of it.
@@ -62,23 +132,26 @@ class LiveContext:
 
     def __init__(
         self,
+        model: DecisionTransformerModel,
         observations: Float[ndarray, "N S"],
         targets: Float[ndarray, "N"],
         *,
-        action_dim: int,
         context_length: int,
     ) -> None:
+        self.model = model
         num, self.observation_dim = observations.shape
-        self.action_dim, self.context_length = action_dim, context_length
-        self._steps = torch.zeros(num, 2 * context_length, self.observation_dim + 2 * action_dim + 1)
+        self.action_dim, self.context_length = model.action_dim, context_length
+        self._steps = torch.zeros(num, 2 * context_length, self.observation_dim + 2 * self.action_dim + 1)
         self._returns_to_go = targets  # float64: 1,000 subtractions lose nothing
         self._timestep, self._end = 0, 0
-        self._write(np.zeros((num, action_dim), np.float32), observations)
+        self._write(np.zeros((num, self.action_dim), np.float32), observations)
+
+    def predict(self) -> Float[Tensor, "N A"]:
+        return self.model.predict_last_action(self.as_batch(), padded=False)
 
     def append(
         self, actions: Float[ndarray, "N A"], rewards: Float[ndarray, "N"], observations: Float[ndarray, "N S"]
     ) -> None:
-        """Completes the newest step with its action and begins the next one."""
         actions_at = slice(self.observation_dim + self.action_dim, -1)
         self._steps[:, self._end - 1, actions_at] = torch.from_numpy(actions)
         if self._end == self._steps.shape[1]:

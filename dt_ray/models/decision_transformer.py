@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dt_ray.config import ModelConfig
 from dt_ray.data.spaces import SpaceSpec
 from dt_ray.models.batch import WindowBatch
-from dt_ray.models.transformer import ALL_ROWS, Transformer
+from dt_ray.models.transformer import ALL_ROWS, Dropout, KeyValueCache, Transformer
 
 NEWEST = slice(-1, None)
 
@@ -26,7 +26,7 @@ class DecisionTransformerModel(nn.Module):
 
     def __init__(self, config: ModelConfig, spec: SpaceSpec) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.action_dim = config, spec.action_dim
         self.tokens = TOKEN_LAYOUTS[config.token_layout](config, spec)
         self.transformer = Transformer(
             num_layers=config.num_layers,
@@ -34,6 +34,7 @@ class DecisionTransformerModel(nn.Module):
             width=config.width,
             activation=config.activation,
             dropout=config.dropout,
+            band=config.context_length if config.attention == "band" else None,
         )
         self.predict_action = nn.Sequential(nn.Linear(config.width, spec.action_dim), nn.Tanh())
         self.apply(_initialize)
@@ -57,6 +58,13 @@ class DecisionTransformerModel(nn.Module):
             tokens = tokens[:, :-1]  # the newest action is what is asked for
         return self.predict_action(self.transformer(tokens, read=NEWEST))[:, 0]
 
+    def predict_next_action(self, newest: WindowBatch, cache: KeyValueCache) -> Float[Tensor, "B A"]:
+        """The action at the newest step, from windows of that step alone and what the cache keeps of those before.
+
+        Under `attention: band` it is the action that the whole episode so far would give.
+        """
+        return self.predict_action(self.transformer.step(self.tokens(newest)[:, 0], cache))
+
 
 class StepTokens(nn.Module):
     """One token a step, from its return-to-go, observation, previous action and timestep."""
@@ -67,7 +75,7 @@ class StepTokens(nn.Module):
         super().__init__()
         self.embed_step = nn.Linear(1 + spec.observation_dim + spec.action_dim, config.width)
         self.embed_timestep = nn.Embedding(config.max_timesteps, config.width)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, windows: WindowBatch) -> Float[Tensor, "B T D"]:
         step = torch.cat([windows.returns_to_go[..., None], windows.observations, windows.previous_actions], dim=-1)
@@ -86,7 +94,7 @@ class TripletTokens(nn.Module):
         self.embed_action = nn.Linear(spec.action_dim, config.width)
         self.embed_timestep = nn.Embedding(config.max_timesteps, config.width)
         self.norm = nn.LayerNorm(config.width)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, windows: WindowBatch) -> Float[Tensor, "B 3T D"]:
         time = self.embed_timestep(windows.timesteps)
