@@ -71,6 +71,7 @@ class EvaluationConfig:
     seed: Annotated[int, Ge(0)] = 0  # episode i resets its environment with seed + i
     max_timesteps: Annotated[int, Ge(1)] = 200  # an episode is cut after so many steps
     context_length: Annotated[int, Ge(1)] | None = None  # null: the model's
+    batched_env: bool = True  # step all episodes as one where an exact batched copy is known: Pendulum-v1
     num_actors: Annotated[int, Ge(0)] | None = None  # 0: in the training process; null: what the machine allows
     random_return: float | None = None  # normalized_score is 0 here
     reference_return: float | None = None  # and 1 here; null: no score

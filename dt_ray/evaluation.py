@@ -36,6 +36,7 @@ def play(policy: Policy, env_id: str, config: EvaluationConfig, episodes: Sequen
         seeds=[config.seed + episode for _ in targets for episode in episodes],
         target_returns=[target for target in targets for _ in episodes],
         max_timesteps=config.max_timesteps,
+        batched=config.batched_env,
     )
     shape = (len(targets), len(episodes))
     return EpisodeResults(

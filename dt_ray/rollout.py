@@ -12,8 +12,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 
-from dt_ray.data.spaces import make_env
 from dt_ray.data.transitions import TransitionDataset
+from dt_ray.environments import make_environments
 from dt_ray.errors import UserError
 from dt_ray.learners.base import Policy
 
@@ -53,27 +53,32 @@ class Rollouts:
 
 
 def rollout(
-    policy: Policy, env_id: str, *, seeds: Sequence[int], target_returns: Sequence[float], max_timesteps: int
+    policy: Policy,
+    env_id: str,
+    *,
+    seeds: Sequence[int],
+    target_returns: Sequence[float],
+    max_timesteps: int,
+    batched: bool = True,
 ) -> Rollouts:
     """Plays one episode for each seed and target return, all stepping together until the last has ended.
+
+    `batched` takes an exact batched copy of the environment where there is one.
 
     Raises:
         UserError: the policy's actions don't fit the environment.
     """
-    envs = [make_env(env_id) for _ in seeds]
-    action_shape = envs[0].action_space.shape
-    assert action_shape is not None
-    first = np.stack([env.reset(seed=seed)[0] for env, seed in zip(envs, seeds, strict=True)]).astype(np.float32)
-    num, observation_dim = first.shape
+    envs = make_environments(env_id, len(seeds), batched=batched)
+    newest = envs.reset(seeds)
+    num, observation_dim = newest.shape
     # Grown by doubling, so that a limit far beyond the real lengths costs nothing.
     capacity = min(max_timesteps, 256)
     observations = np.zeros((num, capacity, observation_dim), np.float32)
-    actions = np.zeros((num, capacity, *action_shape), np.float32)
+    actions = np.zeros((num, capacity, *envs.action_shape), np.float32)
     rewards = np.zeros((num, capacity))
     lengths, terminated = np.zeros(num, np.int64), np.zeros(num, dtype=bool)
-    newest = first.copy()
     live = np.arange(num)
-    policy.start(first, np.asarray(target_returns, dtype=np.float64))
+    policy.start(newest.copy(), np.asarray(target_returns, dtype=np.float64))
     for step in range(max_timesteps):
         if step == capacity:
             capacity *= 2
@@ -81,23 +86,23 @@ def rollout(
                 np.concatenate([column, np.zeros_like(column)], axis=1) for column in (observations, actions, rewards)
             )
         chosen = policy.act()
-        if chosen.shape != (len(live), *action_shape):
-            raise UserError(f"the policy gave actions of shape {chosen.shape[1:]} where {env_id} takes {action_shape}")
+        if chosen.shape != (len(live), *envs.action_shape):
+            raise UserError(
+                f"the policy gave actions of shape {chosen.shape[1:]} where {env_id} takes {envs.action_shape}"
+            )
         observations[live, step], actions[live, step] = newest[live], chosen
-        done = np.zeros(len(live), dtype=bool)
-        for i, episode in enumerate(live):
-            observation, reward, ended, cut, _ = envs[episode].step(chosen[i])
-            newest[episode], rewards[episode, step] = observation, float(reward)
-            terminated[episode], done[i] = ended, ended or cut
+        outcome = envs.step(live, chosen)
+        newest[live], rewards[live, step] = outcome.observations, outcome.rewards
+        terminated[live] = outcome.terminated
+        done = outcome.terminated | outcome.truncated
         lengths[live] += 1
         if done.all() or step + 1 == max_timesteps:
             break
-        policy.observe(chosen, rewards[live, step], newest[live])
+        policy.observe(chosen, outcome.rewards, outcome.observations)
         if done.any():
             policy.keep(np.flatnonzero(~done))
             live = live[~done]
-    for env in envs:
-        env.close()
+    envs.close()
     longest = lengths.max()
     return Rollouts(
         observations=observations[:, :longest],

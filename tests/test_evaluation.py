@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ from dt_ray.config import DataConfig, EvaluationConfig
 from dt_ray.data import read_dataset
 from dt_ray.data.behaviors import make_behavior
 from dt_ray.data.spaces import SpaceSpec, make_env, read_spaces
+from dt_ray.environments import GymnasiumEnvironments, PendulumEnvironments, make_environments
 from dt_ray.errors import DataError, UnsupportedSpaceError, UserError
 from dt_ray.evaluation import bootstrap_interval, evaluate, make_report, normalized_score, play
 from dt_ray.rollout import Rollouts, rollout
@@ -52,6 +55,35 @@ def test_a_rollout_is_what_the_environment_does() -> None:
             observation, reward, *_ = env.step(rollouts.actions[i, t])
             assert rollouts.rewards[i, t] == float(reward)
         np.testing.assert_array_equal(rollouts.final_observations[i], observation)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_batched_pendulum_is_gymnasiums_bit_for_bit(dtype: type) -> None:
+    """Every step of every episode, with episodes dropped on the way and torques out of bounds."""
+    seeds = list(range(24))
+    ours, theirs = (make_environments("Pendulum-v1", 24, batched=batched) for batched in (True, False))
+    assert isinstance(ours, PendulumEnvironments)
+    assert isinstance(theirs, GymnasiumEnvironments)
+    np.testing.assert_array_equal(ours.reset(seeds), theirs.reset(seeds))
+    live, generator = np.arange(24), np.random.default_rng(0)
+    for step in range(200):
+        torques = generator.uniform(-3, 3, size=(len(live), 1)).astype(dtype)
+        one, other = ours.step(live, torques), theirs.step(live, torques)
+        for name, values in vars(one).items():
+            np.testing.assert_array_equal(values, getattr(other, name), err_msg=f"{name} at step {step}")
+        if step % 50 == 49:
+            live = live[::2]
+
+
+def test_a_pendulum_that_someone_else_registered_is_theirs() -> None:
+    spec = gym.registry["Pendulum-v1"]
+    try:
+        gym.registry["Pendulum-v1"] = gym.envs.registration.EnvSpec("Pendulum-v1", entry_point=CountdownEnv)
+        assert isinstance(make_environments("Pendulum-v1", 2), GymnasiumEnvironments)
+        gym.registry["Pendulum-v1"] = replace(spec, max_episode_steps=50)
+        assert isinstance(make_environments("Pendulum-v1", 2), GymnasiumEnvironments)
+    finally:
+        gym.registry["Pendulum-v1"] = spec
 
 
 def test_episodes_of_uneven_length_end_on_their_own() -> None:
