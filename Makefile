@@ -21,6 +21,13 @@ install: $(VENV)/.installed
 .PHONY: install-dev
 install-dev: $(VENV)/.installed-dev
 
+# The public implementations beside ours. d3rlpy pins an older Gymnasium, so it is added without its requirements.
+.PHONY: bench
+bench:
+	test -d .venv-bench || $(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[bench]"
+	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps d3rlpy
+
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .

@@ -17,6 +17,7 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -104,7 +105,7 @@ def measure_rates(names: list[str], *, rounds: int = 5, updates: int = 30) -> di
     return {name: statistics.median(values) for name, values in figures.items()}
 
 
-def train(variant: str, num_updates: int, seed: int) -> dict[str, object]:
+def train(variant: str, num_updates: int, seed: int) -> dict[str, Any]:
     torch.set_num_threads(1)
     config = replace(settings(variant), seed=seed, total_timesteps=num_updates)
     source = make_source(config)

@@ -15,7 +15,7 @@ from annotated_types import Ge, Gt, Le, Lt, MinLen
 DEFAULT_CONFIG = "decision_transformer/pendulum"  # what the commands and the Python interface start from
 NUM_EVALUATION_SEEDS = 10_000  # environment seeds below this belong to evaluation; collected episodes never use them
 
-WINDOW_OVER_BAND = 3  # training windows are so many bands long, so that most of their steps see a full band
+WINDOW_OVER_BAND = 2  # training windows are so many bands long, so that most of their steps see a full band
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,7 @@ class DataConfig:
     return_noise: Annotated[float, Ge(0)] = 0.0  # std of an error added to each training window's returns-to-go
     discount: Annotated[float, Gt(0), Le(1)] = 1.0
     validation_fraction: Annotated[float, Ge(0), Lt(1)] = 0.05  # of episodes
-    window_length: Annotated[int, Ge(1)] | None = None  # steps of a training window; null: the context, 3 under `band`
+    window_length: Annotated[int, Ge(1)] | None = None  # steps of a training window; null: the context, 2 under `band`
 
 
 @dataclass(frozen=True, kw_only=True)
