@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from jaxtyping import Int
 from numpy import ndarray
+from torch import Tensor
 
 from dt_ray.config import RunConfig
 from dt_ray.data.normalizer import Normalizer
 from dt_ray.data.spaces import SpaceSpec
 from dt_ray.data.transitions import TransitionDataset
-from dt_ray.data.windows import WindowTable, sample_anchors
+from dt_ray.data.windows import UPDATES_A_DRAW, WindowTable, draw_anchors
 from dt_ray.errors import DataError
 from dt_ray.models.batch import WindowBatch
 
@@ -110,11 +111,11 @@ class ResidentSource:
         self.seed, self.batch_size = config.seed, config.optim.batch_size
         self.return_noise = config.data.return_noise * data.normalizer.return_scale
         self.share = slice(rank * self.batch_size // world_size, (rank + 1) * self.batch_size // world_size)
-        self.train = WindowCutter(data.train, device)
-        self.validation = None if data.validation is None else WindowCutter(data.validation, device)
+        self.train = self._cutter(data.train, device, seed=config.seed)
+        self.validation = None if data.validation is None else self._cutter(data.validation, device, seed=0)
 
     def batch(self, step: int) -> WindowBatch:
-        batch = self.train.cut(seed=self.seed, step=step, batch_size=self.batch_size, share=self.share)
+        batch = self.train.batch(step)
         if self.return_noise == 0.0:
             return batch
         # One error for all steps of a window: the differences between its returns-to-go are its rewards, and stay so.
@@ -123,32 +124,46 @@ class ResidentSource:
         return replace(batch, returns_to_go=blurred)
 
     def validation_batch(self, index: int) -> WindowBatch | None:
-        if self.validation is None:
-            return None
-        return self.validation.cut(seed=0, step=index, batch_size=self.batch_size, share=self.share)
+        return None if self.validation is None else self.validation.batch(index)
+
+    def _cutter(self, table: WindowTable, device: torch.device | str, *, seed: int) -> WindowCutter:
+        return WindowCutter(table, device, seed=seed, batch_size=self.batch_size, share=self.share)
 
 
 class WindowCutter:
     """Windows of a table as views of one gathered block, on the device that holds the table."""
 
-    def __init__(self, table: WindowTable, device: torch.device | str) -> None:
+    def __init__(
+        self, table: WindowTable, device: torch.device | str, *, seed: int, batch_size: int, share: slice
+    ) -> None:
         self.table, self.device = table, device
+        self.seed, self.batch_size, self.share = seed, batch_size, share
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
             rows = torch.from_numpy(table.rows).to(device)  # on the CPU: shared memory, only ever read
         num_rows, width = rows.shape
         self.blocks = rows.as_strided((num_rows - table.length, (table.length + 1) * width), (width, 1))
         self.offsets = torch.arange(table.length, device=device)
+        self._draw, self._places = -1, torch.empty(3, 0, 0, dtype=torch.long)
 
-    def cut(self, *, seed: int, step: int, batch_size: int, share: slice) -> WindowBatch:
-        anchors = sample_anchors(self.table.num_transitions, batch_size=batch_size, seed=seed, step=step)
-        return self.at(anchors[share])
+    def batch(self, step: int) -> WindowBatch:
+        """This worker's share of batch `step`, a function of (seed, step)."""
+        draw, within = divmod(step, UPDATES_A_DRAW)
+        if draw != self._draw:
+            num = self.table.num_transitions
+            anchors = draw_anchors(num, batch_size=self.batch_size, seed=self.seed, draw=draw)[:, self.share]
+            self._draw, self._places = draw, self.find(anchors)
+        return self.cut(self._places[:, within])
 
-    def at(self, anchors: Int[ndarray, "B"]) -> WindowBatch:
-        """The windows that start at these transitions; what stands at their padding is no zero but other steps."""
+    def find(self, anchors: Int[ndarray, "*any"]) -> Int[Tensor, "3 *any"]:
+        """What `cut` needs to know of these transitions."""
+        return torch.from_numpy(self.table.find(anchors)).to(self.device)
+
+    def cut(self, places: Int[Tensor, "3 B"]) -> WindowBatch:
+        """The windows that start there; what stands at their padding is no zero but other steps."""
         table = self.table
-        rows, timesteps, remaining = torch.from_numpy(table.find(anchors)).to(self.device)
-        block = self.blocks.index_select(0, rows).view(len(anchors), table.length + 1, -1)
+        rows, timesteps, remaining = places.unbind()
+        block = self.blocks.index_select(0, rows).view(len(rows), table.length + 1, -1)
         mask = self.offsets < remaining[:, None]
         actions = block[:, :, table.observation_dim : -1]
         return WindowBatch(

@@ -20,6 +20,7 @@ from dt_ray.config import DataConfig, ModelConfig, OptimConfig, RunConfig
 from dt_ray.learners import LEARNERS
 from dt_ray.losses import decision_transformer_loss
 from dt_ray.models import WindowBatch
+from dt_ray.models.linear import Linear
 from dt_ray.models.transformer import Dropout
 from dt_ray.sources import ResidentData, ResidentSource
 
@@ -91,6 +92,27 @@ def test_predictions_and_gradients_are_those_of_the_formulas(kind: str) -> None:
         assert parameter.grad is not None
         assert plain is not None
         torch.testing.assert_close(parameter.grad.double(), plain, atol=1e-4 * float(plain.abs().max()), rtol=0)
+
+
+@pytest.mark.parametrize("num_inputs", [1, 5, 64])
+@pytest.mark.parametrize("num_outputs", [1, 48])
+@pytest.mark.parametrize("gaps", [False, True])
+def test_a_linear_layer_is_its_formula(num_inputs: int, num_outputs: int, gaps: bool) -> None:
+    """By whichever library: values and gradients against float64, with and without gaps between rows in memory."""
+    generator = torch.Generator().manual_seed(0)
+    layer = Linear(num_inputs, num_outputs)
+    x = torch.randn(16, 12, num_inputs, generator=generator)[:, :: 2 if gaps else 1].requires_grad_()
+    factor = torch.randn(16, 12, num_outputs, generator=generator)[:, :: 2 if gaps else 1]
+    (layer(x) * factor).sum().backward()
+    plain_x, weight, bias = (value.detach().double().requires_grad_() for value in (x, layer.weight, layer.bias))
+    expected = plain_x @ weight.T + bias
+    (expected * factor).sum().backward()
+    for ours, plain in ((x, plain_x), (layer.weight, weight), (layer.bias, bias)):
+        assert ours.grad is not None
+        assert plain.grad is not None
+        torch.testing.assert_close(ours.grad.double(), plain.grad, atol=1e-4, rtol=1e-5)
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x).double(), expected.detach(), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5])

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dt_ray.data import returns_to_go, slice_windows
-from dt_ray.data.windows import WindowTable, sample_anchors
+from dt_ray.data.windows import UPDATES_A_DRAW, WindowTable, draw_anchors
 from dt_ray.sources import WindowCutter
 
 lengths = st.lists(st.integers(1, 9), min_size=1, max_size=6)
@@ -46,7 +46,8 @@ def test_the_window_table_holds_the_same_windows(lengths: list[int], length: int
     anchors = np.arange(data.num_transitions)
     expected = slice_windows(data, anchors, length=length, discount=discount)
     table = WindowTable.build(data, length=length, discount=discount)
-    batch = WindowCutter(table, "cpu").at(anchors)
+    cutter = WindowCutter(table, "cpu", seed=0, batch_size=1, share=slice(None))
+    batch = cutter.cut(cutter.find(anchors))
     for name in ("observations", "actions", "previous_actions", "returns_to_go", "timesteps", "mask"):
         values = getattr(batch, name).numpy()
         real = values[expected.mask]
@@ -55,16 +56,27 @@ def test_the_window_table_holds_the_same_windows(lengths: list[int], length: int
     assert not batch.timesteps.numpy()[~expected.mask].any()  # padding looks up a row that every timestep table has
 
 
-def test_anchors_are_a_function_of_seed_and_step() -> None:
-    first = sample_anchors(1000, batch_size=64, seed=3, step=7)
-    np.testing.assert_array_equal(first, sample_anchors(1000, batch_size=64, seed=3, step=7))
-    assert (first != sample_anchors(1000, batch_size=64, seed=3, step=8)).any()
-    assert (first != sample_anchors(1000, batch_size=64, seed=4, step=7)).any()
+def test_anchors_are_a_function_of_seed_and_draw() -> None:
+    first = draw_anchors(1000, batch_size=64, seed=3, draw=7)
+    np.testing.assert_array_equal(first, draw_anchors(1000, batch_size=64, seed=3, draw=7))
+    assert (first != draw_anchors(1000, batch_size=64, seed=3, draw=8)).any()
+    assert (first != draw_anchors(1000, batch_size=64, seed=4, draw=7)).any()
+
+
+def test_a_batch_is_the_same_whatever_was_cut_before_it() -> None:
+    table = WindowTable.build(make_episodes([30, 40]), length=4)
+    straight, jumping = (WindowCutter(table, "cpu", seed=1, batch_size=8, share=slice(2, 7)) for _ in range(2))
+    steps = [0, 1, UPDATES_A_DRAW - 1, UPDATES_A_DRAW, 3 * UPDATES_A_DRAW + 5]
+    batches = [straight.batch(step) for step in steps]
+    for step, batch in reversed(list(zip(steps, batches, strict=True))):
+        np.testing.assert_array_equal(jumping.batch(step).observations, batch.observations)
+        assert len(batch.mask) == 5
+    assert not np.array_equal(batches[0].observations, batches[1].observations)
 
 
 def test_anchors_are_uniform_over_transitions() -> None:
-    counts = np.bincount(np.concatenate([sample_anchors(50, batch_size=1000, seed=0, step=k) for k in range(100)]))
-    assert abs(counts - 2000).max() < 5 * np.sqrt(2000)
+    counts = np.bincount(np.concatenate([draw_anchors(50, batch_size=1000, seed=0, draw=k).ravel() for k in range(2)]))
+    assert abs(counts - 2560).max() < 5 * np.sqrt(2560)
 
 
 def test_windows_outside_the_data_are_refused() -> None:

@@ -1,6 +1,6 @@
 """Trajectory windows: up to `length` consecutive steps of one episode, padded on the right, with a mask.
 
-Legend: N transitions, E episodes, B windows, T window length, S observation, A action dimension.
+Legend: N transitions, E episodes, B windows, T window length, S observation, A action dimension, U updates a draw.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from numpy import ndarray
 
 from dt_ray.data.returns import returns_to_go
 from dt_ray.data.transitions import TransitionDataset
+
+UPDATES_A_DRAW = 64  # anchors are drawn for so many updates at a time: a generator costs as much as a batch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,9 +63,12 @@ def slice_windows(
     )
 
 
-def sample_anchors(num_transitions: int, *, batch_size: int, seed: int, step: int) -> Int[ndarray, "B"]:
-    """Uniform over all transitions; a function of (seed, step) alone, so that resuming needs no iterator state."""
-    return np.random.default_rng([seed, step]).integers(num_transitions, size=batch_size)
+def draw_anchors(num_transitions: int, *, batch_size: int, seed: int, draw: int) -> Int[ndarray, "U B"]:
+    """Anchors of the `UPDATES_A_DRAW` updates from `draw * UPDATES_A_DRAW` on, uniform over all transitions.
+
+    A function of (seed, draw) alone: resuming needs no iterator state.
+    """
+    return np.random.default_rng([seed, draw]).integers(num_transitions, size=(UPDATES_A_DRAW, batch_size))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,9 +109,8 @@ class WindowTable:
             action_dim=action_dim,
         )
 
-    def find(self, anchors: Int[ndarray, "B"]) -> Int[ndarray, "3 B"]:
+    def find(self, anchors: Int[ndarray, "*any"]) -> Int[ndarray, "3 *any"]:
         """For each transition the row in front of it, its timestep, and the steps from it to its episode's end."""
-        episodes = np.searchsorted(self.bounds, anchors, side="right")
-        return np.stack(
-            [anchors + (episodes - 1), anchors - self.bounds[episodes - 1], self.bounds[episodes] - anchors]
-        )
+        next_ones = np.searchsorted(self.bounds, anchors, side="right")
+        episodes = next_ones - 1
+        return np.stack([anchors + episodes, anchors - self.bounds[episodes], self.bounds[next_ones] - anchors])

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from dt_ray.config import ModelConfig
 from dt_ray.data.spaces import SpaceSpec
 from dt_ray.models.batch import WindowBatch
+from dt_ray.models.linear import Linear
 from dt_ray.models.transformer import ALL_ROWS, Dropout, KeyValueCache, Transformer
 
 NEWEST = slice(-1, None)
@@ -36,7 +37,7 @@ class DecisionTransformerModel(nn.Module):
             dropout=config.dropout,
             band=config.context_length if config.attention == "band" else None,
         )
-        self.predict_action = nn.Sequential(nn.Linear(config.width, spec.action_dim), nn.Tanh())
+        self.predict_action = nn.Sequential(Linear(config.width, spec.action_dim), nn.Tanh())
         self.apply(_initialize)
 
     def forward(self, windows: WindowBatch) -> Float[Tensor, "B T A"]:
@@ -73,7 +74,7 @@ class StepTokens(nn.Module):
 
     def __init__(self, config: ModelConfig, spec: SpaceSpec) -> None:
         super().__init__()
-        self.embed_step = nn.Linear(1 + spec.observation_dim + spec.action_dim, config.width)
+        self.embed_step = Linear(1 + spec.observation_dim + spec.action_dim, config.width)
         self.embed_timestep = nn.Embedding(config.max_timesteps, config.width)
         self.dropout = Dropout(config.dropout)
 
@@ -89,9 +90,9 @@ class TripletTokens(nn.Module):
 
     def __init__(self, config: ModelConfig, spec: SpaceSpec) -> None:
         super().__init__()
-        self.embed_return = nn.Linear(1, config.width)
-        self.embed_observation = nn.Linear(spec.observation_dim, config.width)
-        self.embed_action = nn.Linear(spec.action_dim, config.width)
+        self.embed_return = Linear(1, config.width)
+        self.embed_observation = Linear(spec.observation_dim, config.width)
+        self.embed_action = Linear(spec.action_dim, config.width)
         self.embed_timestep = nn.Embedding(config.max_timesteps, config.width)
         self.norm = nn.LayerNorm(config.width)
         self.dropout = Dropout(config.dropout)

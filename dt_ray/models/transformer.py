@@ -8,6 +8,7 @@ Legend: B sequences, L tokens, R rows read, H heads, D width, N live episodes, K
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import cast
 
@@ -15,6 +16,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from dt_ray.models.linear import Linear, linear
 
 ALL_ROWS = slice(None)
 ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU}
@@ -53,7 +56,7 @@ class Block(nn.Module):
         self.attention = CausalAttention(num_heads, width, dropout, band)
         self.mlp_norm = nn.LayerNorm(width)
         self.mlp = nn.Sequential(
-            nn.Linear(width, 4 * width), ACTIVATIONS[activation](), nn.Linear(4 * width, width), Dropout(dropout)
+            Linear(width, 4 * width), ACTIVATIONS[activation](), Linear(4 * width, width), Dropout(dropout)
         )
 
     def forward(self, x: Float[Tensor, "B L D"], *, read: slice = ALL_ROWS) -> Float[Tensor, "B R D"]:
@@ -69,8 +72,8 @@ class CausalAttention(nn.Module):
     def __init__(self, num_heads: int, width: int, dropout: float, band: int | None) -> None:
         super().__init__()
         self.num_heads, self.band = num_heads, band
-        self.query_key_value = nn.Linear(width, 3 * width)
-        self.project = nn.Linear(width, width)
+        self.query_key_value = Linear(width, 3 * width)
+        self.project = Linear(width, width)
         self.dropout = Dropout(dropout)
 
     def forward(self, x: Float[Tensor, "B L D"], *, read: slice) -> Float[Tensor, "B R D"]:
@@ -79,23 +82,41 @@ class CausalAttention(nn.Module):
             query, key, value = self.query_key_value(x).split(width, dim=-1)
         else:
             weight, bias = self.query_key_value.weight, self.query_key_value.bias
-            query = F.linear(x[:, read], weight[:width], bias[:width])
-            key, value = F.linear(x, weight[width:], bias[width:]).split(width, dim=-1)
-        is_causal = read == ALL_ROWS and (self.band is None or length <= self.band)  # kernels know this case
-        mixed = F.scaled_dot_product_attention(
-            self._by_head(query),
-            self._by_head(key),
-            self._by_head(value),
-            attn_mask=None if is_causal else visible(length, self.band, x.device)[read],
-            is_causal=is_causal,
-            dropout_p=self.dropout.rate if self.training else 0.0,
-        )
+            query = linear(x[:, read], weight[:width], bias[:width])
+            key, value = linear(x, weight[width:], bias[width:]).split(width, dim=-1)
+        query, key, value = self._by_head(query), self._by_head(key), self._by_head(value)
+        if self.training and x.device.type == "cpu":
+            mixed = self._attend(query, key, value, visible(length, self.band, x.device)[read])
+        else:
+            is_causal = read == ALL_ROWS and (self.band is None or length <= self.band)  # kernels know this case
+            mixed = F.scaled_dot_product_attention(
+                query,
+                key,
+                value,
+                attn_mask=None if is_causal else visible(length, self.band, x.device)[read],
+                dropout_p=self.dropout.rate if self.training else 0.0,
+                is_causal=is_causal,
+            )
         return self.dropout(self.project(mixed.transpose(1, 2).flatten(2)))
 
     def step(self, x: Float[Tensor, "N D"], cache: KeyValueCache, layer: int) -> Float[Tensor, "N D"]:
         query, key, value = (self._by_head(part) for part in self.query_key_value(x)[:, None].chunk(3, dim=-1))
         mixed = F.scaled_dot_product_attention(query, *cache.put(layer, key, value))
         return self.project(mixed[:, :, 0].flatten(1))
+
+    def _attend(
+        self,
+        query: Float[Tensor, "B H R D/H"],
+        key: Float[Tensor, "B H L D/H"],
+        value: Float[Tensor, "B H L D/H"],
+        mask: Bool[Tensor, "R L"],
+    ) -> Float[Tensor, "B H R D/H"]:
+        """By the formula, product by product: for dropout a CPU has no kernel, and PyTorch's own way takes longer."""
+        query, key, value = (part.flatten(0, 1) for part in (query, key, value))  # [B*H, ...]
+        unseen = torch.zeros(mask.shape, dtype=query.dtype).masked_fill_(~mask, -math.inf)
+        scores = torch.baddbmm(unseen, query, key.transpose(1, 2), alpha=query.shape[-1] ** -0.5)
+        mixed = torch.bmm(self.dropout(scores.softmax(dim=-1)), value)
+        return mixed.unflatten(0, (-1, self.num_heads))
 
     def _by_head(self, x: Float[Tensor, "B L D"]) -> Float[Tensor, "B H L D/H"]:
         return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
