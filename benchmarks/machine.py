@@ -10,19 +10,27 @@ from ours import configure, make_learner, make_source
 from torch.utils._python_dispatch import TorchDispatchMode
 from work import Measure, repeated
 
-PRODUCTS = {torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.aten.bmm.default}
+ONEDNN = torch.ops.mkldnn._linear_pointwise.default
+FACTORS = {  # where each operator has its two factors
+    torch.ops.aten.mm.default: slice(0, 2),
+    torch.ops.aten.bmm.default: slice(0, 2),
+    torch.ops.aten.addmm.default: slice(1, 3),
+    torch.ops.aten.baddbmm.default: slice(1, 3),
+    ONEDNN: slice(0, 2),
+}
 
 
 class RecordProducts(TorchDispatchMode):
-    """Notes every matrix product by the shapes and strides of its two factors."""
+    """Notes every matrix product: who makes it, and the shapes and strides of its two factors."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.factors: list[list[tuple[torch.Size, tuple[int, ...]]]] = []
+        self.products: list[tuple[Any, list[tuple[torch.Size, tuple[int, ...]]]]] = []
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if function in PRODUCTS:
-            self.factors.append([(factor.shape, factor.stride()) for factor in args[-2:]])
+        if function in FACTORS:
+            factors = [(factor.shape, factor.stride()) for factor in args[FACTORS[function]]]
+            self.products.append((function, factors))
         return function(*args, **(kwargs or {}))
 
 
@@ -35,12 +43,18 @@ def products(layout: Literal["step", "triplet"]) -> Callable[[], Measure]:
         learner, recorder = make_learner(config, source), RecordProducts()
         with recorder:
             learner.update(source.batch(0))
-        pairs = [tuple(torch.empty_strided(*factor).normal_() for factor in pair) for pair in recorder.factors]
+        products = [
+            (function, *(torch.empty_strided(*factor).normal_() for factor in factors))
+            for function, factors in recorder.products
+        ]
 
         @torch.no_grad()
         def multiply() -> None:
-            for one, other in pairs:
-                torch.matmul(one, other)
+            for function, one, other in products:
+                if function is ONEDNN:
+                    function(one, other, None, "none", [], "")
+                else:
+                    torch.matmul(one, other)
 
         return repeated(8, multiply)
 

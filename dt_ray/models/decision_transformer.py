@@ -76,11 +76,12 @@ class StepTokens(nn.Module):
         super().__init__()
         self.embed_step = Linear(1 + spec.observation_dim + spec.action_dim, config.width)
         self.embed_timestep = nn.Embedding(config.max_timesteps, config.width)
+        self.norm = nn.LayerNorm(config.width)
         self.dropout = Dropout(config.dropout)
 
     def forward(self, windows: WindowBatch) -> Float[Tensor, "B T D"]:
         step = torch.cat([windows.returns_to_go[..., None], windows.observations, windows.previous_actions], dim=-1)
-        return self.dropout(self.embed_step(step) + self.embed_timestep(windows.timesteps))
+        return self.dropout(self.norm(self.embed_step(step) + self.embed_timestep(windows.timesteps)))
 
 
 class TripletTokens(nn.Module):
