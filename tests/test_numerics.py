@@ -51,7 +51,8 @@ def plain_actions(weights: dict[str, Tensor], batch: WindowBatch, config: ModelC
     time = weights["tokens.embed_timestep.weight"][batch.timesteps]
     if config.token_layout == "step":
         step = torch.cat([batch.returns_to_go[..., None], batch.observations, batch.previous_actions], dim=-1)
-        x, first, stride = norm(linear(step, "tokens.embed_step") + time, "tokens.norm"), 0, 1
+        embedded = linear(activate(linear(step, "tokens.embed_step.0")), "tokens.embed_step.2")
+        x, first, stride = norm(embedded + time, "tokens.norm"), 0, 1
     else:
         parts = {"return": batch.returns_to_go[..., None], "observation": batch.observations, "action": batch.actions}
         tokens = [linear(value, f"tokens.embed_{name}") + time for name, value in parts.items()]

@@ -13,7 +13,7 @@ from dt_ray.config import ModelConfig
 from dt_ray.data.spaces import SpaceSpec
 from dt_ray.models.batch import WindowBatch
 from dt_ray.models.linear import Linear
-from dt_ray.models.transformer import ALL_ROWS, Dropout, KeyValueCache, Transformer
+from dt_ray.models.transformer import ACTIVATIONS, ALL_ROWS, Dropout, KeyValueCache, Transformer
 
 NEWEST = slice(-1, None)
 
@@ -68,13 +68,19 @@ class DecisionTransformerModel(nn.Module):
 
 
 class StepTokens(nn.Module):
-    """One token a step, from its return-to-go, observation, previous action and timestep."""
+    """One token a step, from its return-to-go, observation, previous action and timestep.
+
+    Two layers, because here they can't meet by attention, as three tokens can: with one, returns were lower.
+    """
 
     action_rows = ALL_ROWS
 
     def __init__(self, config: ModelConfig, spec: SpaceSpec) -> None:
         super().__init__()
-        self.embed_step = Linear(1 + spec.observation_dim + spec.action_dim, config.width)
+        num_inputs = 1 + spec.observation_dim + spec.action_dim
+        self.embed_step = nn.Sequential(
+            Linear(num_inputs, config.width), ACTIVATIONS[config.activation](), Linear(config.width, config.width)
+        )
         self.embed_timestep = nn.Embedding(config.max_timesteps, config.width)
         self.norm = nn.LayerNorm(config.width)
         self.dropout = Dropout(config.dropout)
