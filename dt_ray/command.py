@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from dt_ray.errors import UserError
+from dt_ray.interrupts import Terminated, raise_on_sigterm
 
 USER_ERROR = 2
 
 
 def run_command(main: Callable[[Sequence[str]], None]) -> None:
-    """Runs `main` on the command line: exit code 0, 2 with one message for a `UserError`, 130 for Ctrl-C."""
+    """Runs `main` on the command line: exit code 0, 2 with one message for a `UserError`, 130 Ctrl-C, 143 SIGTERM."""
+    raise_on_sigterm()
     try:
         main(sys.argv[1:])
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(USER_ERROR)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print("stopped", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(128 + (signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT))
     except BrokenPipeError:
         sys.exit(141)
 

@@ -85,10 +85,24 @@ class CheckpointConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ScalingConfig:
-    num_workers: Annotated[int, Ge(0)] = 1  # 0: in this process, without Ray
+    num_workers: Annotated[int, Ge(0)] | tuple[Annotated[int, Ge(1)], Annotated[int, Ge(1)]] = 1
+    # 0: in this process, without Ray; [min, max]: as many as there is room for, while nodes come and go
     cpus_per_worker: Annotated[float, Gt(0)] | None = None  # null: what the machine allows
     use_gpu: bool = False
     max_failures: Annotated[int, Ge(0)] = 3  # lost workers survived before the run gives up
+    resize_every_s: Annotated[float, Gt(0)] = 60.0  # seconds between two looks for room for more workers
+
+    @property
+    def is_elastic(self) -> bool:
+        return not isinstance(self.num_workers, int)
+
+    @property
+    def min_workers(self) -> int:
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[0]
+
+    @property
+    def max_workers(self) -> int:
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[1]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,7 +172,9 @@ def find_conflicts(config: RunConfig) -> Iterator[str]:
         yield "evaluation.random_return: set it together with evaluation.reference_return, or neither"
     elif evaluation.random_return is not None and evaluation.random_return == evaluation.reference_return:
         yield f"evaluation.reference_return: must differ from random_return, got {evaluation.reference_return} for both"
-    if config.scaling.num_workers > config.optim.batch_size:
+    if config.scaling.min_workers > config.scaling.max_workers:
+        yield f"scaling.num_workers: [min, max], got [{config.scaling.min_workers}, {config.scaling.max_workers}]"
+    if config.scaling.max_workers > config.optim.batch_size:
         yield f"scaling.num_workers: at most one per window of optim.batch_size={config.optim.batch_size}"
     if config.name is not None and (not config.name.strip() or "/" in config.name or config.name.startswith(".")):
         yield f"name: the name of a folder, without '/' and not starting with '.', got {config.name!r}"

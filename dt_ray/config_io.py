@@ -71,9 +71,9 @@ def decode_config(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> R
     try:
         config = _decoder().validate_python(tree)
     except ValidationError as error:
-        for problem in error.errors():
-            # Union branches add their own names to the location; only the keys that the user wrote are shown.
-            location = ".".join(str(part) for part in problem["loc"] if "[" not in str(part))
+        # The branches of a union report one by one, under names of their own: the first speaks for all of them.
+        found = {_location(problem["loc"]): problem for problem in reversed(error.errors())}
+        for location, problem in reversed(found.items()):
             if problem["type"] == "missing":
                 problems.append(f"{location}: is needed")
             else:
@@ -142,6 +142,15 @@ def _with_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> tupl
 
 def _copy(values: Mapping[str, Any]) -> dict[str, Any]:
     return {key: _copy(value) if isinstance(value, Mapping) else value for key, value in values.items()}
+
+
+def _location(path: Sequence[str | int]) -> str:
+    """The dotted key that a problem's path means: the parts of it that users can write."""
+    known, parts = _dotted_keys(RunConfig), []
+    for part in path:
+        if isinstance(part, int) or ".".join([*parts, part]) in known:
+            parts.append(str(part))
+    return ".".join(parts)
 
 
 def _unknown_keys(tree: Mapping[str, Any], cls: type, prefix: str = "") -> list[str]:

@@ -15,6 +15,7 @@ from dt_ray.config_io import decode_config, to_plain
 from dt_ray.data.reading import read_dataset, resolve
 from dt_ray.data.spaces import SpaceSpec, read_spaces
 from dt_ray.errors import ConfigError, ResourceError, RunError
+from dt_ray.interrupts import stops_asked_of
 from dt_ray.learners import LEARNERS
 from dt_ray.loop import LocalContext, TrainResult, run_training
 from dt_ray.runs import RunFolder, default_name
@@ -157,4 +158,5 @@ def _train_here(config: RunConfig, spec: SpaceSpec, prepare_folder: Callable[[],
     prepare_folder()
     log.info("training in %s", RunFolder.of(config))
     context = LocalContext(config, device="cuda" if config.scaling.use_gpu else "cpu")
-    return run_training(config, ResidentSource(data, config, device=context.device), context)
+    with stops_asked_of(context.stop):
+        return run_training(config, ResidentSource(data, config, device=context.device), context)

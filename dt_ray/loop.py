@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -12,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from dt_ray.checkpoint import restore_learner, save_checkpoint
+from dt_ray.checkpoint import find_fault, load_policy, restore_learner, save_checkpoint
 from dt_ray.config import RunConfig
 from dt_ray.errors import DivergedError
 from dt_ray.evaluation import evaluate
@@ -24,6 +25,14 @@ from dt_ray.sources import BatchSource
 from dt_ray.storage import Folder
 
 NUM_VALIDATION_BATCHES = 8
+
+
+class Wish(enum.Enum):
+    """What whoever runs the workers asks of them, between two updates."""
+
+    GO_ON = enum.auto()
+    SAVE = enum.auto()  # a checkpoint now: this machine may soon be gone
+    STOP = enum.auto()  # a checkpoint now, and the end
 
 
 class TrainContext(Protocol):
@@ -45,6 +54,10 @@ class TrainContext(Protocol):
         """Tells whoever runs the workers that a checkpoint is complete; every worker must call it."""
         ...
 
+    def wish(self) -> Wish:
+        """What is asked of the workers now: the same on all of them, who call it after every update."""
+        ...
+
     def latest_checkpoint(self) -> Folder | None:
         """Where to go on from."""
         ...
@@ -63,6 +76,14 @@ class LocalContext:
     def __init__(self, config: RunConfig, *, device: torch.device | str = "cpu") -> None:
         self.config = config
         self.device = torch.device(device)
+        self._wish = Wish.GO_ON
+
+    def stop(self) -> None:
+        """Ends the training after the update that it is in."""
+        self._wish = Wish.STOP
+
+    def wish(self) -> Wish:
+        return self._wish
 
     def data_parallel(self, module: nn.Module) -> nn.Module:
         return module
@@ -109,12 +130,14 @@ def run_training(config: RunConfig, source: BatchSource, context: TrainContext) 
     checkpoint = context.latest_checkpoint()
     state = {} if checkpoint is None else restore_learner(checkpoint, learner)
     recorder = Recorder(run, config, context, learner, source, wall_s=state.get("train_wall_s", 0.0))
-    if checkpoint is not None and recorder.is_due(config.evaluation.every) and not run.has_evaluation(learner.step):
-        recorder.evaluate()  # the run stopped before this one was written
+    recorder.make_up_evaluations()
     while learner.step < config.total_timesteps:
         batch = source.batch(learner.step)
         metrics = learner.update(batch, num_real=mean_real_steps(batch, context))
-        recorder.after_update(metrics)
+        wish = context.wish()
+        recorder.after_update(metrics, save=wish is not Wish.GO_ON)
+        if wish is Wish.STOP and learner.step < config.total_timesteps:
+            return recorder.stop()
     return recorder.finish()
 
 
@@ -152,15 +175,17 @@ class Recorder:
         return self.wall_s_before + time.perf_counter() - self.began
 
     def is_due(self, every: int) -> bool:
-        step = self.learner.step
-        return step == self.config.total_timesteps or (every > 0 and step % every == 0)
+        return self._is_due_at(self.learner.step, every)
 
-    def after_update(self, metrics: Metrics) -> None:
+    def _is_due_at(self, step: int, every: int) -> bool:
+        return step == self.config.total_timesteps or (every > 0 and step > 0 and step % every == 0)
+
+    def after_update(self, metrics: Metrics, *, save: bool) -> None:
         """Called by every worker after every update; what is due is the same on all of them."""
         config = self.config
         self.losses.append(metrics["loss"])
         evaluating = self.is_due(config.evaluation.every)
-        saving = evaluating or self.is_due(config.checkpoint.every)
+        saving = save or evaluating or self.is_due(config.checkpoint.every)
         if self.is_due(config.logging.every) or saving:
             self._check_losses()
         if self.is_due(config.logging.every):
@@ -176,6 +201,23 @@ class Recorder:
         step = self.learner.step
         if self.is_writer:
             self.evaluations[step] = self.context.evaluate(self.learner.policy(), step=step)
+
+    def make_up_evaluations(self) -> None:
+        """Begins those that a run which stopped left undone, from the checkpoints that waited for them."""
+        if not self.is_writer:
+            return
+        every, done = self.config.evaluation.every, self.learner.step
+        undone = [step for step in self.run.checkpoint_steps() if step <= done and self._is_due_at(step, every)]
+        for step in undone:
+            checkpoint = self.run.checkpoint(step)
+            if not self.run.has_evaluation(step) and find_fault(checkpoint) is None:
+                policy, _ = load_policy(checkpoint, self.config.evaluation)
+                self.evaluations[step] = self.context.evaluate(policy, step=step)
+
+    def stop(self) -> TrainResult:
+        """Leaves the run as it is; what is still being evaluated is evaluated when it goes on."""
+        summary = self._write_summary("stopped", self.wall_s) if self.is_writer else {}
+        return TrainResult(run=str(self.run), summary=summary)
 
     def finish(self) -> TrainResult:
         """Waits for the evaluations under way and writes the summary."""

@@ -95,15 +95,15 @@ def test_predictions_and_gradients_are_those_of_the_formulas(kind: str) -> None:
         torch.testing.assert_close(parameter.grad.double(), plain, atol=1e-4 * float(plain.abs().max()), rtol=0)
 
 
-@pytest.mark.parametrize("num_inputs", [1, 5, 64])
-@pytest.mark.parametrize("num_outputs", [1, 48])
+@pytest.mark.parametrize("num_inputs", [1, 15, 64])
+@pytest.mark.parametrize("num_outputs", [1, 128])
 @pytest.mark.parametrize("gaps", [False, True])
 def test_a_linear_layer_is_its_formula(num_inputs: int, num_outputs: int, gaps: bool) -> None:
     """By whichever library: values and gradients against float64, with and without gaps between rows in memory."""
     generator = torch.Generator().manual_seed(0)
     layer = Linear(num_inputs, num_outputs)
-    x = torch.randn(16, 12, num_inputs, generator=generator)[:, :: 2 if gaps else 1].requires_grad_()
-    factor = torch.randn(16, 12, num_outputs, generator=generator)[:, :: 2 if gaps else 1]
+    x = torch.randn(32, 24, num_inputs, generator=generator)[:, :: 2 if gaps else 1].requires_grad_()
+    factor = torch.randn(32, 24, num_outputs, generator=generator)[:, :: 2 if gaps else 1]
     (layer(x) * factor).sum().backward()
     plain_x, weight, bias = (value.detach().double().requires_grad_() for value in (x, layer.weight, layer.bias))
     expected = plain_x @ weight.T + bias

@@ -19,7 +19,8 @@ MAX_AUTOMATIC_ACTORS = 4
 class ResourcePlan:
     """What a run takes while it trains. Data tasks come before that, one CPU each, and wait for each other."""
 
-    num_workers: int
+    num_workers: int  # at least, where `max_workers` is given
+    max_workers: int | None = None  # of an elastic run
     cpus_per_worker: float
     use_gpu: bool
     num_actors: int  # one CPU each; 0: evaluations run in the training process
@@ -33,7 +34,7 @@ def plan_resources(config: RunConfig, *, cpus: float, gpus: float) -> ResourcePl
         ResourceError: the workers alone need more than there is.
     """
     scaling, wanted_actors = config.scaling, config.evaluation.num_actors
-    num_workers = scaling.num_workers
+    num_workers = scaling.min_workers
     notes = []
     if scaling.use_gpu and gpus < num_workers:
         raise ResourceError(
@@ -47,6 +48,8 @@ def plan_resources(config: RunConfig, *, cpus: float, gpus: float) -> ResourcePl
                 f"{num_workers} worker(s) with scaling.cpus_per_worker={cpus_per_worker:g} ask for {total:g} CPUs and "
                 f"there are {cpus:g}; lower one of them"
             )
+    elif scaling.is_elastic:
+        cpus_per_worker = 1.0  # whatever the nodes that come and go have
     elif num_workers > cpus:
         cpus_per_worker = math.floor(100 * cpus / num_workers) / 100
         notes.append(f"{num_workers} workers share {cpus:g} CPUs: {cpus_per_worker:g} each")
@@ -68,6 +71,7 @@ def plan_resources(config: RunConfig, *, cpus: float, gpus: float) -> ResourcePl
         )
     return ResourcePlan(
         num_workers=num_workers,
+        max_workers=scaling.max_workers if scaling.is_elastic else None,
         cpus_per_worker=cpus_per_worker,
         use_gpu=scaling.use_gpu,
         num_actors=num_actors,

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import logging
+import os
+import threading
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any
 
 import ray
+import ray.exceptions
 import ray.train
 import ray.train.torch
 import torch
@@ -19,22 +26,68 @@ from dt_ray.distributed.evaluation import EvaluationActors
 from dt_ray.distributed.resources import ResourcePlan
 from dt_ray.errors import UserError
 from dt_ray.evaluation import evaluate
+from dt_ray.interrupts import stops_asked_of
 from dt_ray.learners import Policy
-from dt_ray.loop import TrainResult, run_training
+from dt_ray.loop import TrainResult, Wish, run_training
 from dt_ray.runs import RunFolder
 from dt_ray.sources import ResidentSource
 from dt_ray.storage import Folder
+
+log = logging.getLogger("dt_ray")
+
+WATCHES_FOR_PREEMPTION = os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "1") != "0"
+LOOK_EVERY = 10  # updates of several workers between two exchanges of what is asked of them
+NOTICE_EVERY_S = 5.0  # seconds between two looks for a preemption notice, which is a barrier
+ELASTIC_START_TIMEOUT_S = "60"  # how long workers of a lost node are waited for before there are fewer
+
+
+class StopSign:
+    """An actor through which the driver asks the workers to stop."""
+
+    def __init__(self) -> None:
+        self._asked = asyncio.Event()
+
+    async def ask(self) -> None:
+        self._asked.set()
+
+    async def wait(self) -> None:
+        await self._asked.wait()
 
 
 class RayTrainContext:
     """One worker of a `TorchTrainer`: gradients and sums over gloo or NCCL, evaluations on actors."""
 
-    def __init__(self, config: RunConfig, actors: Sequence[Any]) -> None:
+    def __init__(self, config: RunConfig, actors: Sequence[Any], sign: Any) -> None:
         place = ray.train.get_context()
         self.config = config
         self.rank, self.world_size = place.get_world_rank(), place.get_world_size()
         self.device = ray.train.torch.get_device()
         self.actors = EvaluationActors(actors, config.env_id, config.evaluation) if actors and self.rank == 0 else None
+        self._stop_asked = threading.Event()
+        self._num_calls, self._looked_at, self._notice = 0, time.monotonic(), None
+        if self.rank == 0:
+            threading.Thread(target=self._wait_for, args=(sign,), daemon=True, name="stop sign").start()
+
+    def _wait_for(self, sign: Any) -> None:
+        with contextlib.suppress(ray.exceptions.RayError):  # the driver is gone, and the workers soon will be
+            ray.get(sign.wait.remote())
+            self._stop_asked.set()
+
+    def wish(self) -> Wish:
+        self._num_calls += 1
+        if self.world_size > 1 and self._num_calls % LOOK_EVERY:
+            return Wish.GO_ON
+        looks = self.rank == 0 and time.monotonic() - self._looked_at > NOTICE_EVERY_S
+        asked = torch.tensor([self._stop_asked.is_set(), looks], dtype=torch.float32, device=self.device)
+        stop, look = self.sum(asked).tolist() if self.world_size > 1 else asked.tolist()
+        if stop:
+            return Wish.STOP
+        if look and WATCHES_FOR_PREEMPTION:
+            self._looked_at = time.monotonic()
+            before, self._notice = self._notice, ray.train.get_preemption_info()
+            if self._notice is not None and self._notice != before:
+                return Wish.SAVE
+        return Wish.GO_ON
 
     def data_parallel(self, module: nn.Module) -> nn.Module:
         if self.world_size == 1:
@@ -69,14 +122,19 @@ def train_on_ray(config: RunConfig, data: ray.ObjectRef, plan: ResourcePlan, *, 
         UserError: what a worker ended with, if the user can mend it.
     """
     actors = EvaluationActors.start(plan.num_actors)
+    sign: Any = ray.remote(num_cpus=0, max_restarts=-1)(StopSign).remote()
     run = RunFolder.of(config)
+    if plan.max_workers is not None:
+        os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = ELASTIC_START_TIMEOUT_S
+    settings = {"config": config, "data": data, "actors": actors, "sign": sign, "cpus": plan.cpus_per_worker}
     trainer = ray.train.torch.TorchTrainer(
         _work,
-        train_loop_config={"config": config, "data": data, "actors": actors, "cpus": plan.cpus_per_worker},
+        train_loop_config=settings,
         scaling_config=ray.train.ScalingConfig(
-            num_workers=plan.num_workers,
+            num_workers=plan.num_workers if plan.max_workers is None else (plan.num_workers, plan.max_workers),
             use_gpu=plan.use_gpu,
             resources_per_worker={"CPU": plan.cpus_per_worker} | ({"GPU": 1} if plan.use_gpu else {}),
+            elastic_resize_monitor_interval_s=config.scaling.resize_every_s,
         ),
         run_config=ray.train.RunConfig(
             name=".ray",  # Ray Train's own files, inside the run's folder
@@ -85,12 +143,10 @@ def train_on_ray(config: RunConfig, data: ray.ObjectRef, plan: ResourcePlan, *, 
         ),
     )
     try:
-        with quiet(verbose):
-            outcome = trainer.fit().return_value
-    except SystemExit:  # how Ray Train ends the driver on Ctrl-C, having aborted the workers
-        raise KeyboardInterrupt from None
+        with quiet(verbose), stops_asked_of(lambda: sign.ask.remote()):
+            outcome = _fit(trainer, max_failures=config.scaling.max_failures)
     finally:
-        for actor in actors:
+        for actor in (*actors, sign):
             ray.kill(actor)
     if isinstance(outcome, UserError):
         raise outcome
@@ -98,11 +154,36 @@ def train_on_ray(config: RunConfig, data: ray.ObjectRef, plan: ResourcePlan, *, 
     return outcome
 
 
+def _fit(trainer: ray.train.torch.TorchTrainer, *, max_failures: int) -> Any:
+    """What rank 0 returned.
+
+    In a thread, so that signals are handled by us and not by Ray Train, which drops the workers. It replaces lost
+    workers but not its own controller: a run that has lost that is fitted again.
+    """
+    outcome: Future[Any] = Future()
+
+    def fit(attempts_left: int) -> None:
+        try:
+            outcome.set_result(trainer.fit().return_value)
+        except ray.exceptions.RayActorError as error:
+            if attempts_left == 0:
+                outcome.set_exception(error)
+                return
+            log.warning("lost Ray Train's controller; going on from the newest checkpoint")
+            fit(attempts_left - 1)
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    threading.Thread(target=fit, args=(max_failures,), daemon=True, name="fit").start()
+    return outcome.result()
+
+
 def _work(settings: dict[str, Any]) -> TrainResult | UserError:
     """A worker. What the user must mend is returned, not raised: Ray Train would try it again."""
     config: RunConfig = settings["config"]
-    torch.set_num_threads(max(1, int(settings["cpus"])))
-    context = RayTrainContext(config, settings["actors"])
+    # More threads than cores spin and wait for each other, whatever number of CPUs the cluster was told.
+    torch.set_num_threads(max(1, min(int(settings["cpus"]), os.cpu_count() or 1)))
+    context = RayTrainContext(config, settings["actors"], settings["sign"])
     source = ResidentSource(
         ray.get(settings["data"]), config, rank=context.rank, world_size=context.world_size, device=context.device
     )

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-FEWEST_ROWS = 32  # below, a call costs more than it saves
+FEWEST_MULTIPLICATIONS = 2**19  # below, a call costs more than it saves, all the more on a loaded machine
 
 
 class Linear(nn.Linear):
@@ -31,7 +31,7 @@ def linear(
 ) -> Float[Tensor, "*rows O"]:
     """x weight' + bias."""
     is_for_onednn = x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32 and HAS_ONEDNN
-    if not is_for_onednn or x.numel() < FEWEST_ROWS * x.shape[-1]:
+    if not is_for_onednn or x.numel() * weight.shape[0] < FEWEST_MULTIPLICATIONS:
         return F.linear(x, weight, bias)
     if not torch.is_grad_enabled():
         return _product(x.contiguous(), weight, bias)

@@ -1,0 +1,56 @@
+"""Ctrl-C and SIGTERM while training: the first asks for an end at the next update, the second ends at once."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+log = logging.getLogger("dt_ray")
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which asks for the same as Ctrl-C."""
+
+
+EXCEPTIONS = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: Terminated}
+
+
+def raise_on_sigterm() -> None:
+    """From now on SIGTERM raises `Terminated`, as Ctrl-C raises `KeyboardInterrupt`."""
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        raise Terminated
+
+    signal.signal(signal.SIGTERM, handle)
+
+
+@contextmanager
+def stops_asked_of(ask: Callable[[], object]) -> Iterator[None]:
+    """Calls `ask` at the first signal; raises its exception when the block has ended, or at the second signal.
+
+    Signals reach the main thread only: in another one the block runs as it is.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    received: list[int] = []
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        if len(received) > 1:
+            raise EXCEPTIONS[signal.Signals(number)]
+        log.warning("stopping after a checkpoint; again to stop at once")
+        ask()
+
+    before = {number: signal.signal(number, handle) for number in EXCEPTIONS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if received:
+        raise EXCEPTIONS[signal.Signals(received[0])]
