@@ -1,5 +1,6 @@
 """The commands as a user types them: real processes, exit codes, one message and no traceback."""
 
+import contextlib
 import json
 import signal
 import subprocess
@@ -162,20 +163,60 @@ def test_a_name_that_exists_is_refused(trained: Path, pendulum_data: Path, tmp_p
     assert (trained / "config.yaml").read_text() == before
 
 
+STOPS = pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+
+
+def stop_and_resume(number: int, pendulum_data: Path, folder: Path, *, num_workers: int) -> tuple[int, str]:
+    """Stops a run that would be endless once it trains, and goes on with it for a few updates."""
+    settings = ["total_timesteps=1000000", f"scaling.num_workers={num_workers}", "evaluation.every=0"]
+    settings += ["checkpoint.every=0", "logging.every=1"]
+    command = [sys.executable, "-m", "dt_ray.train", *tiny_overrides(pendulum_data, folder), *settings]
+    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    run, deadline = folder / "runs/tiny", time.monotonic() + 120
+    while not (run / "metrics.jsonl").exists() or not (run / "metrics.jsonl").read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    process.send_signal(number)
+    _, error = process.communicate(timeout=120)
+    assert f"python -m dt_ray.train --resume {run}" in error
+    assert "Traceback" not in error
+    step = int((run / "checkpoints/latest").read_text().strip().removeprefix("step-"))
+    assert json.loads((run / "summary.json").read_text())["status"] == "stopped"
+    succeed("train", "--resume", str(run), f"total_timesteps={step + 3}", "scaling.num_workers=0", cwd=folder)
+    steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert steps == list(range(1, step + 4))  # each once, none missing
+    return process.returncode, error
+
+
+@STOPS
+def test_a_signal_leaves_a_checkpoint_to_go_on_from(
+    number: int, code: int, pendulum_data: Path, tmp_path: Path
+) -> None:
+    assert stop_and_resume(number, pendulum_data, tmp_path, num_workers=0)[0] == code
+
+
 @pytest.mark.slow
-def test_ctrl_c_on_ray_says_how_to_go_on(pendulum_data: Path, tmp_path: Path) -> None:
-    settings = ["total_timesteps=1000000", "scaling.num_workers=1", "evaluation.every=0"]
-    command = [sys.executable, "-m", "dt_ray.train", *tiny_overrides(pendulum_data, tmp_path), *settings]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 120
-    while not (tmp_path / "runs/tiny/checkpoints/latest").exists():
+@STOPS
+def test_a_signal_on_ray_leaves_a_checkpoint_and_no_process(
+    number: int, code: int, pendulum_data: Path, tmp_path: Path
+) -> None:
+    before = ray_processes()
+    assert stop_and_resume(number, pendulum_data, tmp_path, num_workers=2)[0] == code
+    deadline = time.monotonic() + 30
+    while ray_processes() - before:
         assert time.monotonic() < deadline
         time.sleep(0.5)
-    process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=120)
-    assert process.returncode == 130
-    assert f"python -m dt_ray.train --resume {tmp_path}/runs/tiny" in error
-    assert "Traceback" not in error
+
+
+def ray_processes() -> set[str]:
+    """The processes of Ray on this machine that have not ended."""
+    found = set()
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            words = (process / "cmdline").read_bytes()
+            if b"ray::" in words or b"raylet" in words or b"gcs_server" in words:
+                found.add(process.name)
+    return found
 
 
 def test_print_config_prints_what_a_run_would_have(tmp_path: Path) -> None:

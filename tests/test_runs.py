@@ -17,7 +17,7 @@ from dt_ray.config_io import load_config
 from dt_ray.data import read_dataset, slice_windows
 from dt_ray.errors import ConfigError, DataError, DivergedError, RunError
 from dt_ray.launch import resume_run, resumed_config, start_run
-from dt_ray.loop import LocalContext, run_training
+from dt_ray.loop import LocalContext, Wish, run_training
 from dt_ray.runs import MetricsLog, RunFolder, find_checkpoint
 from dt_ray.sources import ResidentData, ResidentSource
 from dt_ray.storage import Folder
@@ -94,6 +94,45 @@ def test_a_resumed_run_equals_an_unbroken_one(
         name = f"evaluations/step-{step:08d}.json"
         one, other = (json.loads((RunFolder.of(each).folder / name).read_text()) for each in (broken, tiny_config))
         assert one["targets"] == other["targets"]
+
+
+class StoppingContext(LocalContext):
+    """Asked to stop during update `stop`."""
+
+    stop_at = 0
+
+    def wish(self) -> Wish:
+        self.calls = getattr(self, "calls", 0) + 1
+        return Wish.STOP if self.calls == self.stop_at else Wish.GO_ON
+
+
+@pytest.mark.parametrize("stop", [1, 7, 10, 19, 20])
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_a_run_that_is_asked_to_stop_anywhere_goes_on_as_if_it_had_not(
+    tiny_config: RunConfig, stop: int, dropout: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = replace(tiny_config, model=replace(tiny_config.model, dropout=dropout))
+    start_run(whole)
+    broken = replace(whole, name="broken")
+    monkeypatch.setattr(StoppingContext, "stop_at", stop)
+    with monkeypatch.context() as patch:
+        patch.setattr("dt_ray.launch.LocalContext", StoppingContext)
+        summary = start_run(broken).summary
+    assert (summary["status"], summary["step"]) == ("stopped" if stop < 20 else "finished", stop)
+    resume_run(resumed_config(str(RunFolder.of(broken))))
+    assert metrics_of(broken) == metrics_of(whole)
+    assert weights_of(broken) == weights_of(whole)
+
+
+def test_evaluations_that_were_not_written_are_made_up_for(tiny_config: RunConfig) -> None:
+    """Also that of an earlier checkpoint than the one gone on from, as when the run ended while it was played."""
+    config = replace(tiny_config, checkpoint=replace(tiny_config.checkpoint, keep=4), total_timesteps=15)
+    start_run(config)
+    file = Path(str(RunFolder.of(config).evaluation(10)))
+    expected = json.loads(file.read_text())["targets"]
+    file.unlink()
+    resume_run(resumed_config(str(RunFolder.of(config)), ["total_timesteps=18"]))
+    assert json.loads(file.read_text())["targets"] == expected
 
 
 def test_resuming_passes_over_a_damaged_checkpoint(tiny_config: RunConfig, caplog: pytest.LogCaptureFixture) -> None:
