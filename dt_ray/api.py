@@ -24,8 +24,8 @@ from dt_ray.data.windows import Windows
 from dt_ray.errors import RunError
 from dt_ray.evaluation import evaluate
 from dt_ray.learners import LEARNERS, Learner, Policy
-from dt_ray.loop import TrainResult
 from dt_ray.models.batch import WindowBatch
+from dt_ray.recording import TrainResult
 from dt_ray.runs import find_checkpoint
 from dt_ray.sources import split_and_fit
 from dt_ray.storage import Folder
@@ -132,4 +132,4 @@ class DecisionTransformer:
         place = Folder.at(folder)
         if place.exists() and place.names() and not (place / MANIFEST).exists():
             raise RunError(f"{place} exists and is no checkpoint; choose another folder")
-        save_checkpoint(place, self.learner, config=self.config, state={})
+        save_checkpoint(place, self.learner, config=self.config)

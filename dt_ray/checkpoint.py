@@ -46,12 +46,17 @@ def checkpoint_name(step: int) -> str:
     return f"step-{step:08d}"
 
 
-def save_checkpoint(folder: Folder, learner: Learner, *, config: RunConfig, state: Mapping[str, Any]) -> None:
-    """Writes a checkpoint under another name and renames it when it is complete; `state` is plain values.
+def save_checkpoint(folder: Folder, learner: Learner, *, config: RunConfig) -> None:
+    """Writes a checkpoint of a learner as it is now.
 
     Raises:
         RunError: the disk is full or can't be written; nothing half-written is left.
     """
+    write_checkpoint(folder, pack_checkpoint(learner, config=config, state={}))
+
+
+def pack_checkpoint(learner: Learner, *, config: RunConfig, state: Mapping[str, Any]) -> dict[str, bytes]:
+    """The files of a checkpoint, by name, as copies that further updates don't change; `state` is plain values."""
     facts = PolicyFacts(
         format_version=FORMAT_VERSION,
         algorithm=config.algorithm,
@@ -65,12 +70,20 @@ def save_checkpoint(folder: Folder, learner: Learner, *, config: RunConfig, stat
     weights = {name: value.detach().cpu().contiguous() for name, value in learner.model.state_dict().items()}
     optimizer = io.BytesIO()
     torch.save(learner.state_dict(), optimizer)
-    files = {
+    return {
         "policy/model.safetensors": safetensors.torch.save(weights),
         "policy/policy.json": _json(to_plain(facts)),
         "training/optimizer.pt": optimizer.getvalue(),
         "training/state.json": _json({"step": learner.step, "config": to_plain(config), **state}),
     }
+
+
+def write_checkpoint(folder: Folder, files: Mapping[str, bytes]) -> None:
+    """Writes a checkpoint under another name and renames it when it is complete.
+
+    Raises:
+        RunError: the disk is full or can't be written; nothing half-written is left.
+    """
     manifest = {
         name: {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()} for name, content in files.items()
     }

@@ -12,12 +12,14 @@ from pyarrow import fs
 from dt_ray.collection import CollectionPlan, collect_here, write_dataset
 from dt_ray.config import RunConfig
 from dt_ray.config_io import decode_config, to_plain
+from dt_ray.context import LocalContext
 from dt_ray.data.reading import read_dataset, resolve
 from dt_ray.data.spaces import SpaceSpec, read_spaces
 from dt_ray.errors import ConfigError, ResourceError, RunError
 from dt_ray.interrupts import stops_asked_of
 from dt_ray.learners import LEARNERS
-from dt_ray.loop import LocalContext, TrainResult, run_training
+from dt_ray.loop import run_training
+from dt_ray.recording import TrainResult
 from dt_ray.runs import RunFolder, default_name
 from dt_ray.sources import ResidentData, ResidentSource
 from dt_ray.storage import Folder

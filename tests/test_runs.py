@@ -14,10 +14,11 @@ from dt_ray.api import DecisionTransformer
 from dt_ray.checkpoint import find_fault, load_policy, save_checkpoint
 from dt_ray.config import RunConfig
 from dt_ray.config_io import load_config
+from dt_ray.context import LocalContext, Wish
 from dt_ray.data import read_dataset, slice_windows
 from dt_ray.errors import ConfigError, DataError, DivergedError, RunError
 from dt_ray.launch import resume_run, resumed_config, start_run
-from dt_ray.loop import LocalContext, Wish, run_training
+from dt_ray.loop import run_training
 from dt_ray.runs import MetricsLog, RunFolder, find_checkpoint
 from dt_ray.sources import ResidentData, ResidentSource
 from dt_ray.storage import Folder
@@ -217,7 +218,7 @@ def test_a_full_disk_leaves_no_half_written_checkpoint(tiny_config: RunConfig, m
 
     monkeypatch.setattr(Folder, "write_bytes", full)
     with pytest.raises(RunError, match="No space left on device"):
-        save_checkpoint(folder, model.learner, config=tiny_config, state={})
+        save_checkpoint(folder, model.learner, config=tiny_config)
     assert Folder.at(tiny_config.storage_path).names() == []
 
 

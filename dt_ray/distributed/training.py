@@ -21,6 +21,7 @@ import torch.distributed
 from torch import Tensor, nn
 
 from dt_ray.config import RunConfig
+from dt_ray.context import Wish
 from dt_ray.distributed.cluster import quiet
 from dt_ray.distributed.evaluation import EvaluationActors
 from dt_ray.distributed.resources import ResourcePlan
@@ -28,7 +29,8 @@ from dt_ray.errors import UserError
 from dt_ray.evaluation import evaluate
 from dt_ray.interrupts import stops_asked_of
 from dt_ray.learners import Policy
-from dt_ray.loop import TrainResult, Wish, run_training
+from dt_ray.loop import run_training
+from dt_ray.recording import TrainResult
 from dt_ray.runs import RunFolder
 from dt_ray.sources import ResidentSource
 from dt_ray.storage import Folder

@@ -1,0 +1,52 @@
+"""Writing a run's files beside the training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+
+
+class BackgroundWriter:
+    """A thread that writes one thing after the other, in the order in which they were given.
+
+    After a write that failed nothing more is written: what comes later may speak of it.
+    """
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="writer")
+        self._newest: Future[None] | None = None
+        self._failure: BaseException | None = None
+
+    def submit(self, write: Callable[[], object]) -> None:
+        """Begins a write.
+
+        Raises:
+            RunError: an earlier one failed.
+        """
+        self._raise_failure()
+        self._newest = self._thread.submit(self._run, write)
+
+    def wait(self) -> None:
+        """Returns when all is written.
+
+        Raises:
+            RunError: something could not be.
+        """
+        if self._newest is not None:
+            self._newest.result()
+        self._raise_failure()
+
+    def close(self) -> None:
+        """Writes what was given and ends the thread."""
+        self._thread.shutdown()
+
+    def _run(self, write: Callable[[], object]) -> None:
+        if self._failure is None:
+            try:
+                write()
+            except BaseException as error:
+                self._failure = error
+
+    def _raise_failure(self) -> None:
+        if self._failure is not None:
+            raise self._failure
