@@ -31,6 +31,7 @@ class CollectConfig:
 class DataConfig:
     path: str = "data/pendulum-mixed"  # a Parquet file, a folder of them, or a URI that pyarrow reads
     collect: CollectConfig | None = None
+    on_corrupt: Literal["stop", "skip"] = "stop"  # at a file that can't be trained on; skip: leave it out and count it
     columns: dict[str, str] = field(default_factory=dict)  # our column name -> its name in flat files
     action_scale: Annotated[float, Gt(0)] = 1.0  # environment action = logged action * action_scale
     return_scale: Annotated[float, Gt(0)] | None = None  # multiplies returns-to-go; null: 1 / largest |return-to-go|

@@ -120,7 +120,7 @@ class Recorder:
 
     def _write_summary(self, status: str, wall_s: float) -> dict[str, Any]:
         self.writer.wait()
-        num_updates = self.learner.step - self.first_step
+        num_updates, skipped = self.learner.step - self.first_step, self.source.num_skipped_files
         return self.run.write_summary(
             status=status,
             step=self.learner.step,
@@ -128,6 +128,7 @@ class Recorder:
             num_parameters=sum(parameter.numel() for parameter in self.learner.model.parameters()),
             train_wall_s=round(wall_s, 3),
             updates_per_s=round(num_updates / (wall_s - self.wall_s_before), 3) if num_updates else None,
+            **({"skipped_files": skipped} if self.config.data.on_corrupt == "skip" else {}),
         )
 
     def _check_losses(self) -> None:

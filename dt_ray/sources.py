@@ -26,6 +26,7 @@ class BatchSource(Protocol):
 
     spec: SpaceSpec
     normalizer: Normalizer
+    num_skipped_files: int  # that `data.on_corrupt=skip` left out
 
     def batch(self, step: int) -> WindowBatch:
         """This worker's share of the global batch of update `step`."""
@@ -44,9 +45,12 @@ class ResidentData:
     normalizer: Normalizer
     train: WindowTable
     validation: WindowTable | None
+    num_skipped_files: int
 
     @classmethod
-    def build(cls, data: TransitionDataset, spec: SpaceSpec, config: RunConfig) -> ResidentData:
+    def build(
+        cls, data: TransitionDataset, spec: SpaceSpec, config: RunConfig, *, num_skipped_files: int = 0
+    ) -> ResidentData:
         """Splits, fits the statistics on the training episodes and lays both parts out.
 
         Raises:
@@ -63,6 +67,7 @@ class ResidentData:
             normalizer=normalizer,
             train=lay_out(train),
             validation=lay_out(validation) if validation.num_episodes else None,
+            num_skipped_files=num_skipped_files,
         )
 
 
@@ -107,7 +112,7 @@ class ResidentSource:
         world_size: int = 1,
         device: torch.device | str = "cpu",
     ) -> None:
-        self.spec, self.normalizer = data.spec, data.normalizer
+        self.spec, self.normalizer, self.num_skipped_files = data.spec, data.normalizer, data.num_skipped_files
         self.seed, self.batch_size = config.seed, config.optim.batch_size
         self.return_noise = config.data.return_noise * data.normalizer.return_scale
         self.share = slice(rank * self.batch_size // world_size, (rank + 1) * self.batch_size // world_size)

@@ -1,7 +1,11 @@
 """The same data, the same batches, the same evaluations and the same errors on Ray as in one process."""
 
 import json
+import os
 import runpy
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,11 +13,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import ray
-from conftest import make_episodes, write_episodes
+from conftest import make_episodes, tiny_overrides, write_episodes
 from test_formats import write_flat
 
 from dt_ray.collection import CollectionPlan, collect_here
 from dt_ray.config import RunConfig
+from dt_ray.config_io import load_config
 from dt_ray.data import read_dataset, slice_windows
 from dt_ray.data.episodes import from_table
 from dt_ray.data.spaces import SpaceSpec
@@ -22,7 +27,7 @@ from dt_ray.distributed.data import resident_data, window_dataset
 from dt_ray.distributed.evaluation import EvaluationActors, check_actors
 from dt_ray.errors import DataError, DivergedError, ResourceError
 from dt_ray.evaluation import evaluate
-from dt_ray.launch import resume_run, resumed_config, start_run
+from dt_ray.launch import name_run, resume_run, resumed_config, start_run
 from dt_ray.runs import RunFolder
 from dt_ray.sources import ResidentData
 
@@ -173,3 +178,53 @@ def test_a_checkpoint_named_from_here_collects_elsewhere(
     (here,) = collect_here(plan)
     assert there["episode_id"].equals(here["episode_id"])
     np.testing.assert_allclose(from_table(there, source="").actions, from_table(here, source="").actions, atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(pendulum_data: Path, tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    """A finished run of some seconds with one worker, checkpoints and evaluations on the way."""
+    overrides = tiny_overrides(pendulum_data, tmp_path_factory.mktemp("undisturbed"))
+    settings = ["total_timesteps=3000", "checkpoint.every=100", "evaluation.every=1000", "scaling.num_workers=1"]
+    config = name_run(load_config("decision_transformer/pendulum", [*overrides, *settings]), "tiny")
+    start_run(config)
+    return config
+
+
+def kill_when_training(run: RunFolder, actor: str, *, after: int) -> None:
+    """Kills the process of an actor class once so many updates are logged."""
+    while not run.metrics_file.exists() or len(run.metrics_file.read_text().splitlines()) < after / 5:
+        time.sleep(0.05)
+    pids = [
+        int(process.name)
+        for process in Path("/proc").glob("[0-9]*")
+        if (process / "cmdline").exists() and (process / "cmdline").read_bytes().startswith(f"ray::{actor}".encode())
+    ]
+    assert pids
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize(
+    ("actor", "after"), [("RayTrainWorker", 250), ("TrainController", 700), ("EpisodePlayer", 990)]
+)
+def test_a_run_that_loses_a_process_ends_like_one_that_does_not(
+    undisturbed: RunConfig, tmp_path: Path, actor: str, after: int
+) -> None:
+    config = replace(undisturbed, storage_path=str(tmp_path))
+    run, whole = RunFolder.of(config), RunFolder.of(undisturbed)
+    pool = ThreadPoolExecutor(1)
+    training = pool.submit(start_run, config)
+    kill_when_training(run, actor, after=after)
+    assert training.result(timeout=150).summary["status"] == "finished"
+    steps = [json.loads(line)["step"] for line in run.metrics_file.read_text().splitlines()]
+    assert steps == list(range(5, 3001, 5))
+    assert losses_of(config) == losses_of(undisturbed)
+    weights = [(each.checkpoint(3000) / "policy/model.safetensors").read_bytes() for each in (run, whole)]
+    assert weights[0] == weights[1]
+    for one, other in zip(run.read_evaluations(), whole.read_evaluations(), strict=True):
+        assert one["targets"] == other["targets"]
+
+
+def test_an_elastic_run_takes_the_workers_there_is_room_for(tiny_config: RunConfig) -> None:
+    config = replace(tiny_config, scaling=replace(tiny_config.scaling, num_workers=(1, 2)))
+    assert start_run(config).summary["status"] == "finished"

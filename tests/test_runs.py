@@ -53,7 +53,17 @@ def test_a_run_has_the_published_files(tiny_config: RunConfig) -> None:
     assert [line["step"] for line in metrics_of(tiny_config)] == [5, 10, 15, 20]
     assert {"train/loss", "validation/loss"} <= set(metrics_of(tiny_config)[-1])
     summary = json.loads((run / "summary.json").read_text())
-    keys = ["status", "step", "algorithm", "num_parameters", "train_wall_s", "updates_per_s", "last", "best"]
+    keys = [
+        "status",
+        "step",
+        "algorithm",
+        "skipped_files",
+        "num_parameters",
+        "train_wall_s",
+        "updates_per_s",
+        "last",
+        "best",
+    ]
     assert list(summary) == keys
     assert summary["last"]["step"] == 20
     assert load_config(str(run / "config.yaml")) == tiny_config
@@ -198,6 +208,23 @@ def test_bad_data_leaves_no_run_behind(tiny_config: RunConfig, tmp_path: Path) -
     with pytest.raises(DataError, match="no dataset at"):
         start_run(config)
     assert not RunFolder.of(config).folder.exists()
+
+
+def test_a_corrupt_file_among_many_stops_the_run_or_is_left_out_and_counted(
+    tiny_config: RunConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "data"
+    data = make_episodes([20] * 9)
+    for i in range(3):
+        write_episodes(data.select(list(range(3 * i, 3 * i + 3))), folder / f"{i}.parquet")
+    (folder / "1.parquet").write_bytes((folder / "1.parquet").read_bytes()[:-50])
+    config = replace(tiny_config, data=replace(tiny_config.data, path=str(folder)))
+    with pytest.raises(DataError, match=r"1\.parquet is not a readable Parquet file"):
+        start_run(config)
+    assert not Path(str(RunFolder.of(config))).exists()
+    result = start_run(replace(config, data=replace(config.data, on_corrupt="skip")))
+    assert result.summary["skipped_files"] == 1
+    assert "1.parquet is not a readable Parquet file" in caplog.text
 
 
 def test_an_unwritable_storage_is_one_message(tiny_config: RunConfig, tmp_path: Path) -> None:

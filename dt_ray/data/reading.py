@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate, islice
@@ -63,6 +63,39 @@ def find_files(path: str) -> list[DatasetFile]:
     return [DatasetFile(index=i, path=path, filesystem=filesystem) for i, path in enumerate(paths)]
 
 
+def sound_files(
+    config: DataConfig, find_faults_of: Callable[[list[DatasetFile]], list[str | None]]
+) -> tuple[list[DatasetFile], list[str]]:
+    """The files to train on, and what is wrong with those that `data.on_corrupt=skip` leaves out.
+
+    Raises:
+        DataError: nothing there, nothing sound there, or a row per step, where an episode can go on in a lost file.
+    """
+    files = find_files(config.path)
+    if config.on_corrupt == "stop":
+        return files, []
+    found = find_faults_of(files)
+    sound = [file for file, fault in zip(files, found, strict=True) if fault is None]
+    faults = [fault for fault in found if fault is not None]
+    if not sound:
+        raise DataError(f"no file of {config.path} can be trained on; the first: {faults[0]}")
+    if faults and is_flat(read_schema(sound[0])):
+        raise DataError(
+            f"data.on_corrupt=skip leaves out whole files, and {config.path} has a row per step: an episode may go on "
+            f"in a file that is left out; mend it, or import what is sound first: {faults[0]}"
+        )
+    return sound, faults
+
+
+def find_fault_in(file: DatasetFile, config: DataConfig, spec: SpaceSpec | None) -> str | None:
+    """Why a file can't be trained on; None where it can."""
+    try:
+        read_file(file, config, spec)
+    except DataError as error:
+        return str(error)
+    return None
+
+
 def read_schema(file: DatasetFile) -> pa.Schema:
     with _named_errors(file):
         return pq.read_schema(file.path, filesystem=file.filesystem)
@@ -105,13 +138,15 @@ def read_file(file: DatasetFile, config: DataConfig, spec: SpaceSpec | None, *, 
     return table
 
 
-def read_dataset(config: DataConfig, spec: SpaceSpec | None = None) -> TransitionDataset:
-    """All episodes of a dataset, read in this process.
+def read_dataset(
+    config: DataConfig, spec: SpaceSpec | None = None, *, files: Sequence[DatasetFile] | None = None
+) -> TransitionDataset:
+    """All episodes of a dataset, or of some of its files, read in this process.
 
     Raises:
         DataError: as `read_file`, or files of different dimensions, or an episode that doesn't add up across files.
     """
-    files = find_files(config.path)
+    files = find_files(config.path) if files is None else files
     flat = check_schemas(files)
     before = ends_before(count_ends_in(file, config) for file in files) if flat else [0] * len(files)
     tables = [read_file(file, config, spec, num_ends_before=num) for file, num in zip(files, before, strict=False)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Literal
 
@@ -19,8 +19,10 @@ from dt_ray.data.reading import (
     check_schemas,
     count_ends_in,
     ends_before,
+    find_fault_in,
     find_files,
     read_file,
+    sound_files,
 )
 from dt_ray.data.spaces import SpaceSpec, read_spaces
 from dt_ray.data.transitions import held_out_episodes
@@ -32,20 +34,30 @@ MAX_PARTITIONS = 16
 WINDOWS_PER_BLOCK = 4096
 
 
-def resident_data(config: RunConfig, spec: SpaceSpec) -> ray.ObjectRef:
+def resident_data(
+    config: RunConfig, spec: SpaceSpec, *, warn: Callable[[Sequence[str]], None] = lambda faults: None
+) -> ray.ObjectRef:
     """`ResidentData` in the object store: workers on a node map the same memory, none of it is the driver's.
+
+    `warn` is told what is wrong with the files that `data.on_corrupt=skip` leaves out.
 
     Raises:
         DataError: the dataset can't be read or trained on; the file, the episode and the step are named.
     """
     with user_errors():
-        blocks = episode_dataset(config.data, spec).materialize().to_arrow_refs()
-        laid_out = _lay_out.remote(config, spec, *blocks)
+        files, faults = sound_files(
+            config.data, lambda files: ray.get([_find_fault.remote(file, config.data, spec) for file in files])
+        )
+        warn(faults)
+        blocks = episode_dataset(config.data, spec, files=files).materialize().to_arrow_refs()
+        laid_out = _lay_out.remote(config, spec, len(faults), *blocks)
         ray.get(_check.remote(laid_out))
     return laid_out
 
 
-def episode_dataset(config: DataConfig, spec: SpaceSpec | None) -> ray.data.Dataset:
+def episode_dataset(
+    config: DataConfig, spec: SpaceSpec | None, *, files: Sequence[DatasetFile] | None = None
+) -> ray.data.Dataset:
     """The checked episodes of a dataset, a row each, in the columns of `data.episodes`.
 
     Flat transitions are cut into fragments file by file; the fragments of one episode meet by the hash of its id.
@@ -53,7 +65,7 @@ def episode_dataset(config: DataConfig, spec: SpaceSpec | None) -> ray.data.Data
     Raises:
         DataError: nothing there, or files of both kinds; what is wrong inside a file is raised when it is read.
     """
-    files = find_files(config.path)
+    files = find_files(config.path) if files is None else files
     flat = check_schemas(files)
     before = [0] * len(files)
     if flat:
@@ -98,6 +110,11 @@ def window_dataset(config: RunConfig, *, split: Literal["train", "validation"] =
 
 
 @ray.remote
+def _find_fault(file: DatasetFile, config: DataConfig, spec: SpaceSpec) -> str | None:
+    return find_fault_in(file, config, spec)
+
+
+@ray.remote
 def _count_ends(file: DatasetFile, config: DataConfig) -> int:
     return count_ends_in(file, config)
 
@@ -107,9 +124,9 @@ def _join(fragments: pa.Table) -> pa.Table:
 
 
 @ray.remote
-def _lay_out(config: RunConfig, spec: SpaceSpec, *blocks: pa.Table) -> ResidentData:
-    tables = [block for block in blocks if len(block)]
-    return ResidentData.build(from_table(pa.concat_tables(tables), source=config.data.path), spec, config)
+def _lay_out(config: RunConfig, spec: SpaceSpec, num_skipped_files: int, *blocks: pa.Table) -> ResidentData:
+    episodes = from_table(pa.concat_tables([block for block in blocks if len(block)]), source=config.data.path)
+    return ResidentData.build(episodes, spec, config, num_skipped_files=num_skipped_files)
 
 
 @ray.remote

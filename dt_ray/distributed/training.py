@@ -18,6 +18,8 @@ import ray.train
 import ray.train.torch
 import torch
 import torch.distributed
+from ray import PlacementGroupID
+from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 from torch import Tensor, nn
 
 from dt_ray.config import RunConfig
@@ -79,12 +81,13 @@ class RayTrainContext:
         self._num_calls += 1
         if self.world_size > 1 and self._num_calls % LOOK_EVERY:
             return Wish.GO_ON
-        looks = self.rank == 0 and time.monotonic() - self._looked_at > NOTICE_EVERY_S
-        asked = torch.tensor([self._stop_asked.is_set(), looks], dtype=torch.float32, device=self.device)
-        stop, look = self.sum(asked).tolist() if self.world_size > 1 else asked.tolist()
+        stop = self._stop_asked.is_set()
+        look = WATCHES_FOR_PREEMPTION and self.rank == 0 and time.monotonic() - self._looked_at > NOTICE_EVERY_S
+        if self.world_size > 1:
+            stop, look = self.sum(torch.tensor([stop, look], dtype=torch.float32, device=self.device)).tolist()
         if stop:
             return Wish.STOP
-        if look and WATCHES_FOR_PREEMPTION:
+        if look:
             self._looked_at = time.monotonic()
             before, self._notice = self._notice, ray.train.get_preemption_info()
             if self._notice is not None and self._notice != before:
@@ -163,6 +166,7 @@ def _fit(trainer: ray.train.torch.TorchTrainer, *, max_failures: int) -> Any:
     workers but not its own controller: a run that has lost that is fitted again.
     """
     outcome: Future[Any] = Future()
+    before = set(placement_group_table())
 
     def fit(attempts_left: int) -> None:
         try:
@@ -172,6 +176,8 @@ def _fit(trainer: ray.train.torch.TorchTrainer, *, max_failures: int) -> Any:
                 outcome.set_exception(error)
                 return
             log.warning("lost Ray Train's controller; going on from the newest checkpoint")
+            for name in set(placement_group_table()) - before:  # else its workers' CPUs are taken for ever
+                remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(name))))
             fit(attempts_left - 1)
         except BaseException as error:
             outcome.set_exception(error)
