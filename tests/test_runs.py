@@ -57,7 +57,6 @@ def test_a_run_has_the_published_files(tiny_config: RunConfig) -> None:
         "status",
         "step",
         "algorithm",
-        "skipped_files",
         "num_parameters",
         "train_wall_s",
         "updates_per_s",
