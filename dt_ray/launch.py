@@ -13,7 +13,7 @@ from dt_ray.collection import CollectionPlan, collect_here, write_dataset
 from dt_ray.config import RunConfig
 from dt_ray.config_io import decode_config, to_plain
 from dt_ray.context import LocalContext
-from dt_ray.data.reading import find_fault_in, read_dataset, resolve, sound_files
+from dt_ray.data.reading import read_dataset, resolve, sound_files_here
 from dt_ray.data.spaces import SpaceSpec, read_spaces
 from dt_ray.errors import ConfigError, ResourceError, RunError
 from dt_ray.interrupts import stops_asked_of
@@ -125,12 +125,6 @@ def make_dataset(config: RunConfig, collect: Callable[[CollectionPlan], Iterable
     log.info("wrote %s", config.data.path)
 
 
-def warn_of_skipped(faults: Sequence[str]) -> None:
-    """Says which files `data.on_corrupt=skip` left out, and why."""
-    for fault in faults:
-        log.warning("left out: %s", fault)
-
-
 def _train(config: RunConfig, spec: SpaceSpec, prepare_folder: Callable[[], None], *, verbose: bool) -> TrainResult:
     if config.scaling.num_workers == 0:
         return _train_here(config, spec, prepare_folder)
@@ -147,7 +141,7 @@ def _train(config: RunConfig, spec: SpaceSpec, prepare_folder: Callable[[], None
             log.warning(note)
         if needs_dataset(config):
             make_dataset(config, collect_on_ray)
-        data = resident_data(config, spec, warn=warn_of_skipped)
+        data = resident_data(config, spec)
         prepare_folder()
         log.info("training in %s", RunFolder.of(config))
         return train_on_ray(config, data, plan, verbose=verbose)
@@ -162,10 +156,9 @@ def _train_here(config: RunConfig, spec: SpaceSpec, prepare_folder: Callable[[],
         torch.set_num_threads(max(1, int(config.scaling.cpus_per_worker)))
     if needs_dataset(config):
         make_dataset(config, collect_here)
-    files, faults = sound_files(config.data, lambda files: [find_fault_in(file, config.data, spec) for file in files])
-    warn_of_skipped(faults)
+    files, num_skipped = sound_files_here(config.data, spec)
     episodes = read_dataset(config.data, spec, files=files)
-    data = ResidentData.build(episodes, spec, config, num_skipped_files=len(faults))
+    data = ResidentData.build(episodes, spec, config, num_skipped_files=num_skipped)
     prepare_folder()
     log.info("training in %s", RunFolder.of(config))
     context = LocalContext(config, device="cuda" if config.scaling.use_gpu else "cpu")

@@ -221,8 +221,11 @@ def test_a_corrupt_file_among_many_stops_the_run_or_is_left_out_and_counted(
     with pytest.raises(DataError, match=r"1\.parquet is not a readable Parquet file"):
         start_run(config)
     assert not Path(str(RunFolder.of(config))).exists()
-    result = start_run(replace(config, data=replace(config.data, on_corrupt="skip")))
+    skipping = replace(config, data=replace(config.data, on_corrupt="skip"))
+    result = start_run(skipping)
     assert result.summary["skipped_files"] == 1
+    fitted, trained = DecisionTransformer(skipping).learner, DecisionTransformer.load(result.run).learner
+    np.testing.assert_allclose(fitted.normalizer.observation_mean, trained.normalizer.observation_mean)
     assert "1.parquet is not a readable Parquet file" in caplog.text
 
 

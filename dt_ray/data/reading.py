@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,8 @@ from dt_ray.data.transitions import TransitionDataset
 from dt_ray.errors import DataError
 
 SHOWN_FAULTS = 5
+
+log = logging.getLogger("dt_ray")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,15 +68,15 @@ def find_files(path: str) -> list[DatasetFile]:
 
 def sound_files(
     config: DataConfig, find_faults_of: Callable[[list[DatasetFile]], list[str | None]]
-) -> tuple[list[DatasetFile], list[str]]:
-    """The files to train on, and what is wrong with those that `data.on_corrupt=skip` leaves out.
+) -> tuple[list[DatasetFile], int]:
+    """The files to train on, and how many `data.on_corrupt=skip` leaves out; what is wrong with those is logged.
 
     Raises:
         DataError: nothing there, nothing sound there, or a row per step, where an episode can go on in a lost file.
     """
     files = find_files(config.path)
     if config.on_corrupt == "stop":
-        return files, []
+        return files, 0
     found = find_faults_of(files)
     sound = [file for file, fault in zip(files, found, strict=True) if fault is None]
     faults = [fault for fault in found if fault is not None]
@@ -84,7 +87,14 @@ def sound_files(
             f"data.on_corrupt=skip leaves out whole files, and {config.path} has a row per step: an episode may go on "
             f"in a file that is left out; mend it, or import what is sound first: {faults[0]}"
         )
-    return sound, faults
+    for fault in faults:
+        log.warning("left out: %s", fault)
+    return sound, len(faults)
+
+
+def sound_files_here(config: DataConfig, spec: SpaceSpec | None) -> tuple[list[DatasetFile], int]:
+    """`sound_files`, looked for in this process."""
+    return sound_files(config, lambda files: [find_fault_in(file, config, spec) for file in files])
 
 
 def find_fault_in(file: DatasetFile, config: DataConfig, spec: SpaceSpec | None) -> str | None:
@@ -141,12 +151,12 @@ def read_file(file: DatasetFile, config: DataConfig, spec: SpaceSpec | None, *, 
 def read_dataset(
     config: DataConfig, spec: SpaceSpec | None = None, *, files: Sequence[DatasetFile] | None = None
 ) -> TransitionDataset:
-    """All episodes of a dataset, or of some of its files, read in this process.
+    """All episodes of a dataset's sound files, or of these files, read in this process.
 
     Raises:
         DataError: as `read_file`, or files of different dimensions, or an episode that doesn't add up across files.
     """
-    files = find_files(config.path) if files is None else files
+    files = sound_files_here(config, spec)[0] if files is None else files
     flat = check_schemas(files)
     before = ends_before(count_ends_in(file, config) for file in files) if flat else [0] * len(files)
     tables = [read_file(file, config, spec, num_ends_before=num) for file, num in zip(files, before, strict=False)]

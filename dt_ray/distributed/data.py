@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Literal
 
@@ -20,7 +20,6 @@ from dt_ray.data.reading import (
     count_ends_in,
     ends_before,
     find_fault_in,
-    find_files,
     read_file,
     sound_files,
 )
@@ -34,23 +33,16 @@ MAX_PARTITIONS = 16
 WINDOWS_PER_BLOCK = 4096
 
 
-def resident_data(
-    config: RunConfig, spec: SpaceSpec, *, warn: Callable[[Sequence[str]], None] = lambda faults: None
-) -> ray.ObjectRef:
+def resident_data(config: RunConfig, spec: SpaceSpec) -> ray.ObjectRef:
     """`ResidentData` in the object store: workers on a node map the same memory, none of it is the driver's.
-
-    `warn` is told what is wrong with the files that `data.on_corrupt=skip` leaves out.
 
     Raises:
         DataError: the dataset can't be read or trained on; the file, the episode and the step are named.
     """
     with user_errors():
-        files, faults = sound_files(
-            config.data, lambda files: ray.get([_find_fault.remote(file, config.data, spec) for file in files])
-        )
-        warn(faults)
+        files, num_skipped = _sound_files(config.data, spec)
         blocks = episode_dataset(config.data, spec, files=files).materialize().to_arrow_refs()
-        laid_out = _lay_out.remote(config, spec, len(faults), *blocks)
+        laid_out = _lay_out.remote(config, spec, num_skipped, *blocks)
         ray.get(_check.remote(laid_out))
     return laid_out
 
@@ -58,14 +50,14 @@ def resident_data(
 def episode_dataset(
     config: DataConfig, spec: SpaceSpec | None, *, files: Sequence[DatasetFile] | None = None
 ) -> ray.data.Dataset:
-    """The checked episodes of a dataset, a row each, in the columns of `data.episodes`.
+    """The checked episodes of a dataset's sound files, or of `files`, a row each, in the columns of `data.episodes`.
 
     Flat transitions are cut into fragments file by file; the fragments of one episode meet by the hash of its id.
 
     Raises:
         DataError: nothing there, or files of both kinds; what is wrong inside a file is raised when it is read.
     """
-    files = find_files(config.path) if files is None else files
+    files = _sound_files(config, spec)[0] if files is None else files
     flat = check_schemas(files)
     before = [0] * len(files)
     if flat:
@@ -109,8 +101,12 @@ def window_dataset(config: RunConfig, *, split: Literal["train", "validation"] =
     return episodes.map_batches(cut, batch_format="pyarrow", batch_size=None)
 
 
+def _sound_files(config: DataConfig, spec: SpaceSpec | None) -> tuple[list[DatasetFile], int]:
+    return sound_files(config, lambda files: ray.get([_find_fault.remote(file, config, spec) for file in files]))
+
+
 @ray.remote
-def _find_fault(file: DatasetFile, config: DataConfig, spec: SpaceSpec) -> str | None:
+def _find_fault(file: DatasetFile, config: DataConfig, spec: SpaceSpec | None) -> str | None:
     return find_fault_in(file, config, spec)
 
 
