@@ -20,11 +20,12 @@ from dt_ray.config import EvaluationConfig, ModelConfig, RunConfig
 from dt_ray.config_io import decode_config, to_plain
 from dt_ray.data.normalizer import Normalizer
 from dt_ray.data.spaces import SpaceSpec
-from dt_ray.errors import RunError
+from dt_ray.errors import RunError, StorageError
 from dt_ray.learners import LEARNERS, Learner, Policy
 from dt_ray.storage import Folder
 
 FORMAT_VERSION = 1
+FILES = ("policy/model.safetensors", "policy/policy.json", "training/optimizer.pt", "training/state.json")
 MANIFEST = "MANIFEST.json"
 
 
@@ -42,6 +43,18 @@ class PolicyFacts:
     evaluation: EvaluationConfig
 
 
+@dataclass(frozen=True, kw_only=True)
+class FileFacts:
+    """What `MANIFEST.json` says of a file."""
+
+    size: int
+    sha256: str
+
+    @classmethod
+    def of(cls, content: bytes) -> FileFacts:
+        return cls(size=len(content), sha256=hashlib.sha256(content).hexdigest())
+
+
 def checkpoint_name(step: int) -> str:
     return f"step-{step:08d}"
 
@@ -50,7 +63,7 @@ def save_checkpoint(folder: Folder, learner: Learner, *, config: RunConfig) -> N
     """Writes a checkpoint of a learner as it is now.
 
     Raises:
-        RunError: the disk is full or can't be written; nothing half-written is left.
+        StorageError: the disk is full or can't be written; nothing half-written is left.
     """
     write_checkpoint(folder, pack_checkpoint(learner, config=config, state={}))
 
@@ -82,11 +95,9 @@ def write_checkpoint(folder: Folder, files: Mapping[str, bytes]) -> None:
     """Writes a checkpoint under another name and renames it when it is complete.
 
     Raises:
-        RunError: the disk is full or can't be written; nothing half-written is left.
+        StorageError: the disk is full or can't be written; nothing half-written is left.
     """
-    manifest = {
-        name: {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()} for name, content in files.items()
-    }
+    manifest = {name: asdict(FileFacts.of(content)) for name, content in files.items()}
     # Object stores have no renames: there the manifest, written last, is what says that a checkpoint is complete.
     place = folder.parent / f".{folder.name}" if folder.is_local else folder
     try:
@@ -97,8 +108,9 @@ def write_checkpoint(folder: Folder, files: Mapping[str, bytes]) -> None:
         if folder.is_local:
             folder.delete()
             place.rename(folder)
-    except RunError:
-        place.delete()
+    except StorageError:
+        if folder.is_local:
+            place.delete()
         raise
 
 
@@ -160,7 +172,11 @@ def restore_learner(folder: Folder, learner: Learner) -> dict[str, Any]:
 
 
 def find_fault(folder: Folder) -> str | None:
-    """What is wrong with a checkpoint: no manifest, or the first file that isn't what the manifest says."""
+    """What is wrong with a checkpoint: no manifest, or the first file that isn't what the manifest says.
+
+    Raises:
+        StorageError: the storage doesn't answer, which says nothing of the checkpoint.
+    """
     try:
         _verified_files(folder, "")
     except RunError as error:
@@ -170,18 +186,18 @@ def find_fault(folder: Folder) -> str | None:
 
 def _verified_files(folder: Folder, prefix: str) -> dict[str, bytes]:
     try:
-        manifest = json.loads((folder / MANIFEST).read_bytes())
-    except (OSError, ValueError):
+        manifest = TypeAdapter(dict[str, FileFacts]).validate_json((folder / MANIFEST).read_bytes(), strict=True)
+    except (FileNotFoundError, ValidationError):
         raise RunError(f"{folder} is no complete checkpoint: it has no readable {MANIFEST}") from None
     files = {}
-    for name, facts in manifest.items():
+    for name in FILES:
         if not name.startswith(prefix):
             continue
         try:
             files[name] = (folder / name).read_bytes()
-        except OSError:
+        except FileNotFoundError:
             raise RunError(f"the checkpoint {folder} is damaged: {name} is missing") from None
-        if len(files[name]) != facts["size"] or hashlib.sha256(files[name]).hexdigest() != facts["sha256"]:
+        if FileFacts.of(files[name]) != manifest.get(name):
             raise RunError(f"the checkpoint {folder} is damaged: {name} is not what {MANIFEST} says")
     return files
 

@@ -30,6 +30,10 @@ class RunError(UserError):
     """A run folder or a checkpoint can't be used as asked."""
 
 
+class StorageError(UserError):
+    """A disk or an object store can't be reached, read or written."""
+
+
 class ResourceError(UserError):
     """The machine or cluster has less than the run asks for."""
 

@@ -18,7 +18,8 @@ def run_training(config: RunConfig, source: BatchSource, context: TrainContext) 
 
     Raises:
         DivergedError: the loss is no longer finite; the update and the last good checkpoint are named.
-        RunError: a checkpoint can't be read or written.
+        RunError: the checkpoint is of another run.
+        StorageError: a checkpoint can't be read or written.
     """
     run = RunFolder.of(config)
     learner: Learner = LEARNERS[config.algorithm](

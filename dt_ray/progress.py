@@ -7,15 +7,17 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from tqdm import tqdm
 
 from dt_ray.config import RunConfig
+from dt_ray.errors import StorageError
 from dt_ray.runs import RunFolder
 
 POLL_S = 0.5
+POLL_OBJECT_STORE_S = 5.0
 PLAIN_LINE_EVERY_S = 5.0
 
 
@@ -46,9 +48,12 @@ class Watcher:
         self.last_line, self.shown_step = 0.0, 0
 
     def watch(self) -> None:
-        while not self.stop.wait(POLL_S):
-            self.look()
-        self.look()
+        every = POLL_S if self.run.folder.is_local else POLL_OBJECT_STORE_S
+        going_on = True
+        while going_on:
+            going_on = not self.stop.wait(every)
+            with suppress(StorageError):  # of which the run itself has to say something
+                self.look()
         if self.bar is not None:
             self.bar.close()
 
@@ -84,7 +89,7 @@ class Watcher:
         """The whole lines of `metrics.jsonl` that are there by now."""
         try:
             return [line for line in self.run.metrics_file.read_text().splitlines() if line.endswith("}")]
-        except OSError:
+        except FileNotFoundError:
             return []
 
     def _say(self, line: str) -> None:

@@ -120,6 +120,8 @@ class Recorder:
 
     def _write_summary(self, status: str, wall_s: float) -> dict[str, Any]:
         self.writer.wait()
+        if self.log is not None:
+            self.log.flush()
         num_updates, skipped = self.learner.step - self.first_step, self.source.num_skipped_files
         return self.run.write_summary(
             status=status,
@@ -179,6 +181,8 @@ class Recorder:
         self.context.report({"step": self.learner.step})
 
     def _write_checkpoint(self, step: int, files: Mapping[str, bytes], *, spared: set[int]) -> None:
+        if self.log is not None:
+            self.log.flush()  # a resumed run has the metrics up to its checkpoint
         write_checkpoint(self.run.checkpoint(step), files)
         self.run.mark_latest(step)
         self._prune(step, spared)

@@ -19,6 +19,7 @@ from dt_ray.errors import RunError
 from dt_ray.evaluation import score
 from dt_ray.storage import Folder
 
+REWRITE_EVERY_S = 10.0  # of a metrics file in an object store
 PACKAGES = ("torch", "ray", "gymnasium", "numpy", "pyarrow")
 
 
@@ -53,7 +54,8 @@ class RunFolder:
         """Makes the folder with the configuration and the environment in it.
 
         Raises:
-            RunError: something of this name exists and may not be replaced, or the storage can't be written.
+            RunError: something of this name exists and may not be replaced.
+            StorageError: the storage can't be written.
         """
         if not overwrite:
             self.check_free()
@@ -72,7 +74,7 @@ class RunFolder:
         """The configuration that the run was started with."""
         try:
             text = (self.folder / "config.yaml").read_text()
-        except OSError:
+        except FileNotFoundError:
             raise RunError(f"{self} is no run: there is no config.yaml in it") from None
         return decode_config(parse_yaml(text, source=f"{self}/config.yaml"))
 
@@ -142,10 +144,25 @@ class MetricsLog:
     def __init__(self, file: Folder, *, resumed_at: int) -> None:
         self.file = file
         lines = file.read_text().splitlines() if file.exists() else []
-        file.write_text("".join(f"{line}\n" for line in lines if _step_of(line) <= resumed_at))
+        self._text = "".join(f"{line}\n" for line in lines if _step_of(line) <= resumed_at)
+        file.write_text(self._text)
+        self._written_at, self._is_written = time.monotonic(), True
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        self.file.append_line(json.dumps({"step": step, **values}))
+        """Appends a line; object stores can't append, and get the whole file now and then."""
+        line = json.dumps({"step": step, **values}) + "\n"
+        if self.file.is_local:
+            self.file.append_text(line)
+            return
+        self._text, self._is_written = self._text + line, False
+        if time.monotonic() - self._written_at > REWRITE_EVERY_S:
+            self.flush()
+
+    def flush(self) -> None:
+        """Returns when all lines are in the file."""
+        if not self._is_written:
+            self.file.write_text(self._text)
+            self._written_at, self._is_written = time.monotonic(), True
 
 
 def _step_of(line: str) -> float:

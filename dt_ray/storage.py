@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-import pyarrow as pa
 from pyarrow import fs
 
-from dt_ray.errors import RunError
+from dt_ray.errors import StorageError
+from dt_ray.filesystems import reach
 
 
 @dataclass(frozen=True)
@@ -43,73 +45,79 @@ class Folder:
     def __str__(self) -> str:
         return self.uri
 
-    def _reach(self) -> tuple[fs.FileSystem, str]:
-        if self.is_local:
-            return fs.LocalFileSystem(), self.uri
-        try:
-            return fs.FileSystem.from_uri(self.uri)
-        except (pa.ArrowException, OSError) as error:
-            raise RunError(f"can't reach {self.uri}: {error}") from None
-
     def kind(self) -> fs.FileType:
-        filesystem, path = self._reach()
-        return filesystem.get_file_info(path).type
+        with self._named_errors("reach"):
+            filesystem, path = reach(self.uri)
+            return filesystem.get_file_info(path).type
 
     def exists(self) -> bool:
         return self.kind() != fs.FileType.NotFound
 
     def names(self) -> list[str]:
         """What lies in the folder, sorted; nothing where there is no folder."""
-        filesystem, path = self._reach()
-        return sorted(info.base_name for info in filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True)))
+        with self._named_errors("read"):
+            filesystem, path = reach(self.uri)
+            infos = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
+        return sorted(info.base_name for info in infos)
 
     def read_bytes(self) -> bytes:
-        filesystem, path = self._reach()
-        with filesystem.open_input_stream(path) as stream:
-            return stream.read()
+        """The file's content.
+
+        Raises:
+            FileNotFoundError: there is none.
+            StorageError: there may be one, but it can't be read.
+        """
+        with self._named_errors("read"):
+            filesystem, path = reach(self.uri)
+            with filesystem.open_input_stream(path) as stream:
+                return stream.read()
 
     def read_text(self) -> str:
         return self.read_bytes().decode()
 
     def write_bytes(self, content: bytes) -> None:
-        """Writes a file at once: under another name first, where there are renames.
+        """Writes a file at once, under another name first on a disk; an object store shows whole ones only.
 
         Raises:
-            RunError: the disk is full, or can't be written or reached.
+            StorageError: the disk is full, or can't be written or reached.
         """
-        filesystem, path = self._reach()
-        try:
+        with self._named_errors("write"):
             if self.is_local:
-                _replace_file(Path(path), content)
-            else:
-                with filesystem.open_output_stream(path) as stream:
-                    stream.write(content)
-        except OSError as error:
-            raise RunError(f"can't write {self}: {error}") from None
+                _replace_file(Path(self.uri), content)
+                return
+            filesystem, path = reach(self.uri)
+            with filesystem.open_output_stream(path) as stream:
+                stream.write(content)
 
     def write_text(self, text: str) -> None:
         self.write_bytes(text.encode())
 
-    def append_line(self, line: str) -> None:
-        """Appends to a file; object stores can't, there it is written anew."""
-        if not self.is_local:
-            self.write_text((self.read_text() if self.exists() else "") + line + "\n")
-            return
-        try:
-            with open(self.uri, "a") as stream:
-                stream.write(line + "\n")
-        except OSError as error:
-            raise RunError(f"can't write {self}: {error}") from None
+    def append_text(self, text: str) -> None:
+        """Appends to a file; object stores can't."""
+        assert self.is_local, self
+        with self._named_errors("write"), open(self.uri, "a") as stream:
+            stream.write(text)
 
     def delete(self) -> None:
         """Deletes the folder with all that is in it, if it is there."""
-        filesystem, path = self._reach()
         if self.exists():
-            filesystem.delete_dir(path)
+            with self._named_errors("delete"):
+                filesystem, path = reach(self.uri)
+                filesystem.delete_dir(path)
 
     def rename(self, target: Folder) -> None:
-        filesystem, path = self._reach()
-        filesystem.move(path, target._reach()[1])
+        with self._named_errors("rename"):
+            filesystem, path = reach(self.uri)
+            filesystem.move(path, reach(target.uri)[1])
+
+    @contextmanager
+    def _named_errors(self, verb: str) -> Iterator[None]:
+        try:
+            yield
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise StorageError(f"can't {verb} {self}: {error}") from None
 
 
 def _replace_file(target: Path, content: bytes) -> None:

@@ -21,7 +21,7 @@ class BackgroundWriter:
         """Begins a write.
 
         Raises:
-            RunError: an earlier one failed.
+            StorageError: an earlier one failed.
         """
         self._raise_failure()
         self._newest = self._thread.submit(self._run, write)
@@ -30,7 +30,7 @@ class BackgroundWriter:
         """Returns when all is written.
 
         Raises:
-            RunError: something could not be.
+            StorageError: something could not be.
         """
         if self._newest is not None:
             self._newest.result()

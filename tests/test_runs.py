@@ -16,7 +16,7 @@ from dt_ray.config import RunConfig
 from dt_ray.config_io import load_config
 from dt_ray.context import LocalContext, Wish
 from dt_ray.data import read_dataset, slice_windows
-from dt_ray.errors import ConfigError, DataError, DivergedError, RunError
+from dt_ray.errors import ConfigError, DataError, DivergedError, RunError, StorageError
 from dt_ray.launch import resume_run, resumed_config, start_run
 from dt_ray.loop import run_training
 from dt_ray.runs import MetricsLog, RunFolder, find_checkpoint
@@ -231,7 +231,7 @@ def test_a_corrupt_file_among_many_stops_the_run_or_is_left_out_and_counted(
 
 def test_an_unwritable_storage_is_one_message(tiny_config: RunConfig, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(RunError, match="can't write "):
+    with pytest.raises(StorageError, match="can't write "):
         start_run(replace(tiny_config, storage_path=str(tmp_path / "file")))
 
 
@@ -242,11 +242,11 @@ def test_a_full_disk_leaves_no_half_written_checkpoint(tiny_config: RunConfig, m
 
     def full(place: Folder, content: bytes) -> None:
         if place.name == "state.json":
-            raise RunError("can't write state.json: [Errno 28] No space left on device")
+            raise StorageError("can't write state.json: [Errno 28] No space left on device")
         write(place, content)
 
     monkeypatch.setattr(Folder, "write_bytes", full)
-    with pytest.raises(RunError, match="No space left on device"):
+    with pytest.raises(StorageError, match="No space left on device"):
         save_checkpoint(folder, model.learner, config=tiny_config)
     assert Folder.at(tiny_config.storage_path).names() == []
 

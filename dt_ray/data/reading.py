@@ -19,9 +19,11 @@ from dt_ray.data.episodes import from_table, read_metadata, scale_actions, to_ta
 from dt_ray.data.flat import column_names, count_ends, cut_fragments, join_fragments
 from dt_ray.data.spaces import SpaceSpec
 from dt_ray.data.transitions import TransitionDataset
-from dt_ray.errors import DataError
+from dt_ray.errors import DataError, StorageError
+from dt_ray.filesystems import reach
 
 SHOWN_FAULTS = 5
+STORAGE_FAILURES = ("AWS Error", "google::cloud::Status")  # how pyarrow's OSErrors begin
 
 log = logging.getLogger("dt_ray")
 
@@ -31,16 +33,17 @@ class DatasetFile:
     """One Parquet file of a dataset, by its place in the dataset's order."""
 
     index: int
-    path: str
-    filesystem: fs.FileSystem
+    path: str  # on the filesystem of the dataset
+    dataset: str
+
+    @property
+    def filesystem(self) -> fs.FileSystem:
+        return resolve(self.dataset)[0]
 
 
 def resolve(path: str) -> tuple[fs.FileSystem, str]:
-    """The filesystem of a local path or URI, and the absolute path on it: workers have other working directories."""
-    try:
-        return fs.FileSystem.from_uri(path) if "://" in path else (fs.LocalFileSystem(), os.path.abspath(path))
-    except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"can't reach {path}: {error}") from None
+    """The filesystem of a path or URI, and the absolute path on it: workers have other working directories."""
+    return reach(path if "://" in path else os.path.abspath(path))
 
 
 def find_files(path: str) -> list[DatasetFile]:
@@ -48,6 +51,7 @@ def find_files(path: str) -> list[DatasetFile]:
 
     Raises:
         DataError: nothing there, or no Parquet file.
+        StorageError: the storage doesn't answer.
     """
     filesystem, root = resolve(path)
     try:
@@ -60,10 +64,10 @@ def find_files(path: str) -> list[DatasetFile]:
             entries = filesystem.get_file_info(fs.FileSelector(root, recursive=True))
             paths = sorted(entry.path for entry in entries if entry.is_file and entry.extension == "parquet")
     except OSError as error:
-        raise DataError(f"can't read {path}: {error}") from None
+        raise StorageError(f"can't read {path}: {error}") from None
     if not paths:
         raise DataError(f"no *.parquet file in {path}")
-    return [DatasetFile(index=i, path=path, filesystem=filesystem) for i, path in enumerate(paths)]
+    return [DatasetFile(index=i, path=file, dataset=path) for i, file in enumerate(paths)]
 
 
 def sound_files(
@@ -219,4 +223,6 @@ def _named_errors(file: DatasetFile) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, OSError) as error:
+        if any(sign in str(error) for sign in STORAGE_FAILURES):  # which says nothing of the file
+            raise StorageError(f"can't read {file.path}: {error}") from None
         raise DataError(f"{file.path} is not a readable Parquet file: {str(error).splitlines()[0]}") from None
