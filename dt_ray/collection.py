@@ -117,7 +117,7 @@ def write_dataset(out: str, tables: Iterable[pa.Table], *, overwrite: bool = Fal
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         for count, table in enumerate(tables, start=1):
-            pq.write_table(table, temporary / f"part-{count - 1:05d}.parquet")
+            pq.write_table(table, temporary / f"part-{count - 1:05d}.parquet", write_page_checksum=True)
         if folder.exists():
             shutil.rmtree(folder)
         temporary.rename(folder)

@@ -158,6 +158,7 @@ class Recorder:
             values = dict(zip(tensors, means.tolist(), strict=True))
             values["time/updates_per_s"] = (step - self.logged_step) / (now - self.logged_at)
             values["time/wall_s"] = self.wall_s
+            values["time/workers"] = self.context.world_size
             self.writer.submit(partial(self.log.write, step, values))
         self.logged_step, self.logged_at = step, now
 

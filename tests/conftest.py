@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import socket
-import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from pyarrow import fs
+from object_store import ObjectStore
 
 from dt_ray.collection import CollectionPlan, collect_here, write_dataset
 from dt_ray.config import RunConfig
@@ -90,49 +86,13 @@ def tiny_overrides(data: Path, storage: Path) -> list[str]:
     ]
 
 
-class ObjectStore:
-    """An S3 server on loopback that fails when it is told to."""
-
-    def __init__(self) -> None:
-        from moto.server import DomainDispatcherApplication, create_backend_app
-        from werkzeug.serving import make_server
-
-        logging.getLogger("werkzeug").setLevel(logging.CRITICAL)
-        self._answer = DomainDispatcherApplication(create_backend_app)
-        self._num_failures, self._how = 0, ""
-        self._server = make_server("127.0.0.1", 0, self._serve, threaded=True)
-        self.url = f"http://127.0.0.1:{self._server.port}"
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-
-    def fail(self, num_requests: int, how: Literal["500", "drop"]) -> None:
-        """From now on, answers so many requests with an error or a closed connection."""
-        self._num_failures, self._how = num_requests, how
-
-    @property
-    def has_failed(self) -> bool:
-        return self._num_failures <= 0
-
-    def _serve(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-        if self.has_failed:
-            return self._answer(environ, start_response)
-        self._num_failures -= 1
-        if self._how == "drop":
-            environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
-        start_response("500 Internal Server Error", [])
-        return [b""]
-
-
 @pytest.fixture(scope="session")
 def object_store() -> Iterator[ObjectStore]:
     """An S3 server with the bucket `bucket`, that everything started from here reaches."""
     store = ObjectStore()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", store.url)
-        patch.setenv("AWS_ACCESS_KEY_ID", "planted-key-id")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "planted-secret")
-        patch.setenv("AWS_REGION", "us-east-1")
-        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-        fs.S3FileSystem(endpoint_override=store.url, allow_bucket_creation=True).create_dir("bucket")
+        for name, value in store.environment.items():
+            patch.setenv(name, value)
         yield store
 
 

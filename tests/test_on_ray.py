@@ -226,5 +226,5 @@ def test_a_run_that_loses_a_process_ends_like_one_that_does_not(
 
 
 def test_an_elastic_run_takes_the_workers_there_is_room_for(tiny_config: RunConfig) -> None:
-    config = replace(tiny_config, scaling=replace(tiny_config.scaling, num_workers=(1, 2)))
+    config = replace(tiny_config, scaling=replace(tiny_config.scaling, num_workers=(1, 4)))
     assert start_run(config).summary["status"] == "finished"

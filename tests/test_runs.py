@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_episodes, write_episodes
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from dt_ray.api import DecisionTransformer
-from dt_ray.checkpoint import find_fault, load_policy, save_checkpoint
+from dt_ray.checkpoint import find_fault, load_policy, pack_checkpoint, save_checkpoint, write_checkpoint
 from dt_ray.config import RunConfig
 from dt_ray.config_io import load_config
 from dt_ray.context import LocalContext, Wish
@@ -156,6 +158,45 @@ def test_resuming_passes_over_a_damaged_checkpoint(tiny_config: RunConfig, caplo
     assert "passed over" in caplog.text
     assert metrics_of(tiny_config) == before
     assert find_fault(run.checkpoint(20)) is None
+
+
+@pytest.fixture
+def saved(tiny_config: RunConfig) -> dict[str, bytes]:
+    """The files of a checkpoint."""
+    return pack_checkpoint(DecisionTransformer(tiny_config).learner, config=tiny_config, state={})
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200)
+@given(data=st.data())
+def test_any_flipped_bit_or_lost_end_of_a_checkpoint_is_found(
+    saved: dict[str, bytes], tmp_path: Path, data: st.DataObject
+) -> None:
+    folder = Folder.at(tmp_path / "step-00000000")
+    write_checkpoint(folder, saved)
+    assert find_fault(folder) is None
+    name = data.draw(st.sampled_from(sorted(saved)))
+    place = data.draw(st.integers(0, len(saved[name]) - 1))
+    damaged = bytearray(saved[name])
+    damaged[place] ^= 1 << data.draw(st.integers(0, 7))
+    for content in (bytes(damaged), saved[name][:place]):
+        (folder / name).write_bytes(content)
+        assert find_fault(folder) == f"the checkpoint {folder} is damaged: {name} is not what MANIFEST.json says"
+    Path(str(folder / name)).unlink()
+    assert find_fault(folder) == f"the checkpoint {folder} is damaged: {name} is missing"
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200)
+@given(data=st.data())
+def test_a_damaged_manifest_is_found_or_says_the_same(
+    saved: dict[str, bytes], tmp_path: Path, data: st.DataObject
+) -> None:
+    folder = Folder.at(tmp_path / "step-00000000")
+    write_checkpoint(folder, saved)
+    content = bytearray((folder / "MANIFEST.json").read_bytes())
+    before = json.loads(content)
+    content[data.draw(st.integers(0, len(content) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    (folder / "MANIFEST.json").write_bytes(bytes(content))
+    assert find_fault(folder) is not None or json.loads(content) == before
 
 
 def test_a_resumed_run_keeps_what_its_checkpoint_fixes(tiny_config: RunConfig) -> None:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import ObjectStore
+from object_store import ObjectStore
 from pyarrow import fs
 
 from dt_ray import filesystems
@@ -24,7 +24,7 @@ PLANTED = ("planted-key-id", "planted-secret")
 def bucket(object_store: ObjectStore, tmp_path: Path) -> Iterator[Folder]:
     """A folder of its own for each test."""
     yield Folder.at(f"s3://bucket/{tmp_path.name}")
-    object_store.fail(0, "500")
+    object_store.mend()
 
 
 @pytest.fixture
@@ -93,9 +93,9 @@ def test_a_store_that_fails_for_a_while_changes_nothing(
 ) -> None:
     there = replace(tiny_config, storage_path=str(bucket))
     RunFolder.of(there).create(there)
-    object_store.fail(4, how)
+    object_store.fail(how, num_requests=4)
     start_run(there, overwrite=True)
-    assert object_store.has_failed
+    assert object_store.answers
     start_run(tiny_config)
     assert numbers_of(there) == numbers_of(tiny_config)
 
@@ -108,10 +108,10 @@ def test_a_store_that_is_gone_is_not_taken_for_a_damaged_checkpoint(
     start_run(there)
     run = RunFolder.of(there)
     for ask in (run.latest_checkpoint, lambda: find_fault(run.checkpoint(20)), lambda: resumed_config(str(run))):
-        object_store.fail(1000, "500")
+        object_store.fail("500")
         with pytest.raises(StorageError, match="can't (read|reach) s3://bucket/"):
             ask()
-        object_store.fail(0, "500")
+        object_store.mend()
     assert run.latest_checkpoint()[0] == run.checkpoint(20)
 
 
@@ -123,7 +123,7 @@ def test_a_store_that_is_gone_is_not_taken_for_corrupt_data(
     fs.copy_files(str(pendulum_data), f"{impatient}/data")
     settings = replace(tiny_config.data, path=f"{impatient}/data", on_corrupt="skip")
     files = reading.find_files(settings.path)
-    object_store.fail(1000, "500")
+    object_store.fail("500")
     with pytest.raises(StorageError, match="can't read bucket/"):
         reading.find_fault_in(files[0], settings, None)
 
@@ -138,12 +138,12 @@ def test_a_run_ends_when_its_store_is_gone_for_good_and_goes_on_when_it_is_back(
     def then_fail(run: RunFolder, step: int) -> None:
         mark(run, step)
         if step == 10:
-            object_store.fail(1000, "drop")
+            object_store.fail("drop")
 
     monkeypatch.setattr(RunFolder, "mark_latest", then_fail)
     with pytest.raises(StorageError, match="can't .* s3://bucket/"):
         start_run(there)
-    object_store.fail(0, "500")
+    object_store.mend()
     resume_run(resumed_config(f"{impatient}/tiny"))
     assert numbers_of(there) == numbers_of(tiny_config)
 

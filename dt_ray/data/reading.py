@@ -215,7 +215,8 @@ def raise_faults(data: TransitionDataset, spec: SpaceSpec | None, *, source: str
 def _read(file: DatasetFile, columns: list[str] | None = None) -> pa.Table:
     with _named_errors(file):
         # The file's own schema, so that no reader guesses types (extension types of other libraries among them).
-        return pq.ParquetFile(file.filesystem.open_input_file(file.path)).read(columns)
+        stream = file.filesystem.open_input_file(file.path)
+        return pq.ParquetFile(stream, page_checksum_verification=True).read(columns)
 
 
 @contextmanager

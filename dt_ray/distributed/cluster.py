@@ -18,7 +18,7 @@ from dt_ray.errors import UserError
 # Set before Ray starts; what the user has set stays.
 SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # ray.train.report() waits for a poll: 2 s by default
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",  # workers import torch; a loaded laptop takes more than 60 s
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",  # how long CPUs that a lost node had are waited for
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # what Ray 2.60 warns will be the default
 }
 LOCAL_SETTINGS = {

@@ -35,9 +35,9 @@ class EvaluationActors:
         self._waiting = ThreadPoolExecutor(max_workers=1, thread_name_prefix="evaluation")
 
     @staticmethod
-    def start(num_actors: int) -> list[Any]:
+    def start(num_actors: int, *, num_cpus: float = 1) -> list[Any]:
         """Starts actors; a lost one is started again, and what it was playing is played again."""
-        actor = ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=-1)(EpisodePlayer)
+        actor = ray.remote(num_cpus=num_cpus, max_restarts=-1, max_task_retries=-1)(EpisodePlayer)
         return [actor.remote() for _ in range(num_actors)]
 
     def submit(self, policy: Policy, *, step: int) -> Future[dict[str, Any]]:

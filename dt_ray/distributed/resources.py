@@ -23,7 +23,8 @@ class ResourcePlan:
     max_workers: int | None = None  # of an elastic run
     cpus_per_worker: float
     use_gpu: bool
-    num_actors: int  # one CPU each; 0: evaluations run in the training process
+    num_actors: int  # 0: evaluations run in the training process
+    cpus_per_actor: float = 1.0
     notes: tuple[str, ...] = ()
 
 
@@ -72,6 +73,8 @@ def plan_resources(config: RunConfig, *, cpus: float, gpus: float) -> ResourcePl
     return ResourcePlan(
         num_workers=num_workers,
         max_workers=scaling.max_workers if scaling.is_elastic else None,
+        # Ray Train sizes an elastic run by all CPUs that nobody reserved, those of actors too, and waits for them.
+        cpus_per_actor=0.0 if scaling.is_elastic else 1.0,
         cpus_per_worker=cpus_per_worker,
         use_gpu=scaling.use_gpu,
         num_actors=num_actors,

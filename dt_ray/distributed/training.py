@@ -42,7 +42,6 @@ log = logging.getLogger("dt_ray")
 WATCHES_FOR_PREEMPTION = os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "1") != "0"
 LOOK_EVERY = 10  # updates of several workers between two exchanges of what is asked of them
 NOTICE_EVERY_S = 5.0  # seconds between two looks for a preemption notice, which is a barrier
-ELASTIC_START_TIMEOUT_S = "60"  # how long workers of a lost node are waited for before there are fewer
 
 
 class StopSign:
@@ -126,11 +125,9 @@ def train_on_ray(config: RunConfig, data: ray.ObjectRef, plan: ResourcePlan, *, 
     Raises:
         UserError: what a worker ended with, if the user can mend it.
     """
-    actors = EvaluationActors.start(plan.num_actors)
+    actors = EvaluationActors.start(plan.num_actors, num_cpus=plan.cpus_per_actor)
     sign: Any = ray.remote(num_cpus=0, max_restarts=-1)(StopSign).remote()
     run = RunFolder.of(config)
-    if plan.max_workers is not None:
-        os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = ELASTIC_START_TIMEOUT_S
     settings = {"config": config, "data": data, "actors": actors, "sign": sign, "cpus": plan.cpus_per_worker}
     trainer = ray.train.torch.TorchTrainer(
         _work,

@@ -1,0 +1,458 @@
+"""A campaign of faults: real runs that lose processes, nodes and storage at random moments, and what they come to.
+
+    python benchmarks/faults.py                      every kind of fault, some times each, as in docs/reliability.md
+    python benchmarks/faults.py --kind node --runs 2
+    python benchmarks/faults.py --out docs/reliability.md
+
+Each run is the command that a user types, on a Ray cluster of its own. It must finish by itself, or by its resume
+command where its driver is gone; its last weights, losses and evaluations are compared with an undisturbed run's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import rich.box
+import safetensors.numpy
+from object_store import ObjectStore
+from rich.console import Console
+from rich.table import Table
+
+from dt_ray.collection import CollectionPlan, collect_here, write_dataset
+from dt_ray.runs import RunFolder
+from dt_ray.storage import Folder
+
+NUM_UPDATES = 2000
+SETTINGS = [
+    f"total_timesteps={NUM_UPDATES}",
+    "data.collect=null",
+    "data.validation_fraction=0.1",
+    "model={context_length: 10, num_layers: 2, width: 32, num_heads: 2, max_timesteps: 200}",
+    "optim={batch_size: 32, warmup_steps: 100}",
+    "evaluation={num_episodes: 4, every: 1000, num_actors: 1, max_timesteps: 100, target_returns: [-200, -600]}",
+    "checkpoint={every: 250, keep: 2}",
+    "logging.every=10",
+]
+BEGIN, END = "<!-- faults -->", "<!-- /faults -->"
+
+
+MARK = "DT_RAY_FAULTS"  # in the environment of everything that a campaign starts
+
+
+@dataclass
+class Run:
+    """A training command under way, and what was done to it."""
+
+    folder: RunFolder
+    command: list[str]
+    log: Path
+    store: ObjectStore
+    nodes: Any = None  # a Ray cluster of several nodes, for the faults that are about them
+    process: subprocess.Popen[bytes] | None = None
+    lost: list[int] = field(default_factory=list)  # updates to be made again, a fault
+
+    def start(self, *arguments: str) -> None:
+        command = [sys.executable, "-m", "dt_ray.train", *(arguments or self.command)]
+        address = {"RAY_ADDRESS": self.nodes.address} if self.nodes else {}
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | address)
+
+    def wait(self) -> int:
+        assert self.process is not None
+        return self.process.wait(timeout=400)
+
+    def step(self) -> int:
+        """The last logged update."""
+        try:
+            lines = self.folder.metrics_file.read_text().splitlines()
+        except FileNotFoundError:
+            return 0
+        return json.loads(lines[-1])["step"] if lines and lines[-1].endswith("}") else 0
+
+    def newest_checkpoint(self) -> int:
+        newest = self.folder.latest_checkpoint()[0]
+        return int(newest.name.removeprefix("step-")) if newest else 0
+
+    def wait_for_step(self, step: int) -> None:
+        assert self.process is not None
+        while self.step() < step and self.process.poll() is None:
+            time.sleep(0.02)
+
+    def note_fault(self) -> None:
+        """Counts a fault now, and the logged updates that no complete checkpoint has."""
+        step = self.step()
+        self.lost.append(max(0, step - self.newest_checkpoint()))
+
+    def resume(self) -> None:
+        """Goes on once Ray's processes have noticed that their driver is gone."""
+        while ray_processes():
+            time.sleep(0.2)
+        self.start("--resume", str(self.folder))
+
+
+Fault = Callable[[Run, random.Random], None]
+
+
+def lose(process: str) -> Fault:
+    """Kills a process of the run, by its name in Ray, twice while the run trains."""
+
+    def disturb(run: Run, chance: random.Random) -> None:
+        for moment in sorted(chance.randrange(20, NUM_UPDATES - 200) for _ in range(2)):
+            run.wait_for_step(moment)
+            run.note_fault()
+            kill(process)
+
+    return disturb
+
+
+def lose_data_task(run: Run, chance: random.Random) -> None:
+    """Kills what reads the data, or lays it out, when it is seen."""
+    assert run.process is not None
+    wanted = chance.choice(["MapBatches(read)", "_lay_out"])
+    while not kill(wanted):
+        assert run.process.poll() is None, f"no {wanted} was seen"
+    run.note_fault()
+
+
+def end_driver(number: signal.Signals) -> Fault:
+    """Signals the command itself, then goes on by its resume command."""
+
+    def disturb(run: Run, chance: random.Random) -> None:
+        assert run.process is not None
+        run.wait_for_step(chance.randrange(20, NUM_UPDATES - 200))
+        run.process.send_signal(number)
+        run.wait()
+        run.note_fault()
+        run.resume() if run.newest_checkpoint() else run.start(*run.command, "--overwrite")
+
+    return disturb
+
+
+def damage_checkpoint(run: Run, chance: random.Random) -> None:
+    """Ends the driver and damages the newest checkpoint before the run is resumed."""
+    assert run.process is not None
+    run.wait_for_step(chance.randrange(520, NUM_UPDATES - 200))
+    run.process.kill()
+    run.wait()
+    newest = Path(str(run.folder.checkpoint(run.newest_checkpoint())))
+    damage(chance.choice(sorted(path for path in newest.rglob("*") if path.is_file())), chance)
+    run.note_fault()
+    run.resume()
+
+
+def damage_data(run: Run, chance: random.Random) -> None:
+    """Nothing while it trains: the data was damaged before."""
+    run.wait_for_step(1)
+    run.note_fault()
+
+
+def damage(file: Path, chance: random.Random) -> None:
+    """Loses a file, or its end, or turns one bit of it."""
+    content = bytearray(file.read_bytes())
+    place = chance.randrange(len(content))
+    kind = chance.choice(["missing", "cut", "turned"])
+    if kind == "missing" and file.suffix != ".parquet":
+        file.unlink()
+    elif kind == "turned":
+        content[place] ^= 1 << chance.randrange(8)
+        file.write_bytes(content)
+    else:
+        file.write_bytes(content[:place])
+
+
+def stop_store(run: Run, chance: random.Random) -> None:
+    """The object store answers 500 or drops connections, for some seconds, twice."""
+    for moment in sorted(chance.randrange(20, NUM_UPDATES - 200) for _ in range(2)):
+        run.wait_for_step(moment)
+        run.note_fault()
+        run.store.fail(chance.choice(["500", "drop"]))
+        time.sleep(chance.uniform(3, 15))
+        run.store.mend()
+
+
+def lose_node(run: Run, chance: random.Random) -> None:
+    """Kills a node with everything on it; another one comes some seconds later."""
+    run.wait_for_step(chance.randrange(20, NUM_UPDATES))
+    run.note_fault()
+    run.nodes.remove_node(run.nodes.worker_nodes.copy().pop(), allow_graceful=False)
+    time.sleep(chance.uniform(2, 30))
+    run.nodes.add_node(num_cpus=1)
+
+
+def preempt_node(run: Run, chance: random.Random) -> None:
+    """Gives notice of 20 seconds, then kills the node; another one comes later."""
+    run.wait_for_step(chance.randrange(20, NUM_UPDATES))
+    node = run.nodes.worker_nodes.copy().pop()
+    notice = ["drain-node", "--address", run.nodes.address, "--node-id", node.node_id, "--reason-message", "spot"]
+    notice += ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--deadline-remaining-seconds", "20"]
+    subprocess.run([Path(sys.executable).parent / "ray", *notice], check=True, capture_output=True)
+    time.sleep(20)
+    run.note_fault()
+    run.nodes.remove_node(node, allow_graceful=False)
+    time.sleep(chance.uniform(2, 10))
+    run.nodes.add_node(num_cpus=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """A kind of fault, what the run is, and how often it is tried in a campaign."""
+
+    what: str
+    disturb: Fault
+    times: int
+    settings: tuple[str, ...] = ("scaling.num_workers=1",)
+    storage: Literal["disk", "object store"] = "disk"
+    num_nodes: int = 0  # of a cluster of its own; 0: the command starts Ray itself
+
+
+TWO = ("scaling.num_workers=2", "model.dropout=0", "total_timesteps=6000")
+KINDS = {
+    "worker": Kind(what="`kill -9` of the train worker, twice", disturb=lose("RayTrainWorker"), times=5),
+    "actor": Kind(what="`kill -9` of an evaluation actor, twice", disturb=lose("EpisodePlayer"), times=3),
+    "controller": Kind(what="`kill -9` of the Train controller, twice", disturb=lose("TrainController"), times=3),
+    "data task": Kind(what="`kill -9` of a data task", disturb=lose_data_task, times=3),
+    "ctrl-c": Kind(what="Ctrl-C, then `--resume`", disturb=end_driver(signal.SIGINT), times=2),
+    "sigterm": Kind(what="SIGTERM, then `--resume`", disturb=end_driver(signal.SIGTERM), times=2),
+    "driver": Kind(what="`kill -9` of the driver, then `--resume`", disturb=end_driver(signal.SIGKILL), times=4),
+    "checkpoint": Kind(what="driver killed, newest checkpoint damaged", disturb=damage_checkpoint, times=4),
+    "data": Kind(
+        what="a data file cut or a bit of it turned",
+        disturb=damage_data,
+        times=2,
+        settings=("scaling.num_workers=1", "data.on_corrupt=skip"),
+    ),
+    "store": Kind(
+        what="S3 answers 500 or drops connections, 3 to 15 s, twice",
+        disturb=stop_store,
+        times=4,
+        storage="object store",
+    ),
+    "node": Kind(what="a node of two killed, replaced", disturb=lose_node, times=2, settings=TWO, num_nodes=2),
+    "preemption": Kind(
+        what="20 s notice, then the node killed, replaced", disturb=preempt_node, times=2, settings=TWO, num_nodes=2
+    ),
+    "elastic": Kind(
+        what="a node killed, back later, `num_workers=[1, 2]`",
+        disturb=lose_node,
+        times=2,
+        settings=(*TWO, "scaling.num_workers=[1, 2]", "scaling.resize_every_s=5"),
+        num_nodes=2,
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Numbers:
+    """What a run came to."""
+
+    weights: dict[str, np.ndarray]
+    losses: dict[int, float]
+    targets: list[Any]
+    workers: list[int]
+
+    @classmethod
+    def of(cls, run: RunFolder) -> Numbers:
+        lines = [json.loads(line) for line in run.metrics_file.read_text().splitlines()]
+        weights = (run.checkpoint(lines[-1]["step"]) / "policy/model.safetensors").read_bytes()
+        assert [line["step"] for line in lines] == list(range(10, lines[-1]["step"] + 1, 10)), "a step is missing"
+        return cls(
+            weights=safetensors.numpy.load(weights),
+            losses={line["step"]: line["train/loss"] for line in lines},
+            targets=[report["targets"] for report in run.read_evaluations()],
+            workers=[key for key, _ in itertools.groupby(lines, lambda line: line["time/workers"])],
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """A disturbed run beside the undisturbed one."""
+
+    kind: str
+    finished: bool
+    lost: list[int]
+    difference: float = float("nan")  # the largest of a parameter
+    same_losses: bool = False
+    same_evaluations: bool = False
+    workers: list[int] = field(default_factory=list)
+    wall_s: float = 0.0
+
+
+class Campaign:
+    """Runs in a folder of their own, on one dataset."""
+
+    def __init__(self, folder: Path, seed: int) -> None:
+        self.folder, self.seed = folder, seed
+        self.store = ObjectStore()
+        os.environ.update(self.store.environment | {MARK: str(os.getpid())})
+        self.undisturbed: dict[tuple[str, ...], Numbers] = {}
+        self.data = folder / "data"
+        self._collect()
+
+    def _collect(self) -> None:
+        plan = CollectionPlan(env_id="Pendulum-v1", behavior="mixed", num_episodes=300, seed=100_000, max_timesteps=200)
+        write_dataset(str(self.data), collect_here(plan))
+        shutil.copytree(self.data, self.folder / "rest")
+        next((self.folder / "rest").glob("*.parquet")).unlink()
+
+    def run(self, kind: str, number: int) -> Outcome:
+        """One disturbed run."""
+        chance = random.Random(f"{self.seed} {kind} {number}")
+        entry, began = KINDS[kind], time.monotonic()
+        run = self._prepare(f"{kind}-{number}".replace(" ", "-"), entry)
+        if kind == "data":
+            data = self.folder / f"damaged-{number}"
+            shutil.copytree(self.data, data)
+            (damaged,) = {file.name for file in data.iterdir()} - {
+                file.name for file in (self.folder / "rest").iterdir()
+            }
+            damage(data / damaged, chance)
+            run.command.append(f"data.path={data}")
+        try:
+            run.start()
+            entry.disturb(run, chance)
+            if run.wait() != 0:
+                return Outcome(kind=kind, finished=False, lost=run.lost)
+            ours, reference = Numbers.of(run.folder), self._reference(entry)
+        finally:
+            self._clean_up(run)
+        return Outcome(
+            kind=kind,
+            finished=True,
+            lost=run.lost,
+            difference=max(
+                float(np.abs(ours.weights[name] - value).max()) for name, value in reference.weights.items()
+            ),
+            same_losses=ours.losses == reference.losses,
+            same_evaluations=ours.targets == reference.targets,
+            workers=ours.workers,
+            wall_s=time.monotonic() - began,
+        )
+
+    def _reference(self, entry: Kind) -> Numbers:
+        """The undisturbed run, on a disk and with as many workers."""
+        settings = tuple(each for each in entry.settings if "[" not in each and "resize" not in each)
+        if settings not in self.undisturbed:
+            plain = Kind(what="", disturb=entry.disturb, times=1, settings=settings)
+            run = self._prepare(f"undisturbed-{len(self.undisturbed)}", plain)
+            if "data.on_corrupt=skip" in settings:
+                run.command.append(f"data.path={self.folder / 'rest'}")
+            run.start()
+            assert run.wait() == 0, run.log.read_text()
+            self.undisturbed[settings] = Numbers.of(run.folder)
+        return self.undisturbed[settings]
+
+    def _prepare(self, name: str, entry: Kind) -> Run:
+        storage = "s3://bucket/runs" if entry.storage == "object store" else f"{self.folder}/runs"
+        command = [*SETTINGS, f"name={name}", f"storage_path={storage}", f"data.path={self.data}", *entry.settings]
+        nodes = None
+        if entry.num_nodes:
+            from ray.cluster_utils import Cluster
+
+            nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+            for _ in range(entry.num_nodes - 1):
+                nodes.add_node(num_cpus=1)
+        folder = RunFolder(Folder.at(storage) / name)
+        return Run(folder=folder, command=command, log=self.folder / f"{name}.log", store=self.store, nodes=nodes)
+
+    def _clean_up(self, run: Run) -> None:
+        self.store.mend()
+        if run.process is not None and run.process.poll() is None:
+            run.process.kill()
+            run.process.wait()
+        if run.nodes is not None:
+            run.nodes.shutdown()
+        while ray_processes():
+            time.sleep(0.2)
+
+
+def table(outcomes: Sequence[Outcome]) -> Table:
+    """A row for each kind of fault."""
+    columns = ("fault", "runs", "faults", "finished", "updates lost: max", "mean", "largest difference of a parameter")
+    result = Table(*columns, "same losses", "same evaluations", "mean seconds")
+    for kind, group in itertools.groupby(outcomes, lambda outcome: outcome.kind):
+        runs = list(group)
+        lost = [number for run in runs for number in run.lost]
+        result.add_row(
+            KINDS[kind].what,
+            f"{len(runs)}",
+            f"{len(lost)}",
+            f"{sum(run.finished for run in runs)}",
+            f"{max(lost, default=0)}",
+            f"{np.mean(lost or [0]):.0f}",
+            f"{max(run.difference for run in runs):.2g}",
+            f"{sum(run.same_losses for run in runs)}",
+            f"{sum(run.same_evaluations for run in runs)}",
+            f"{np.mean([run.wall_s for run in runs]):.0f}",
+        )
+    lost = [number for run in outcomes for number in run.lost]
+    finished = sum(run.finished for run in outcomes)
+    result.add_row(
+        "all", f"{len(outcomes)}", f"{len(lost)}", f"{finished}", f"{max(lost)}", f"{np.mean(lost):.0f}", "", "", "", ""
+    )
+    return result
+
+
+def ray_processes(name: str = "") -> list[int]:
+    """Ray's processes that this campaign started and that have not ended, or those of a name."""
+    found = []
+    for place in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if f"{MARK}={os.getpid()}".encode() in (place / "environ").read_bytes():
+                line = (place / "cmdline").read_bytes().decode(errors="replace")
+                if line.startswith(f"ray::{name}") or (not name and ("raylet" in line or "gcs_server" in line)):
+                    found.append(int(place.name))
+    return found
+
+
+def kill(name: str) -> bool:
+    """Kills a process of Ray by the beginning of its name, if there is one."""
+    for pid in ray_processes(name)[:1]:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+            return True
+    return False
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kind", action="append", choices=KINDS, help="only this kind; may be repeated")
+    parser.add_argument("--runs", type=int, help="so many of each kind")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments at which faults strike")
+    parser.add_argument("--folder", type=Path, help="where runs and logs are left (default: a temporary folder)")
+    parser.add_argument("--out", type=Path, help="the page whose table is replaced")
+    options = parser.parse_args()
+    campaign = Campaign(options.folder or Path(tempfile.mkdtemp(prefix="faults-")), options.seed)
+    outcomes = []
+    for kind in options.kind or KINDS:
+        for number in range(options.runs or KINDS[kind].times):
+            outcomes.append(campaign.run(kind, number))
+            print(outcomes[-1], file=sys.stderr)
+    result = table(outcomes)
+    result.box = rich.box.MARKDOWN
+    console = Console(width=220, record=True)
+    console.print(result)
+    if options.out:
+        page = options.out.read_text()
+        before, after = page.split(BEGIN)[0], page.split(END)[1]
+        options.out.write_text(f"{before}{BEGIN}\n{console.export_text()}{END}{after}")
+    sys.exit(any(not outcome.finished for outcome in outcomes))
+
+
+if __name__ == "__main__":
+    main()
