@@ -186,13 +186,17 @@ def stop_store(run: Run, chance: random.Random) -> None:
         run.store.mend()
 
 
-def lose_node(run: Run, chance: random.Random) -> None:
+def lose_node(*, away_s: tuple[float, float]) -> Fault:
     """Kills a node with everything on it; another one comes some seconds later."""
-    run.wait_for_step(chance.randrange(20, NUM_UPDATES))
-    run.note_fault()
-    run.nodes.remove_node(run.nodes.worker_nodes.copy().pop(), allow_graceful=False)
-    time.sleep(chance.uniform(2, 30))
-    run.nodes.add_node(num_cpus=1)
+
+    def disturb(run: Run, chance: random.Random) -> None:
+        run.wait_for_step(chance.randrange(20, NUM_UPDATES))
+        run.note_fault()
+        run.nodes.remove_node(run.nodes.worker_nodes.copy().pop(), allow_graceful=False)
+        time.sleep(chance.uniform(*away_s))
+        run.nodes.add_node(num_cpus=1)
+
+    return disturb
 
 
 def preempt_node(run: Run, chance: random.Random) -> None:
@@ -243,15 +247,21 @@ KINDS = {
         times=4,
         storage="object store",
     ),
-    "node": Kind(what="a node of two killed, replaced", disturb=lose_node, times=2, settings=TWO, num_nodes=2),
+    "node": Kind(
+        what="a node of two killed, replaced", disturb=lose_node(away_s=(2, 30)), times=2, settings=TWO, num_nodes=2
+    ),
     "preemption": Kind(
-        what="20 s notice, then the node killed, replaced", disturb=preempt_node, times=2, settings=TWO, num_nodes=2
+        what="20 s notice, then the node killed, replaced; no other checkpoints",
+        disturb=preempt_node,
+        times=2,
+        settings=(*TWO, "checkpoint.every=0", "evaluation.every=0"),
+        num_nodes=2,
     ),
     "elastic": Kind(
         what="a node killed, back later, `num_workers=[1, 2]`",
-        disturb=lose_node,
+        disturb=lose_node(away_s=(40, 60)),
         times=2,
-        settings=(*TWO, "scaling.num_workers=[1, 2]", "scaling.resize_every_s=5"),
+        settings=(*TWO, "total_timesteps=16000", "scaling.num_workers=[1, 2]", "scaling.resize_every_s=5"),
         num_nodes=2,
     ),
 }

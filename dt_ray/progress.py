@@ -71,10 +71,13 @@ class Watcher:
         if self.newest["step"] == self.shown_step:
             return
         step, total = self.newest["step"], self.config.total_timesteps
+        if step < self.shown_step:
+            self._say(f"lost a process after update {self.shown_step}; went on from a checkpoint, now at update {step}")
+            self.last_line = 0.0
         if self.is_live:
             if self.bar is None:
                 self.bar = tqdm(total=total, initial=step, unit="update", file=sys.stderr, dynamic_ncols=True)
-            self.bar.update(step - self.bar.n)
+            self.bar.update(step - self.bar.n)  # back, too, where updates are made again
             self.bar.set_postfix(loss=f"{self.newest['train/loss']:.4f}")
         elif step == total or time.monotonic() - self.last_line >= PLAIN_LINE_EVERY_S:
             rate = self.newest["time/updates_per_s"]

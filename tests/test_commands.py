@@ -15,7 +15,10 @@ from conftest import make_episodes, tiny_overrides, write_episodes
 from dt_ray import train
 from dt_ray.collection import flatten
 from dt_ray.command import run_command
+from dt_ray.config import RunConfig
 from dt_ray.data.episodes import to_table
+from dt_ray.progress import Watcher
+from dt_ray.runs import MetricsLog, RunFolder
 
 
 def run(module: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -244,3 +247,16 @@ def test_models_work_where_ray_cannot_be_imported(tmp_path: Path) -> None:
     code = "import sys; sys.modules['ray'] = None; import dt_ray, dt_ray.models, dt_ray.loop, dt_ray.data; print('ok')"
     process = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert process.stdout == "ok\n", process.stderr
+
+
+def test_the_progress_says_when_updates_are_made_again(
+    tiny_config: RunConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = RunFolder.of(tiny_config)
+    watcher, log = Watcher(tiny_config), MetricsLog(run.metrics_file, resumed_at=0)
+    for step in (5, 10):
+        log.write(step, {"train/loss": 1.0, "time/updates_per_s": 10.0})
+        watcher.look()
+    MetricsLog(run.metrics_file, resumed_at=5)  # what a worker does that is started again
+    watcher.look()
+    assert "lost a process after update 10; went on from a checkpoint, now at update 5" in capsys.readouterr().err

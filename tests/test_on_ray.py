@@ -14,6 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 from conftest import make_episodes, tiny_overrides, write_episodes
+from object_store import ObjectStore
+from pyarrow import fs
 from test_formats import write_flat
 
 from dt_ray.collection import CollectionPlan, collect_here
@@ -122,6 +124,45 @@ def test_a_run_resumes_on_ray_where_it_stopped(tiny_config: RunConfig) -> None:
         result.summary["last"]["targets"]
         == json.loads((RunFolder.of(whole).folder / "summary.json").read_text())["last"]["targets"]
     )
+
+
+def test_a_run_resumes_with_another_number_of_workers(tiny_config: RunConfig) -> None:
+    """One, two and four workers draw the same batches, so they can take turns, up to the order of sums."""
+    model, optim = replace(tiny_config.model, dropout=0.0), replace(tiny_config.optim, schedule="constant")
+    whole = replace(tiny_config, model=model, optim=optim)
+    parts = replace(whole, name="parts", total_timesteps=7)
+    for config in (whole, parts):
+        start_run(config)
+    for num_workers, num_updates in ((2, 13), (4, 20)):
+        settings = [f"scaling.num_workers={num_workers}", f"total_timesteps={num_updates}"]
+        resume_run(resumed_config(str(RunFolder.of(parts)), settings))
+    steps = [json.loads(line)["step"] for line in RunFolder.of(parts).metrics_file.read_text().splitlines()]
+    assert steps == [5, 7, 10, 13, 15, 20]
+    curve = dict(zip(steps, losses_of(parts), strict=True))
+    np.testing.assert_allclose([curve[step] for step in (5, 10, 15, 20)], losses_of(whole), rtol=1e-4)
+
+
+def test_workers_and_data_tasks_come_through_a_failing_store(
+    tiny_config: RunConfig, object_store: ObjectStore, pendulum_data: Path, tmp_path: Path
+) -> None:
+    bucket = f"s3://bucket/{tmp_path.name}"
+    fs.copy_files(str(pendulum_data), f"{bucket}/data")
+    here = with_workers(tiny_config, 2)
+    data = replace(here.data, path=f"{bucket}/data")
+    there = replace(here, storage_path=f"{bucket}/runs", data=data, total_timesteps=200)
+    outages = ThreadPoolExecutor(1)
+    start_run(replace(here, total_timesteps=200))
+
+    def break_the_store() -> None:
+        object_store.fail("500", num_requests=3)  # while the data is read
+        while not RunFolder.of(there).checkpoint_steps():
+            time.sleep(0.2)
+        object_store.fail("drop", num_requests=4)
+
+    broken = outages.submit(break_the_store)
+    assert start_run(there).summary["status"] == "finished"
+    broken.result()
+    assert losses_of(there) == losses_of(here)
 
 
 def test_actors_report_what_one_process_reports(tiny_config: RunConfig) -> None:

@@ -67,7 +67,7 @@ class RayTrainContext:
         self.device = ray.train.torch.get_device()
         self.actors = EvaluationActors(actors, config.env_id, config.evaluation) if actors and self.rank == 0 else None
         self._stop_asked = threading.Event()
-        self._num_calls, self._looked_at, self._notice = 0, time.monotonic(), None
+        self._num_calls, self._looked_at = 0, time.monotonic()
         if self.rank == 0:
             threading.Thread(target=self._wait_for, args=(sign,), daemon=True, name="stop sign").start()
 
@@ -88,8 +88,7 @@ class RayTrainContext:
             return Wish.STOP
         if look:
             self._looked_at = time.monotonic()
-            before, self._notice = self._notice, ray.train.get_preemption_info()
-            if self._notice is not None and self._notice != before:
+            if ray.train.get_preemption_info() is not None:  # and again every few seconds, until the machine is gone
                 return Wish.SAVE
         return Wish.GO_ON
 
