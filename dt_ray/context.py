@@ -89,9 +89,14 @@ class LocalContext:
         return RunFolder.of(self.config).latest_checkpoint()[0]
 
     def evaluate(self, policy: Policy, *, step: int) -> Future[dict[str, Any]]:
-        future: Future[dict[str, Any]] = Future()
-        future.set_result(evaluate(policy, self.config.env_id, self.config.evaluation, step=step))
-        return future
+        return evaluate_here(policy, self.config, step=step)
+
+
+def evaluate_here(policy: Policy, config: RunConfig, *, step: int) -> Future[dict[str, Any]]:
+    """A finished evaluation, for a context without actors."""
+    future: Future[dict[str, Any]] = Future()
+    future.set_result(evaluate(policy, config.env_id, config.evaluation, step=step))
+    return future
 
 
 def mean_real_steps(batch: WindowBatch, context: TrainContext) -> Tensor | None:

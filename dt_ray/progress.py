@@ -72,7 +72,8 @@ class Watcher:
             return
         step, total = self.newest["step"], self.config.total_timesteps
         if step < self.shown_step:
-            self._say(f"lost a process after update {self.shown_step}; went on from a checkpoint, now at update {step}")
+            workers = f"{self.newest['time/workers']} worker(s)"
+            self._say(f"went back to a checkpoint after update {self.shown_step}, on with {workers} at update {step}")
             self.last_line = 0.0
         if self.is_live:
             if self.bar is None:

@@ -255,8 +255,8 @@ def test_the_progress_says_when_updates_are_made_again(
     run = RunFolder.of(tiny_config)
     watcher, log = Watcher(tiny_config), MetricsLog(run.metrics_file, resumed_at=0)
     for step in (5, 10):
-        log.write(step, {"train/loss": 1.0, "time/updates_per_s": 10.0})
+        log.write(step, {"train/loss": 1.0, "time/updates_per_s": 10.0, "time/workers": 2})
         watcher.look()
     MetricsLog(run.metrics_file, resumed_at=5)  # what a worker does that is started again
     watcher.look()
-    assert "lost a process after update 10; went on from a checkpoint, now at update 5" in capsys.readouterr().err
+    assert "went back to a checkpoint after update 10, on with 2 worker(s) at update 5" in capsys.readouterr().err

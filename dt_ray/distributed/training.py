@@ -23,12 +23,11 @@ from ray.util.placement_group import PlacementGroup, placement_group_table, remo
 from torch import Tensor, nn
 
 from dt_ray.config import RunConfig
-from dt_ray.context import Wish
+from dt_ray.context import Wish, evaluate_here
 from dt_ray.distributed.cluster import quiet
 from dt_ray.distributed.evaluation import EvaluationActors
 from dt_ray.distributed.resources import ResourcePlan
 from dt_ray.errors import UserError
-from dt_ray.evaluation import evaluate
 from dt_ray.interrupts import stops_asked_of
 from dt_ray.learners import Policy
 from dt_ray.loop import run_training
@@ -113,9 +112,7 @@ class RayTrainContext:
     def evaluate(self, policy: Policy, *, step: int) -> Future[dict[str, Any]]:
         if self.actors is not None:
             return self.actors.submit(policy, step=step)
-        future: Future[dict[str, Any]] = Future()
-        future.set_result(evaluate(policy, self.config.env_id, self.config.evaluation, step=step))
-        return future
+        return evaluate_here(policy, self.config, step=step)
 
 
 def train_on_ray(config: RunConfig, data: ray.ObjectRef, plan: ResourcePlan, *, verbose: bool = False) -> TrainResult:
