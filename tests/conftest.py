@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -99,12 +98,11 @@ def object_store() -> Iterator[ObjectStore]:
 @pytest.fixture(scope="session")
 def ray_cluster(object_store: ObjectStore) -> Iterator[None]:
     """One cluster for all tests marked `ray`: four CPUs by name, whatever the machine has."""
-    from dt_ray.distributed.cluster import LOCAL_SETTINGS, SETTINGS, quiet
-
-    os.environ.update(SETTINGS | LOCAL_SETTINGS)
     import ray
 
-    with quiet(verbose=False):
+    from dt_ray.distributed.cluster import LOCAL_SETTINGS, NO_DASHBOARD, SETTINGS, environment, quiet
+
+    with quiet(verbose=False), environment(SETTINGS | LOCAL_SETTINGS | NO_DASHBOARD):
         ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
         yield
         ray.shutdown()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import ray
@@ -25,22 +25,22 @@ LOCAL_SETTINGS = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one machine is not preempted without this process
     "RAY_USAGE_STATS_ENABLED": "0",
 }
+# Ray Train asks the dashboard whether its controller lives. Where there is none it would look for any cluster that is
+# or was on this machine: it waits for one that is gone, and frees the workers of a controller that is unknown there.
+NO_DASHBOARD = {"RAY_API_SERVER_ADDRESS": "http://127.0.0.1:9"}
 NOISY_LOGGERS = ("ray", "ray.data", "ray.train", "ray.tune", "ray._private.worker")
 
 
 @contextmanager
 def connection(*, verbose: bool = False) -> Iterator[None]:
     """Joins the cluster of `RAY_ADDRESS`, or one joined already; else starts one here and ends it afterwards."""
-    for name, value in SETTINGS.items():
-        os.environ.setdefault(name, value)
-    joins = "RAY_ADDRESS" in os.environ
-    if not joins:
-        for name, value in LOCAL_SETTINGS.items():
-            os.environ.setdefault(name, value)
     if ray.is_initialized():
-        yield
+        with environment(_unset(SETTINGS)):
+            yield
         return
-    with quiet(verbose):
+    joins = "RAY_ADDRESS" in os.environ
+    settings = _unset(SETTINGS) if joins else _unset(SETTINGS | LOCAL_SETTINGS) | NO_DASHBOARD
+    with quiet(verbose), environment(settings):
         options = {"log_to_driver": verbose, "logging_level": logging.INFO if verbose else logging.ERROR}
         if not joins:
             options |= {"address": "local", "include_dashboard": False}
@@ -49,6 +49,25 @@ def connection(*, verbose: bool = False) -> Iterator[None]:
             yield
         finally:
             ray.shutdown()
+
+
+@contextmanager
+def environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Sets environment variables, which processes started meanwhile inherit."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _unset(settings: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in settings.items() if name not in os.environ}
 
 
 def plan_on_cluster(config: RunConfig) -> ResourcePlan:
