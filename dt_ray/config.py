@@ -29,10 +29,12 @@ class CollectConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    path: str = "data/pendulum-mixed"  # a Parquet file, a folder of them, or a URI that pyarrow reads
+    path: str = "data/pendulum-mixed"  # a file or folder in a known format, its URI, or minari:ID
     collect: CollectConfig | None = None
+    format: str | None = None  # of `data.files.FORMATS`; null: found out
     on_corrupt: Literal["stop", "skip"] = "stop"  # at a file that can't be trained on; skip: leave it out and count it
-    columns: dict[str, str] = field(default_factory=dict)  # our column name -> its name in flat files
+    columns: dict[str, str] = field(default_factory=dict)  # our column name -> its name, or names, in flat files
+    time_limit: Annotated[int, Ge(1)] | None = None  # episodes that end at this step were cut, whatever the log says
     action_scale: Annotated[float, Gt(0)] = 1.0  # environment action = logged action * action_scale
     return_scale: Annotated[float, Gt(0)] | None = None  # multiplies returns-to-go; null: 1 / largest |return-to-go|
     return_noise: Annotated[float, Ge(0)] = 0.0  # std of an error added to each training window's returns-to-go

@@ -13,7 +13,8 @@ from dt_ray.collection import CollectionPlan, collect_here, write_dataset
 from dt_ray.config import RunConfig
 from dt_ray.config_io import decode_config, to_plain
 from dt_ray.context import LocalContext
-from dt_ray.data.reading import read_dataset, resolve, sound_files_here
+from dt_ray.data.files import absolute, resolve
+from dt_ray.data.reading import read_dataset, sound_files_here
 from dt_ray.data.spaces import SpaceSpec, read_spaces
 from dt_ray.errors import ConfigError, ResourceError, RunError
 from dt_ray.interrupts import stops_asked_of
@@ -33,7 +34,7 @@ def name_run(config: RunConfig, config_name: str) -> RunConfig:
         config,
         name=config.name or default_name(config_name),
         storage_path=str(Folder.at(config.storage_path)),
-        data=replace(config.data, path=str(Folder.at(config.data.path))),
+        data=replace(config.data, path=absolute(config.data.path)),
     )
 
 

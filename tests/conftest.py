@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -19,6 +20,8 @@ from dt_ray.data.episodes import to_table
 from dt_ray.data.spaces import SpaceSpec, read_spaces
 from dt_ray.launch import name_run
 
+hypothesis.settings.register_profile("dt_ray", deadline=None)  # a loaded machine is no fault
+hypothesis.settings.load_profile("dt_ray")
 torch.set_num_threads(1)  # tiny models: a second thread only waits
 
 

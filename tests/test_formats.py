@@ -85,13 +85,13 @@ def test_a_missing_step_is_named(tmp_path: Path) -> None:
 
 def test_columns_and_action_scale_are_settings(tmp_path: Path) -> None:
     data = make_episodes([4, 4])
-    rows = flatten(to_table(data)).rename_columns(["eps_id", "t", "obs", "act", "r", "done", "cut"])
+    rows = flatten(to_table(data)).rename_columns(["id", "k", "o", "a", "r", "d", "c"])
     pq.write_table(rows, tmp_path / "rows.parquet")
     with pytest.raises(
         DataError, match=r"no column for observation, action, reward among .*data.columns.observation=NAME"
     ):
         read_dataset(DataConfig(path=str(tmp_path)))
-    columns = {"episode_id": "eps_id", "observation": "obs", "action": "act", "reward": "r"}
+    columns = {"episode_id": "id", "observation": "o", "action": "a", "reward": "r"}
     read = read_dataset(DataConfig(path=str(tmp_path), columns=columns, action_scale=2.0))
     np.testing.assert_array_equal(read.actions, 2 * data.actions)
     with pytest.raises(DataError, match="data.columns names obs"):

@@ -118,14 +118,14 @@ def test_a_store_that_is_gone_is_not_taken_for_a_damaged_checkpoint(
 def test_a_store_that_is_gone_is_not_taken_for_corrupt_data(
     tiny_config: RunConfig, impatient: Folder, object_store: ObjectStore, pendulum_data: Path, monkeypatch
 ) -> None:
-    from dt_ray.data import reading
+    from dt_ray.data import files, reading
 
     fs.copy_files(str(pendulum_data), f"{impatient}/data")
     settings = replace(tiny_config.data, path=f"{impatient}/data", on_corrupt="skip")
-    files = reading.find_files(settings.path)
+    (file, *_) = files.find_files(settings.path)
     object_store.fail("500")
     with pytest.raises(StorageError, match="can't read bucket/"):
-        reading.find_fault_in(files[0], settings, None)
+        reading.find_fault_in(file, settings, None)
 
 
 def test_a_run_ends_when_its_store_is_gone_for_good_and_goes_on_when_it_is_back(

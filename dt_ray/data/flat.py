@@ -6,7 +6,9 @@ joined. Both steps see a part of the data only, so that they run anywhere: in on
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
+from hashlib import blake2b
 
 import numpy as np
 import pyarrow as pa
@@ -18,10 +20,24 @@ from dt_ray.errors import DataError
 
 REQUIRED = ("observation", "action", "reward")
 OPTIONAL = ("episode_id", "timestep", "terminated", "truncated", "next_observation")
+USUAL_NAMES = {  # besides ours: RLlib's, LeRobot's, D4RL's
+    "observation": ("observations", "obs", "state", "observation.state"),
+    "action": ("actions",),
+    "reward": ("rewards", "next.reward"),
+    "episode_id": ("eps_id", "episode_index", "episode"),
+    "timestep": ("t", "frame_index"),
+    "terminated": ("terminateds", "terminals", "terminal", "dones", "done", "next.done"),
+    "truncated": ("truncateds", "truncations", "timeouts", "timeout"),
+    "next_observation": ("next_observations", "new_obs", "next_obs"),
+}
+
+ColumnNames = Mapping[str, tuple[str, ...]]  # our name -> the column of the file, or the columns of a vector's numbers
 
 
-def column_names(available: list[str], renamed: Mapping[str, str], *, source: str) -> dict[str, str]:
-    """Our name -> the file's name, for the columns that the file has.
+def column_names(available: Sequence[str], renamed: Mapping[str, str], *, source: str) -> ColumnNames:
+    """Our names and the file's, for the columns that the file has.
+
+    A column that isn't renamed is found under our name or a usual one, or as numbered columns (`observation_0`, …).
 
     Raises:
         DataError: unknown names in `renamed`, a needed column that is not there, or nothing that marks episodes.
@@ -32,16 +48,22 @@ def column_names(available: list[str], renamed: Mapping[str, str], *, source: st
             f"data.columns names {', '.join(sorted(unknown))}; it maps {', '.join((*REQUIRED, *OPTIONAL))} "
             f"to the names in the file"
         )
-    names = {name: renamed.get(name, name) for name in (*REQUIRED, *OPTIONAL)}
+    names = {
+        name: tuple(part.strip() for part in renamed[name].split(",")) if name in renamed else _find(name, available)
+        for name in (*REQUIRED, *OPTIONAL)
+    }
     missing = [
-        ours for ours, theirs in names.items() if (ours in REQUIRED or ours in renamed) and theirs not in available
+        ours
+        for ours, theirs in names.items()
+        if (ours in REQUIRED or ours in renamed) and (not theirs or set(theirs) - set(available))
     ]
     if missing:
         example = " ".join(f"data.columns.{name}=NAME" for name in missing)
+        why = "; without rewards there is no return to reach, and nothing to train on" if missing == ["reward"] else ""
         raise DataError(
-            f"{source}: no column for {', '.join(missing)} among {', '.join(available)}; name it with {example}"
+            f"{source}: no column for {', '.join(missing)} among {', '.join(available)}; name it with {example}{why}"
         )
-    names = {ours: theirs for ours, theirs in names.items() if theirs in available}
+    names = {ours: theirs for ours, theirs in names.items() if theirs}
     if not names.keys() & {"episode_id", "terminated", "truncated"}:
         raise DataError(
             f"{source}: nothing marks where episodes end among {', '.join(available)}; "
@@ -50,13 +72,25 @@ def column_names(available: list[str], renamed: Mapping[str, str], *, source: st
     return names
 
 
-def count_ends(table: pa.Table, names: Mapping[str, str]) -> int:
+def _find(name: str, available: Sequence[str]) -> tuple[str, ...]:
+    for usual in (name, *USUAL_NAMES[name]):
+        if usual in available:
+            return (usual,)
+        numbered = {
+            int(match[1]): each for each in available if (match := re.fullmatch(rf"{usual}[_.\[](\d+)\]?", each))
+        }
+        if numbered and sorted(numbered) == list(range(len(numbered))):
+            return tuple(numbered[i] for i in range(len(numbered)))
+    return ()
+
+
+def count_ends(table: pa.Table, names: ColumnNames) -> int:
     """Episodes that end in this file, for logs without episode ids: they are numbered by the ends before them."""
     return int(_ends(table, names).sum())
 
 
 def cut_fragments(
-    table: pa.Table, names: Mapping[str, str], *, file_index: int, num_ends_before: int, source: str
+    table: pa.Table, names: ColumnNames, *, file_index: int, num_ends_before: int, source: str
 ) -> pa.Table:
     """The episode table of one file's rows, with the columns `file_index` and (if logged) `timesteps` besides.
 
@@ -66,32 +100,30 @@ def cut_fragments(
         DataError: missing values, vectors of different dimensions, or an episode that goes on after its end.
     """
     if "episode_id" in names:
-        ids = table[names["episode_id"]]
-        if ids.null_count or not pa.types.is_integer(ids.type):
-            raise DataError(f"{source}: {names['episode_id']} must be a whole number at every step, found {ids.type}")
-        episode = ids.to_numpy().astype(np.int64)
+        episode = _episode_ids(table[names["episode_id"][0]], f"{source}, {names['episode_id'][0]}")
     else:
         ends_before = np.cumsum(_ends(table, names))
         episode = num_ends_before + np.concatenate([[0], ends_before[:-1]]) if len(table) else ends_before
     # Stable: without timesteps, the rows of an episode keep their order.
-    order = np.lexsort((table[names["timestep"]].to_numpy(), episode) if "timestep" in names else (episode,))
+    order = np.lexsort((table[names["timestep"][0]].to_numpy(), episode) if "timestep" in names else (episode,))
     episode_ids, starts = np.unique(episode[order], return_index=True)
 
     def vectors(name: str) -> ndarray:
-        return vectors_of(table[names[name]], f"{source}, {names[name]}")[order]
+        columns = [vectors_of(table[each], f"{source}, {each}") for each in names[name]]
+        return np.concatenate(columns, axis=1)[order]
 
     last = np.append(starts[1:], len(table)) - 1
-    fragments = to_table(
-        TransitionDataset(
-            observations=vectors("observation"),
-            actions=vectors("action"),
-            rewards=vectors("reward")[:, 0],
-            starts=starts,
-            episode_ids=episode_ids,
-            final_observations=vectors("next_observation")[last] if "next_observation" in names else None,
-            **{name: _flag(table, names, name)[order] for name in ("terminated", "truncated")},
-        )
+    data = TransitionDataset(
+        observations=vectors("observation"),
+        actions=vectors("action"),
+        rewards=vectors("reward")[:, 0],
+        starts=starts,
+        episode_ids=episode_ids,
+        **{name: _flag(table, names, name)[order] for name in ("terminated", "truncated")},
     )
+    if "next_observation" in names:
+        data = data.with_next_observations(vectors("next_observation"))
+    fragments = to_table(data)
     inside = np.setdiff1d(np.flatnonzero(_ends(table, names)[order]), last)
     if len(inside):
         at = np.searchsorted(starts, inside[0], side="right") - 1
@@ -102,15 +134,16 @@ def cut_fragments(
     fragments = fragments.append_column("file_index", pa.array(np.full(len(episode_ids), file_index)))
     if "timestep" in names:
         offsets = pa.array(np.append(starts, len(table)).astype(np.int32))
-        steps = pa.array(table[names["timestep"]].to_numpy()[order].astype(np.int64))
+        steps = pa.array(table[names["timestep"][0]].to_numpy()[order].astype(np.int64))
         fragments = fragments.append_column("timesteps", pa.ListArray.from_arrays(offsets, steps))
     return fragments
 
 
-def join_fragments(fragments: pa.Table) -> pa.Table:
+def join_fragments(fragments: pa.Table, *, time_limit: int | None = None) -> pa.Table:
     """The episode table of fragments that hold whole episodes between them.
 
-    An episode with no end of either kind is `truncated`: the log stopped, the environment did not.
+    An episode with no end of either kind is `truncated`: the log stopped, the environment did not. So is one that
+    ends at `time_limit`, whatever the log says.
 
     Raises:
         DataError: an episode goes on after its end, or its timesteps have gaps or repeat.
@@ -143,7 +176,7 @@ def join_fragments(fragments: pa.Table) -> pa.Table:
             starts=data.starts[heads],
             episode_ids=data.episode_ids[heads],
             final_observations=None if data.final_observations is None else data.final_observations[tails],
-        )
+        ).with_time_limit(time_limit)
     )
 
 
@@ -165,11 +198,25 @@ def _check_timesteps(fragments: pa.Table) -> None:
         )
 
 
-def _ends(table: pa.Table, names: Mapping[str, str]) -> ndarray:
+def _episode_ids(column: pa.ChunkedArray, where: str) -> ndarray:
+    """Whole numbers as they are; texts as numbers that are the same in every file."""
+    if column.null_count or not (pa.types.is_integer(column.type) or pa.types.is_string(column.type)):
+        raise DataError(f"{where} must be a whole number or a text at every step, found {column.type}")
+    if pa.types.is_integer(column.type):
+        return column.to_numpy().astype(np.int64)
+    encoded = column.combine_chunks().dictionary_encode()
+    numbers = [
+        int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
+        for text in encoded.dictionary.to_pylist()
+    ]
+    return np.asarray(numbers, np.int64)[encoded.indices.to_numpy()]
+
+
+def _ends(table: pa.Table, names: ColumnNames) -> ndarray:
     return _flag(table, names, "terminated") | _flag(table, names, "truncated")
 
 
-def _flag(table: pa.Table, names: Mapping[str, str], name: str) -> ndarray:
+def _flag(table: pa.Table, names: ColumnNames, name: str) -> ndarray:
     if name not in names:
         return np.zeros(len(table), dtype=bool)
-    return table[names[name]].cast(pa.bool_()).fill_null(False).to_numpy()
+    return table[names[name][0]].cast(pa.bool_()).fill_null(False).to_numpy()

@@ -3,71 +3,25 @@
 from __future__ import annotations
 
 import logging
-import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import accumulate, islice
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import accumulate, chain, islice
 
 import pyarrow as pa
-import pyarrow.parquet as pq
-from pyarrow import fs
 
 from dt_ray.config import DataConfig
 from dt_ray.data.checks import find_faults
 from dt_ray.data.episodes import from_table, read_metadata, scale_actions, to_table
+from dt_ray.data.files import DatasetFile, find_files
 from dt_ray.data.flat import column_names, count_ends, cut_fragments, join_fragments
+from dt_ray.data.formats import EPISODE_READERS, is_flat, read_rows, row_names
+from dt_ray.data.formats.tables import read_parquet
 from dt_ray.data.spaces import SpaceSpec
 from dt_ray.data.transitions import TransitionDataset
-from dt_ray.errors import DataError, StorageError
-from dt_ray.filesystems import reach
+from dt_ray.errors import DataError
 
 SHOWN_FAULTS = 5
-STORAGE_FAILURES = ("AWS Error", "google::cloud::Status")  # how pyarrow's OSErrors begin
 
 log = logging.getLogger("dt_ray")
-
-
-@dataclass(frozen=True, kw_only=True)
-class DatasetFile:
-    """One Parquet file of a dataset, by its place in the dataset's order."""
-
-    index: int
-    path: str  # on the filesystem of the dataset
-    dataset: str
-
-    @property
-    def filesystem(self) -> fs.FileSystem:
-        return resolve(self.dataset)[0]
-
-
-def resolve(path: str) -> tuple[fs.FileSystem, str]:
-    """The filesystem of a path or URI, and the absolute path on it: workers have other working directories."""
-    return reach(path if "://" in path else os.path.abspath(path))
-
-
-def find_files(path: str) -> list[DatasetFile]:
-    """The Parquet files of a dataset, sorted by path, which is the order of their rows.
-
-    Raises:
-        DataError: nothing there, or no Parquet file.
-        StorageError: the storage doesn't answer.
-    """
-    filesystem, root = resolve(path)
-    try:
-        info = filesystem.get_file_info(root)
-        if info.type == fs.FileType.NotFound:
-            raise DataError(f"no dataset at {path}; make one with `python -m dt_ray.data collect --out {path}`")
-        if info.type == fs.FileType.File:
-            paths = [root]
-        else:
-            entries = filesystem.get_file_info(fs.FileSelector(root, recursive=True))
-            paths = sorted(entry.path for entry in entries if entry.is_file and entry.extension == "parquet")
-    except OSError as error:
-        raise StorageError(f"can't read {path}: {error}") from None
-    if not paths:
-        raise DataError(f"no *.parquet file in {path}")
-    return [DatasetFile(index=i, path=file, dataset=path) for i, file in enumerate(paths)]
 
 
 def sound_files(
@@ -78,7 +32,7 @@ def sound_files(
     Raises:
         DataError: nothing there, nothing sound there, or a row per step, where an episode can go on in a lost file.
     """
-    files = find_files(config.path)
+    files = find_files(config.path, config.format)
     if config.on_corrupt == "stop":
         return files, 0
     found = find_faults_of(files)
@@ -86,7 +40,7 @@ def sound_files(
     faults = [fault for fault in found if fault is not None]
     if not sound:
         raise DataError(f"no file of {config.path} can be trained on; the first: {faults[0]}")
-    if faults and is_flat(read_schema(sound[0])):
+    if faults and is_flat(sound[0]):
         raise DataError(
             f"data.on_corrupt=skip leaves out whole files, and {config.path} has a row per step: an episode may go on "
             f"in a file that is left out; mend it, or import what is sound first: {faults[0]}"
@@ -110,24 +64,13 @@ def find_fault_in(file: DatasetFile, config: DataConfig, spec: SpaceSpec | None)
     return None
 
 
-def read_schema(file: DatasetFile) -> pa.Schema:
-    with _named_errors(file):
-        return pq.read_schema(file.path, filesystem=file.filesystem)
-
-
-def is_flat(schema: pa.Schema) -> bool:
-    return not {"observations", "rewards", "episode_id"} <= set(schema.names) or not pa.types.is_nested(
-        schema.field("rewards").type
-    )
-
-
 def count_ends_in(file: DatasetFile, config: DataConfig) -> int:
     """Episodes that end in a flat file without episode ids; 0 where they aren't needed."""
-    names = column_names(read_schema(file).names, config.columns, source=file.path)
+    names = column_names(row_names(file), config.columns, source=file.path)
     if "episode_id" in names:
         return 0
-    wanted = [names[name] for name in ("terminated", "truncated") if name in names]
-    return count_ends(_read(file, wanted), names)
+    wanted = [column for name in ("terminated", "truncated") for column in names.get(name, ())]
+    return count_ends(read_rows(file, wanted), names)
 
 
 def read_file(file: DatasetFile, config: DataConfig, spec: SpaceSpec | None, *, num_ends_before: int = 0) -> pa.Table:
@@ -136,14 +79,15 @@ def read_file(file: DatasetFile, config: DataConfig, spec: SpaceSpec | None, *, 
     Raises:
         DataError: the file is unreadable or empty, or has faults: each named by file, episode and step.
     """
-    schema = read_schema(file)
-    flat = is_flat(schema)
+    flat = is_flat(file)
     if flat:
-        names = column_names(schema.names, config.columns, source=file.path)
-        rows = _read(file, list(names.values()))
+        names = column_names(row_names(file), config.columns, source=file.path)
+        rows = read_rows(file, list(chain(*names.values())))
         table = cut_fragments(rows, names, file_index=file.index, num_ends_before=num_ends_before, source=file.path)
     else:
-        table = to_table(from_table(_read(file), source=file.path))
+        read = EPISODE_READERS.get(file.format)
+        data = read(file, config) if read else from_table(read_parquet(file), source=file.path)
+        table = to_table(data.with_time_limit(config.time_limit))
     table = scale_actions(table, config.action_scale)
     if not len(table):
         raise DataError(f"{file.path} is empty: there is no episode in it")
@@ -166,7 +110,7 @@ def read_dataset(
     tables = [read_file(file, config, spec, num_ends_before=num) for file, num in zip(files, before, strict=False)]
     check_dimensions({file.path: table.schema for file, table in zip(files, tables, strict=True)})
     table = pa.concat_tables(tables)
-    return from_table(join_fragments(table) if flat else table, source=config.path)
+    return from_table(join_fragments(table, time_limit=config.time_limit) if flat else table, source=config.path)
 
 
 def check_schemas(files: Sequence[DatasetFile]) -> bool:
@@ -175,7 +119,7 @@ def check_schemas(files: Sequence[DatasetFile]) -> bool:
     Raises:
         DataError: it has files of both kinds.
     """
-    flat = [is_flat(read_schema(file)) for file in files]
+    flat = [is_flat(file) for file in files]
     if len(set(flat)) > 1:
         one, other = files[flat.index(True)].path, files[flat.index(False)].path
         raise DataError(f"{one} has a row per step but {other} a row per episode; a dataset has files of one kind")
@@ -210,20 +154,3 @@ def raise_faults(data: TransitionDataset, spec: SpaceSpec | None, *, source: str
         more = "\n  and more" if len(faults) > SHOWN_FAULTS else ""
         lines = "".join(f"\n  {fault}" for fault in faults[:SHOWN_FAULTS])
         raise DataError(f"{source} can't be trained on{hint}:{lines}{more}")
-
-
-def _read(file: DatasetFile, columns: list[str] | None = None) -> pa.Table:
-    with _named_errors(file):
-        # The file's own schema, so that no reader guesses types (extension types of other libraries among them).
-        stream = file.filesystem.open_input_file(file.path)
-        return pq.ParquetFile(stream, page_checksum_verification=True).read(columns)
-
-
-@contextmanager
-def _named_errors(file: DatasetFile) -> Iterator[None]:
-    try:
-        yield
-    except (pa.ArrowException, OSError) as error:
-        if any(sign in str(error) for sign in STORAGE_FAILURES):  # which says nothing of the file
-            raise StorageError(f"can't read {file.path}: {error}") from None
-        raise DataError(f"{file.path} is not a readable Parquet file: {str(error).splitlines()[0]}") from None

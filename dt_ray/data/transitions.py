@@ -6,13 +6,15 @@ Legend: N transitions, E episodes, S observation dimension, A action dimension.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 
 from dt_ray.errors import DataError
+
+STEP_FIELDS = ("observations", "actions", "rewards", "terminated", "truncated")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +105,25 @@ class TransitionDataset:
             final_observations=None if self.final_observations is None else self.final_observations[episodes],
         )
 
+    def with_time_limit(self, limit: int | None) -> TransitionDataset:
+        """Episodes that end at step `limit` were cut there, whatever the log says: many logs call that a terminal."""
+        if limit is None:
+            return self
+        cut = self.ends[self.lengths == limit] - 1
+        terminated, truncated = self.terminated.copy(), self.truncated.copy()
+        terminated[cut], truncated[cut] = False, True
+        return replace(self, terminated=terminated, truncated=truncated)
+
+    def with_next_observations(self, next_observations: Float[ndarray, "N S"]) -> TransitionDataset:
+        """The observation after each episode out of those after each step.
+
+        Where it is the first one of the next episode, the log shows the reset, and what came before it is unknown.
+        """
+        finals = next_observations[self.ends - 1].astype(np.float32)
+        resets = (finals[:-1] == self.observations[self.starts[1:]]).all(axis=1)
+        finals[:-1][resets] = np.nan
+        return replace(self, final_observations=finals)
+
     def split(self, fraction: float, *, seed: int) -> tuple[TransitionDataset, TransitionDataset]:
         """(the rest, `fraction` of the episodes drawn at random): whole episodes, so that none leaks.
 
@@ -112,6 +133,18 @@ class TransitionDataset:
         held_out = held_out_episodes(self.num_episodes, fraction, seed=seed)
         rest = np.setdiff1d(np.arange(self.num_episodes), held_out)
         return self.select(rest), self.select(held_out)
+
+
+def join_episodes(parts: Sequence[TransitionDataset]) -> TransitionDataset:
+    """The episodes of all parts, one after the other, numbered anew."""
+    offsets = np.cumsum([0, *(part.num_transitions for part in parts)])[:-1]
+    finals = [part.final_observations for part in parts]
+    known = all(each is not None for each in finals)
+    return TransitionDataset(
+        **{name: np.concatenate([getattr(part, name) for part in parts]) for name in STEP_FIELDS},
+        starts=np.concatenate([part.starts + offset for part, offset in zip(parts, offsets, strict=True)]),
+        final_observations=np.concatenate([each for each in finals if each is not None]) if known else None,
+    )
 
 
 def held_out_episodes(num_episodes: int, fraction: float, *, seed: int) -> Int[ndarray, "H"]:

@@ -13,9 +13,9 @@ import ray.data
 
 from dt_ray.config import DataConfig, RunConfig
 from dt_ray.data.episodes import from_table
+from dt_ray.data.files import DatasetFile
 from dt_ray.data.flat import join_fragments
 from dt_ray.data.reading import (
-    DatasetFile,
     check_schemas,
     count_ends_in,
     ends_before,
@@ -67,6 +67,9 @@ def episode_dataset(
         for index in units["index"].to_pylist():
             yield read_file(files[index], config, spec, num_ends_before=before[index])
 
+    def join(fragments: pa.Table) -> pa.Table:
+        return join_fragments(fragments, time_limit=config.time_limit) if len(fragments) else fragments
+
     units = [{"index": index} for index in range(len(files))]
     dataset = ray.data.from_items(units, override_num_blocks=min(len(units), 4 * MAX_PARTITIONS))
     dataset.context.enable_progress_bars = False
@@ -76,7 +79,7 @@ def episode_dataset(
         dataset.context.target_max_block_size = None  # a partition cut into blocks could cut an episode
         dataset = dataset.repartition(min(len(files), MAX_PARTITIONS), keys=["episode_id"])
     if flat:
-        dataset = dataset.map_batches(_join, batch_format="pyarrow", batch_size=None)
+        dataset = dataset.map_batches(join, batch_format="pyarrow", batch_size=None)
     return dataset
 
 
@@ -113,10 +116,6 @@ def _find_fault(file: DatasetFile, config: DataConfig, spec: SpaceSpec | None) -
 @ray.remote
 def _count_ends(file: DatasetFile, config: DataConfig) -> int:
     return count_ends_in(file, config)
-
-
-def _join(fragments: pa.Table) -> pa.Table:
-    return join_fragments(fragments) if len(fragments) else fragments
 
 
 @ray.remote

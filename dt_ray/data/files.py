@@ -1,0 +1,119 @@
+"""The files of a dataset: which they are, in which format, and opening them with errors that name them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import pyarrow as pa
+from pyarrow import fs
+
+from dt_ray.errors import DataError, StorageError
+from dt_ray.filesystems import reach
+
+STORAGE_FAILURES = ("AWS Error", "google::cloud::Status")  # how pyarrow's OSErrors begin
+EXTENSIONS = {  # in the order in which a folder's files are looked for: what else lies there is not its data
+    "parquet": ("parquet",),
+    "hdf5": ("hdf5", "h5"),
+    "npz": ("npz",),
+    "csv": ("csv",),
+    "rllib-json": ("json", "jsonl"),
+    "trajectories": ("pkl", "pickle"),
+}
+FORMATS = ("minari", "lerobot", *EXTENSIONS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetFile:
+    """One file of a dataset, by its place in the dataset's order; of a Minari dataset its folder."""
+
+    index: int
+    path: str  # on the filesystem of the dataset
+    dataset: str
+    format: str = "parquet"  # of `FORMATS`
+
+    @property
+    def filesystem(self) -> fs.FileSystem:
+        return resolve(self.dataset)[0]
+
+    @contextmanager
+    def open(self) -> Iterator[pa.NativeFile]:
+        """The file's bytes.
+
+        Raises:
+            DataError: what is done with it meanwhile says that it isn't what it should be.
+            StorageError: the storage doesn't answer.
+        """
+        try:
+            with self.filesystem.open_input_file(self.path) as stream:
+                yield stream
+        except (pa.ArrowException, OSError) as error:
+            if any(sign in str(error) for sign in STORAGE_FAILURES):  # which says nothing of the file
+                raise StorageError(f"can't read {self.path}: {error}") from None
+            name = {"parquet": "Parquet", "hdf5": "HDF5", "csv": "CSV"}.get(self.format, self.format)
+            raise DataError(f"{self.path} is not a readable {name} file: {str(error).splitlines()[0]}") from None
+
+
+def absolute(path: str) -> str:
+    """A path that means the same in other working directories; `minari:ID` is where Minari keeps that dataset."""
+    if path.startswith("minari:"):
+        path = os.path.join(os.environ.get("MINARI_DATASETS_PATH", "~/.minari/datasets"), path.removeprefix("minari:"))
+    return path.rstrip("/") if "://" in path else os.path.abspath(os.path.expanduser(path))
+
+
+def resolve(path: str) -> tuple[fs.FileSystem, str]:
+    """The filesystem of a path or URI, and the absolute path on it."""
+    return reach(absolute(path))
+
+
+def find_files(path: str, format: str | None = None) -> list[DatasetFile]:
+    """The files of a dataset, sorted by path, which is the order of their rows; the format is found where not given.
+
+    Raises:
+        DataError: nothing there, or nothing in a format that is known.
+        StorageError: the storage doesn't answer.
+    """
+    if format is not None and format not in FORMATS:
+        raise DataError(f"data.format: one of {', '.join(FORMATS)}, got {format!r}")
+    filesystem, root = resolve(path)
+    try:
+        info = filesystem.get_file_info(root)
+        if info.type == fs.FileType.NotFound:
+            raise DataError(f"no dataset at {path}; make one with `python -m dt_ray.data collect --out {path}`")
+        if info.type == fs.FileType.File:
+            found, format = [root], format or _format_of(root) or "parquet"
+        else:
+            entries = filesystem.get_file_info(fs.FileSelector(root, recursive=True))
+            names = sorted(entry.path.removeprefix(f"{root}/") for entry in entries if entry.is_file)
+            format = format or _find_format(names)
+            found = [f"{root}/{name}".rstrip("/") for name in _names_of(format, names)]
+    except OSError as error:
+        raise StorageError(f"can't read {path}: {error}") from None
+    if not format or not found:
+        raise DataError(
+            f"no *.parquet file in {path}, nor another log that is known: data.format is one of {', '.join(FORMATS)}"
+        )
+    return [DatasetFile(index=i, path=file, dataset=path, format=format) for i, file in enumerate(found)]
+
+
+def _find_format(names: Sequence[str]) -> str | None:
+    if "meta/info.json" in names:
+        return "lerobot"
+    if "data/main_data.hdf5" in names or "data/metadata.json" in names:
+        return "minari"
+    return next((format for format in EXTENSIONS if _names_of(format, names)), None)
+
+
+def _names_of(format: str | None, names: Sequence[str]) -> list[str]:
+    if format == "minari":
+        return [""]  # the folder: its own library reads it
+    if format == "lerobot":
+        return [name for name in names if name.startswith("data/") and name.endswith(".parquet")]
+    return [name for name in names if format and _format_of(name) == format]
+
+
+def _format_of(name: str) -> str | None:
+    extension = name.rpartition(".")[2].lower()
+    return next((format for format, extensions in EXTENSIONS.items() if extension in extensions), None)

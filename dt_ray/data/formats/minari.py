@@ -1,0 +1,49 @@
+"""Minari datasets, HDF5 or Arrow, through their own library."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from pyarrow import fs
+
+from dt_ray.config import DataConfig
+from dt_ray.data.files import DatasetFile
+from dt_ray.data.formats.pickles import as_vector
+from dt_ray.data.transitions import TransitionDataset, join_episodes
+from dt_ray.errors import DataError
+
+
+def read_minari(file: DatasetFile, config: DataConfig) -> TransitionDataset:
+    """All episodes, each with the observation after its last step.
+
+    Raises:
+        DataError: the library is missing, or an episode's observations or actions aren't vectors.
+    """
+    try:
+        from minari import MinariDataset
+    except ImportError:
+        raise DataError(f"{file.path} is a Minari dataset: pip install 'dt-ray[formats]'") from None
+    if not isinstance(file.filesystem, fs.LocalFileSystem):
+        raise DataError(f"{file.dataset}: Minari datasets are read from a local disk; download it first")
+    episodes = []
+    for episode in MinariDataset(Path(file.path) / "data").iterate_episodes():
+        num = len(episode.rewards)
+        if not isinstance(episode.observations, np.ndarray) or not isinstance(episode.actions, np.ndarray):
+            raise DataError(
+                f"{file.path}, episode {episode.id}: observations or actions are no vectors but "
+                f"{type(episode.observations).__name__} and {type(episode.actions).__name__}"
+            )
+        observations = as_vector(episode.observations).reshape(num + 1, -1)
+        episodes.append(
+            TransitionDataset(
+                observations=observations[:num],
+                actions=as_vector(episode.actions).reshape(num, -1),
+                rewards=as_vector(episode.rewards),
+                terminated=np.asarray(episode.terminations, dtype=bool),
+                truncated=np.asarray(episode.truncations, dtype=bool),
+                starts=np.zeros(1, dtype=np.int64),
+                final_observations=observations[num:],
+            )
+        )
+    return join_episodes(episodes)
