@@ -314,7 +314,7 @@ class Campaign:
 
     def _collect(self) -> None:
         plan = CollectionPlan(env_id="Pendulum-v1", behavior="mixed", num_episodes=300, seed=100_000, max_timesteps=200)
-        write_dataset(str(self.data), collect_here(plan))
+        write_dataset(str(self.data), collect_here(plan), source=plan.source)
         shutil.copytree(self.data, self.folder / "rest")
         next((self.folder / "rest").glob("*.parquet")).unlink()
 

@@ -16,6 +16,7 @@ from dt_ray.config import NUM_EVALUATION_SEEDS
 from dt_ray.data.behaviors import NAMES, make_behavior
 from dt_ray.data.episodes import from_table, to_table
 from dt_ray.data.spaces import read_spaces
+from dt_ray.data.summary import DatasetSummary
 from dt_ray.errors import DataError, UserError
 from dt_ray.learners import Policy
 from dt_ray.rollout import rollout
@@ -65,6 +66,11 @@ class CollectionPlan:
         total, size = self.num_episodes, EPISODES_PER_FILE
         return [range(begin, min(begin + size, total)) for begin in range(0, total, size)]
 
+    @property
+    def source(self) -> str:
+        """Where the episodes come from, in words."""
+        return f"{self.behavior} episodes of {self.env_id}, seeds {self.seed} to {self.seed + self.num_episodes - 1}"
+
     def make_policy(self, seeds: list[int]) -> tuple[Policy, float]:
         """Who acts in the episodes with these seeds, and the return asked of it."""
         spec = read_spaces(self.env_id)
@@ -100,8 +106,18 @@ def collect_here(plan: CollectionPlan) -> Iterator[pa.Table]:
     return (collect_chunk(plan, episodes) for episodes in plan.chunks())
 
 
-def write_dataset(out: str, tables: Iterable[pa.Table], *, overwrite: bool = False) -> int:
-    """Writes one file a table into a new local folder, which appears when all are there; returns their number.
+def write_dataset(
+    out: str,
+    tables: Iterable[pa.Table],
+    *,
+    source: str,
+    licence: str | None = None,
+    flat: bool = False,
+    overwrite: bool = False,
+) -> DatasetSummary:
+    """Writes one file a table of episodes into a new local folder, which appears when all are there, and a card.
+
+    `source` and `licence` are for the card, beside the folder as `OUT.README.md`; `flat` writes a row per step.
 
     Raises:
         DataError: something is there already, or the disk can't be written.
@@ -112,20 +128,24 @@ def write_dataset(out: str, tables: Iterable[pa.Table], *, overwrite: bool = Fal
     if folder.exists() and not overwrite:
         raise DataError(f"{out} exists already; choose another folder, or replace it with --overwrite")
     temporary = folder.with_name(f".{folder.name}.partial")
-    count = 0
+    summary = DatasetSummary()
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        for count, table in enumerate(tables, start=1):
-            pq.write_table(table, temporary / f"part-{count - 1:05d}.parquet", write_page_checksum=True)
+        for count, table in enumerate(tables):
+            summary.add(from_table(table, source=out))
+            part = temporary / f"part-{count:05d}.parquet"
+            pq.write_table(flatten(table) if flat else table, part, write_page_checksum=True)
         if folder.exists():
             shutil.rmtree(folder)
         temporary.rename(folder)
+        card = summary.card(folder.name, source=source, licence=licence)
+        (folder.parent / f"{folder.name}.README.md").write_text(card)
     except OSError as error:
         raise DataError(f"can't write {out}: {error}") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return count
+    return summary
 
 
 def flatten(table: pa.Table) -> pa.Table:

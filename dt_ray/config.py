@@ -33,9 +33,13 @@ class DataConfig:
     collect: CollectConfig | None = None
     format: str | None = None  # of `data.files.FORMATS`; null: found out
     on_corrupt: Literal["stop", "skip"] = "stop"  # at a file that can't be trained on; skip: leave it out and count it
+    out_of_bounds: Literal["stop", "clip"] = "stop"  # at actions past the environment's; clip: as it would itself
     columns: dict[str, str] = field(default_factory=dict)  # our column name -> its name, or names, in flat files
     time_limit: Annotated[int, Ge(1)] | None = None  # episodes that end at this step were cut, whatever the log says
     action_scale: Annotated[float, Gt(0)] = 1.0  # environment action = logged action * action_scale
+    max_episodes: Annotated[int, Ge(1)] | None = None  # only so many, the first by id
+    top_fraction: Annotated[float, Gt(0), Le(1)] = 1.0  # of those, the ones with the highest returns
+    return_source: Literal["column", "rewards"] | None = None  # of returns-to-go; null: the column, where there is one
     return_scale: Annotated[float, Gt(0)] | None = None  # multiplies returns-to-go; null: 1 / largest |return-to-go|
     return_noise: Annotated[float, Ge(0)] = 0.0  # std of an error added to each training window's returns-to-go
     discount: Annotated[float, Gt(0), Le(1)] = 1.0

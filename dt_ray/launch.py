@@ -122,7 +122,7 @@ def make_dataset(config: RunConfig, collect: Callable[[CollectionPlan], Iterable
     )
     plan.check()
     log.info("collecting %d %s episodes of %s", plan.num_episodes, plan.behavior, plan.env_id)
-    write_dataset(config.data.path, collect(plan))
+    write_dataset(config.data.path, collect(plan), source=plan.source)
     log.info("wrote %s", config.data.path)
 
 

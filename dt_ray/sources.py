@@ -15,7 +15,7 @@ from torch import Tensor
 from dt_ray.config import RunConfig
 from dt_ray.data.normalizer import Normalizer
 from dt_ray.data.spaces import SpaceSpec
-from dt_ray.data.transitions import TransitionDataset
+from dt_ray.data.transitions import TransitionDataset, chosen_episodes
 from dt_ray.data.windows import UPDATES_A_DRAW, WindowTable, draw_anchors
 from dt_ray.errors import DataError
 from dt_ray.models.batch import WindowBatch
@@ -81,8 +81,15 @@ def split_and_fit(
     """
     settings = config.data
     check_lengths(data, config)
-    if (np.diff(data.episode_ids) < 0).any():  # the split must not depend on the order in which files were read
-        data = data.select(np.argsort(data.episode_ids, kind="stable"))
+    chosen = chosen_episodes(
+        data.episode_ids,
+        data.episode_returns,
+        max_episodes=settings.max_episodes,
+        top_fraction=settings.top_fraction,
+    )
+    if len(chosen) < data.num_episodes or (np.diff(chosen) < 0).any():  # in their order, whatever that of the files was
+        data = data.select(chosen)
+    data = data.with_return_source(settings.return_source)
     train, validation = data.split(settings.validation_fraction, seed=config.seed)
     normalizer = Normalizer.fit(train, spec, return_scale=settings.return_scale, discount=settings.discount)
     return train, validation, normalizer

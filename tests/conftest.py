@@ -60,7 +60,7 @@ def pendulum_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Twelve mixed episodes of 50 steps."""
     folder = tmp_path_factory.mktemp("data") / "pendulum"
     plan = CollectionPlan(env_id="Pendulum-v1", behavior="mixed", num_episodes=12, seed=100_000, max_timesteps=50)
-    write_dataset(str(folder), collect_here(plan))
+    write_dataset(str(folder), collect_here(plan), source=plan.source)
     return folder
 
 

@@ -79,7 +79,12 @@ def test_collect_import_describe_validate(tmp_path: Path) -> None:
     collect = ["collect", "--behavior", "mixed", "--episodes", "4", "--max-timesteps", "20", "--workers", "0"]
     succeed("data", *collect, "--out", "packed", cwd=tmp_path)
     succeed("data", *collect, "--out", "flat", "--flat", cwd=tmp_path)
-    succeed("data", "import", "flat", "--out", "imported", cwd=tmp_path)
+    arguments = ["--env", "Pendulum-v1", "--licence", "CC0", "--workers", "0"]
+    succeed("data", "import", "flat", "--out", "imported", *arguments, cwd=tmp_path)
+    card = (tmp_path / "imported.README.md").read_text()
+    for fact in ("| source | flat |", "| licence | CC0 |", "| episodes | 4 |", "| steps | 80 |", "█"):
+        assert fact in card
+    assert b'"env_id": "Pendulum-v1"' in pq.read_schema(tmp_path / "imported/part-00000.parquet").metadata[b"dt_ray"]
     packed, imported = (pq.read_table(tmp_path / name) for name in ("packed", "imported"))
     for name in ("episode_id", "observations", "actions", "rewards", "terminated", "truncated"):
         assert packed[name].to_pylist() == imported[name].to_pylist()
@@ -89,6 +94,9 @@ def test_collect_import_describe_validate(tmp_path: Path) -> None:
     assert (tmp_path / "returns.png").stat().st_size > 10_000
     assert "4 episodes, 80 steps; fits Pendulum-v1" in succeed(
         "data", "validate", "packed", "--env", "Pendulum-v1", cwd=tmp_path
+    )
+    assert "--clip clips actions to an environment's bounds" in fail(
+        "data", "import", "flat", "--out", "x", "--clip", cwd=tmp_path
     )
     assert "exists already" in fail("data", *collect, "--out", "packed", cwd=tmp_path)
     assert "the seeds 0..9999 are for evaluation" in fail("data", *collect, "--out", "x", "--seed", "5", cwd=tmp_path)

@@ -228,7 +228,7 @@ def push(observation: np.ndarray, generator: np.random.Generator) -> list[float]
 def test_any_function_can_collect_in_any_environment(tmp_path) -> None:
     plan = CollectionPlan(env_id="Countdown-v0", behavior=f"{__name__}:push", num_episodes=3, seed=10_000)
     plan.check()
-    write_dataset(str(tmp_path / "data"), collect_here(plan))
+    write_dataset(str(tmp_path / "data"), collect_here(plan), source=plan.source)
     data = read_dataset(DataConfig(path=str(tmp_path / "data")), read_spaces("Countdown-v0"))
     assert data.num_episodes == 3
     assert ((data.actions[:, 1] > 0) & (data.actions[:, 1] < 1)).all()
@@ -242,11 +242,13 @@ def test_a_dataset_appears_whole_or_not_at_all(tmp_path) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        write_dataset(str(tmp_path / "data"), fails())
+        write_dataset(str(tmp_path / "data"), fails(), source="")
     assert list(tmp_path.iterdir()) == []
-    assert write_dataset(str(tmp_path / "data"), collect_here(plan)) == 2
+    summary = write_dataset(str(tmp_path / "data"), collect_here(plan), source=plan.source)
+    assert summary.rows()["episodes"] == "150"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "data.README.md"]
     with pytest.raises(DataError, match="exists already"):
-        write_dataset(str(tmp_path / "data"), collect_here(plan))
+        write_dataset(str(tmp_path / "data"), collect_here(plan), source=plan.source)
 
 
 def test_specs_compare_by_value() -> None:

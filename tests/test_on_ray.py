@@ -16,12 +16,13 @@ import ray
 from conftest import make_episodes, tiny_overrides, write_episodes
 from object_store import ObjectStore
 from pyarrow import fs
-from test_formats import write_flat
+from test_formats import assert_same, write_flat
 
 from dt_ray.collection import CollectionPlan, collect_here
-from dt_ray.config import RunConfig
+from dt_ray.config import DataConfig, RunConfig
 from dt_ray.config_io import load_config
 from dt_ray.data import read_dataset, slice_windows
+from dt_ray.data.__main__ import main as run_data
 from dt_ray.data.episodes import from_table
 from dt_ray.data.spaces import SpaceSpec
 from dt_ray.distributed.collect import collect_on_ray
@@ -89,6 +90,31 @@ def test_the_window_dataset_holds_every_window_of_its_split(tiny_config: RunConf
         batch = windows.take_batch(10_000)
         for name in ("observations", "actions", "previous_actions", "returns_to_go", "timesteps", "mask"):
             np.testing.assert_array_equal(batch[name], getattr(expected, name), err_msg=name)
+
+
+def test_the_window_dataset_has_the_episodes_that_are_trained_on(
+    tiny_config: RunConfig, pendulum_spec: SpaceSpec
+) -> None:
+    settings = replace(tiny_config.data, max_episodes=10, top_fraction=0.3, validation_fraction=0.0)
+    windows = window_dataset(replace(tiny_config, data=settings))
+    data = read_dataset(settings, pendulum_spec).select(range(10))
+    best = np.sort(data.episode_returns)[-3:].sum()
+    batch = windows.take_batch(10_000)
+    first = batch["timesteps"][:, 0] == 0
+    assert first.sum() == 3
+    np.testing.assert_allclose(batch["returns_to_go"][first, 0].sum(), best, rtol=1e-5)
+
+
+def test_a_log_is_imported_by_tasks_as_by_one_process(tmp_path: Path) -> None:
+    data = make_episodes([9, 30, 12, 5, 7, 21, 3])
+    source = write_flat(data, tmp_path / "log", num_files=3).path
+    for out, workers in (("there", "2"), ("here", "0")):
+        run_data(["import", source, "--out", str(tmp_path / out), "--workers", workers, "--env", "Pendulum-v1"])
+    one, other = (read_dataset(DataConfig(path=str(tmp_path / name))) for name in ("there", "here"))
+    order = np.argsort(one.episode_ids)
+    assert_same(one.select(order), other)
+    facts = pq.read_schema(next((tmp_path / "there").glob("*.parquet"))).metadata[b"dt_ray"]
+    assert json.loads(facts) | {"env_id": "Pendulum-v1", "observation_dim": 3} == json.loads(facts)
 
 
 def test_collected_episodes_do_not_depend_on_who_collects() -> None:

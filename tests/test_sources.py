@@ -1,13 +1,23 @@
+import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import make_episodes
+from conftest import make_episodes, write_episodes
+from hypothesis import given
+from hypothesis import strategies as st
 
+from dt_ray.collection import flatten
 from dt_ray.config import RunConfig
-from dt_ray.data import Normalizer
+from dt_ray.config_io import load_config
+from dt_ray.data import Normalizer, read_dataset
+from dt_ray.data.episodes import to_table
 from dt_ray.data.spaces import SpaceSpec
+from dt_ray.data.transitions import chosen_episodes
 from dt_ray.errors import DataError
 from dt_ray.sources import ResidentData, ResidentSource
 
@@ -78,3 +88,43 @@ def test_no_validation_fraction_means_no_validation(tiny_config: RunConfig, pend
     config = replace(tiny_config, data=replace(tiny_config.data, validation_fraction=0.0))
     source = ResidentSource(ResidentData.build(make_episodes([5, 6]), pendulum_spec, config), config)
     assert source.validation_batch(0) is None
+
+
+@given(
+    ids=st.lists(st.integers(0, 10**6), min_size=1, max_size=30, unique=True),
+    max_episodes=st.none() | st.integers(1, 40),
+    top_fraction=st.floats(0.01, 1),
+    seed=st.integers(0, 99),
+)
+def test_the_best_of_the_first_episodes_are_chosen(
+    ids: list[int], max_episodes: int | None, top_fraction: float, seed: int
+) -> None:
+    returns = np.random.default_rng(seed).normal(size=len(ids))
+    chosen = chosen_episodes(np.array(ids), returns, max_episodes=max_episodes, top_fraction=top_fraction)
+    first = sorted(range(len(ids)), key=ids.__getitem__)[:max_episodes]
+    assert list(chosen) == sorted(chosen, key=lambda i: ids[i])
+    assert len(chosen) == math.ceil(top_fraction * len(first))
+    assert set(chosen) <= set(first)
+    worst = min(returns[chosen])
+    assert all(returns[i] <= worst for i in set(first) - set(chosen))
+
+
+def test_logged_returns_to_go_are_used_unless_the_rewards_are_asked_for(tmp_path: Path, pendulum_spec) -> None:
+    data = make_episodes([4, 6, 5])
+    logged = replace(data, returns_to_go=np.arange(15, dtype=np.float32))
+    config = load_config("decision_transformer/pendulum", ["data.validation_fraction=0", "data.collect=null"])
+
+    def first_returns(path: Path, source: str | None) -> np.ndarray:
+        settings = replace(config.data, path=str(path), return_source=source)
+        built = ResidentData.build(read_dataset(settings), pendulum_spec, replace(config, data=settings))
+        return built.train.rows[[1, 6, 13], -1] / built.normalizer.return_scale
+
+    packed = write_episodes(logged, tmp_path / "packed.parquet")
+    rows = flatten(to_table(data)).append_column("rtg", pa.array(logged.returns_to_go))
+    pq.write_table(rows, flat := tmp_path / "flat.parquet")
+    for path in (packed, flat):
+        np.testing.assert_allclose(first_returns(path, None), [0, 4, 10], rtol=1e-5)
+        np.testing.assert_allclose(first_returns(path, "column"), [0, 4, 10], rtol=1e-5)
+        np.testing.assert_allclose(first_returns(path, "rewards"), data.episode_returns, rtol=1e-5)
+    with pytest.raises(DataError, match="data.return_source=column, but the data has no column returns_to_go"):
+        first_returns(write_episodes(data, tmp_path / "plain.parquet"), "column")

@@ -2,22 +2,29 @@
 
 python -m dt_ray.data collect --behavior mixed --episodes 600 --out data/pendulum-mixed
 python -m dt_ray.data collect --env MyEnv-v0 --behavior my_module:act --out data/mine
-python -m dt_ray.data import rows.parquet --out data/mine --column observation=obs --column action=act
+python -m dt_ray.data import rows.csv --out data/mine --column observation=x,y,theta --column action=torque
+python -m dt_ray.data import minari:mujoco/hopper/medium-v0 --out data/hopper
 python -m dt_ray.data describe data/pendulum-mixed --plot returns.png
 python -m dt_ray.data validate data/pendulum-mixed --env Pendulum-v1
+
+SOURCE and DATASET: Parquet or CSV with a row per step, Parquet with a row per episode, and the logs of Minari, D4RL,
+d3rlpy, RLlib, LeRobot, imitation and the original Decision Transformer. Training reads all of them; importing packs
+them once.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from dt_ray.command import run_command, show_log
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from dt_ray.config import DataConfig
-    from dt_ray.data.transitions import TransitionDataset
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -48,15 +55,11 @@ def make_parser() -> argparse.ArgumentParser:
         "--max-timesteps", type=int, default=1000, metavar="T", help="cut episodes after so many steps"
     )
     collect.add_argument("--target-return", type=float, metavar="R", help="what to ask of a checkpoint")
-    collect.add_argument("--workers", type=int, metavar="N", help="0: in this process, without Ray")
-    collect.add_argument("--out", required=True, metavar="DIR")
-    collect.add_argument("--overwrite", action="store_true", help="replace the folder")
     collect.add_argument("--flat", action="store_true", help="write a row per step instead of a row per episode")
-    collect.add_argument("--verbose", action="store_true", help="show Ray's own messages too")
     collect.set_defaults(run=collect_episodes)
 
     for name, run, text in (
-        ("import", import_dataset, "pack flat transitions into a dataset of episodes"),
+        ("import", import_dataset, "pack a log into a dataset of episodes"),
         ("describe", describe, "print what a dataset holds"),
         ("validate", validate, "look for faults"),
     ):
@@ -68,21 +71,27 @@ def make_parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--action-scale", type=float, default=1.0, metavar="X", help="environment action = logged action * X"
         )
+        command.add_argument("--format", metavar="NAME", help="minari, lerobot, parquet, …; found out by itself")
+        command.add_argument(
+            "--time-limit", type=int, metavar="T", help="episodes that end at step T were cut, whatever the log says"
+        )
         command.set_defaults(run=run)
-        if name == "import":
-            command.add_argument("--out", required=True, metavar="DIR")
-            command.add_argument("--overwrite", action="store_true", help="replace the folder")
         if name == "describe":
             command.add_argument("--plot", metavar="FILE", help="draw the histogram of returns (PNG, SVG or PDF)")
-        if name == "validate":
-            command.add_argument(
-                "--env", metavar="ID", help="also check dimensions and action bounds against this environment"
-            )
+        else:
+            command.add_argument("--env", metavar="ID", help="check dimensions, bounds and dynamics against this one")
+            command.add_argument("--clip", action="store_true", help="clip actions to the bounds of --env")
+    for command in (collect, commands.choices["import"]):
+        command.add_argument("--out", required=True, metavar="DIR")
+        command.add_argument("--overwrite", action="store_true", help="replace the folder")
+        command.add_argument("--licence", metavar="TEXT", help="for the card beside the dataset, DIR.README.md")
+        command.add_argument("--workers", type=int, metavar="N", help="0: in this process, without Ray")
+        command.add_argument("--verbose", action="store_true", help="show Ray's own messages too")
     return parser
 
 
 def collect_episodes(options: argparse.Namespace) -> None:
-    from dt_ray.collection import CollectionPlan, collect_here, flatten, write_dataset
+    from dt_ray.collection import CollectionPlan, collect_here
 
     plan = CollectionPlan(
         env_id=options.env,
@@ -93,26 +102,55 @@ def collect_episodes(options: argparse.Namespace) -> None:
         target_return=options.target_return,
     )
     plan.check()
-    shape = flatten if options.flat else lambda table: table
-    if options.workers == 0:
-        write_dataset(options.out, map(shape, collect_here(plan)), overwrite=options.overwrite)
-    else:
-        from dt_ray.distributed.cluster import connection
-        from dt_ray.distributed.collect import collect_on_ray
+    with _cluster(options):
+        if options.workers == 0:
+            tables = collect_here(plan)
+        else:
+            from dt_ray.distributed.collect import collect_on_ray
 
-        with connection(verbose=options.verbose):
             tables = collect_on_ray(plan, num_workers=options.workers)
-            write_dataset(options.out, map(shape, tables), overwrite=options.overwrite)
-    print(f"wrote {options.out}")
+        _write(options, tables, source=plan.source)
 
 
 def import_dataset(options: argparse.Namespace) -> None:
-    from dt_ray.collection import write_dataset
-    from dt_ray.data.episodes import to_table
+    from dt_ray.data.episodes import from_table, to_table
+    from dt_ray.data.reading import read_dataset
+    from dt_ray.data.spaces import read_spaces
 
-    data = _read(options)
-    write_dataset(options.out, [to_table(data)], overwrite=options.overwrite)
-    print(f"wrote {data.num_episodes} episodes of {data.num_transitions} steps to {options.out}")
+    spec = read_spaces(options.env) if options.env else None
+    facts = {"env_id": options.env, "action_low": spec.action_low, "action_high": spec.action_high} if spec else {}
+    config = _config(options)
+    with _cluster(options):
+        if options.workers == 0:
+            tables = [to_table(read_dataset(config, spec))]
+        else:
+            from dt_ray.distributed.data import episode_tables
+
+            tables = episode_tables(config, spec)
+        packed = (to_table(from_table(table, source=options.path), facts) for table in tables)
+        _write(options, packed, source=options.path)
+
+
+def _write(options: argparse.Namespace, tables: Iterable[pa.Table], *, source: str) -> None:
+    from dt_ray.collection import write_dataset
+
+    flat = getattr(options, "flat", False)
+    summary = write_dataset(
+        options.out, tables, source=source, licence=options.licence, flat=flat, overwrite=options.overwrite
+    )
+    rows = summary.rows()
+    print(f"wrote {rows['episodes']} episodes of {rows['steps']} steps to {options.out}")
+
+
+@contextmanager
+def _cluster(options: argparse.Namespace) -> Iterator[None]:
+    if options.workers == 0:
+        yield
+        return
+    from dt_ray.distributed.cluster import connection
+
+    with connection(verbose=options.verbose):
+        yield
 
 
 def describe(options: argparse.Namespace) -> None:
@@ -120,55 +158,37 @@ def describe(options: argparse.Namespace) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    data = _read(options)
-    returns, last = data.episode_returns, data.ends - 1
+    from dt_ray.data.reading import read_dataset
+    from dt_ray.data.summary import DatasetSummary
+
+    summary = DatasetSummary()
+    summary.add(read_dataset(_config(options)))
     table = Table(title=options.path, show_header=False)
-    rows = {
-        "episodes": f"{data.num_episodes}",
-        "steps": f"{data.num_transitions}",
-        "steps an episode": f"{data.lengths.min()} .. {data.lengths.max()}, mean {data.lengths.mean():.1f}",
-        "ended by": f"environment {data.terminated[last].sum()}, time limit or end of log {data.truncated[last].sum()}",
-        "return": f"{returns.mean():.2f} ± {returns.std():.2f}",
-        "return quantiles": "  ".join(
-            f"{share:.0%} {value:.1f}"
-            for share in (0, 0.1, 0.25, 0.5, 0.75, 0.9, 1)
-            for value in [np.quantile(returns, share)]
-        ),
-        "reward range": f"{data.rewards.min():.4g} .. {data.rewards.max():.4g}",
-    }
-    for name in ("observations", "actions"):
-        values = getattr(data, name)
-        rows[f"{name}, {values.shape[1]} dim"] = ", ".join(
-            f"{low:.4g} .. {high:.4g}" for low, high in zip(values.min(axis=0), values.max(axis=0), strict=True)
-        )
-    for row in rows.items():
+    for row in summary.rows().items():
         table.add_row(*row)
     console = Console()
     console.print(table)
-    counts, edges = np.histogram(returns, bins=12)
-    for count, low, high in zip(counts, edges, edges[1:], strict=False):
-        console.print(
-            f"{low:>12.1f} .. {high:>10.1f}  {'█' * round(40 * count / counts.max())} {count}", highlight=False
-        )
+    for line in summary.histogram():
+        console.print(line, highlight=False)
     if options.plot:
         from dt_ray.plots import draw_returns
 
-        draw_returns(returns, f"{options.path}: {data.num_episodes} episodes", options.plot)
+        returns = np.concatenate(summary.returns)
+        draw_returns(returns, f"{options.path}: {len(returns)} episodes", options.plot)
 
 
 def validate(options: argparse.Namespace) -> None:
     from dt_ray.data.reading import read_dataset
     from dt_ray.data.spaces import read_spaces
+    from dt_ray.data.traps import find_traps
+    from dt_ray.errors import DataError
 
-    data = read_dataset(_config(options), read_spaces(options.env) if options.env else None)
+    spec = read_spaces(options.env) if options.env else None
+    data = read_dataset(_config(options), spec)
+    if traps := list(find_traps(data, spec, options.env)):
+        raise DataError("\n  ".join([f"{options.path} can be trained on, but looks wrong:", *traps]))
     against = f"fits {options.env}" if options.env else "pass --env to check it against an environment"
     print(f"{options.path} is sound: {data.num_episodes} episodes, {data.num_transitions} steps; {against}")
-
-
-def _read(options: argparse.Namespace) -> TransitionDataset:
-    from dt_ray.data.reading import read_dataset
-
-    return read_dataset(_config(options))
 
 
 def _config(options: argparse.Namespace) -> DataConfig:
@@ -181,7 +201,17 @@ def _config(options: argparse.Namespace) -> DataConfig:
         if not equals:
             raise UserError(f"--column takes OURS=THEIRS, got {pair!r}")
         columns[ours] = theirs
-    return DataConfig(path=options.path, columns=columns, action_scale=options.action_scale)
+    clip = getattr(options, "clip", False)
+    if clip and not options.env:
+        raise UserError("--clip clips actions to an environment's bounds: give --env ID too")
+    return DataConfig(
+        path=options.path,
+        format=options.format,
+        columns=columns,
+        action_scale=options.action_scale,
+        time_limit=options.time_limit,
+        out_of_bounds="clip" if clip else "stop",
+    )
 
 
 if __name__ == "__main__":

@@ -15,8 +15,10 @@ BOUNDS_TOLERANCE = 1e-4  # of the action range: float32 samples of a squashed po
 
 def find_faults(data: TransitionDataset, spec: SpaceSpec | None = None) -> Iterator[str]:
     """One line per fault: NaN or infinite values, and, given `spec`, wrong dimensions and actions out of bounds."""
-    for name in ("observations", "actions", "rewards"):
-        values = getattr(data, name).reshape(data.num_transitions, -1)
+    for name in ("observations", "actions", "rewards", "returns_to_go"):
+        if (logged := getattr(data, name)) is None:
+            continue
+        values = logged.reshape(data.num_transitions, -1)
         for step in np.flatnonzero(~np.isfinite(values).all(axis=1)):
             yield f"{_place(data, step)}: {name} hold {_show(values[step])}, which is not finite"
     if spec is None:

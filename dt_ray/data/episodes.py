@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,9 @@ METADATA_KEY = b"dt_ray"
 STEP_COLUMNS = ("observations", "actions", "rewards")
 
 
-def episode_schema(observation_dim: int, action_dim: int, metadata: Mapping[str, Any] | None = None) -> pa.Schema:
+def episode_schema(
+    observation_dim: int, action_dim: int, metadata: Mapping[str, Any] | None = None, *, with_returns: bool = False
+) -> pa.Schema:
     """The columns of an episode table; `metadata` joins the format version and the dimensions in the file."""
     facts = {"format_version": FORMAT_VERSION, "observation_dim": observation_dim, "action_dim": action_dim}
     observation = pa.list_(pa.float32(), observation_dim)
@@ -31,6 +33,7 @@ def episode_schema(observation_dim: int, action_dim: int, metadata: Mapping[str,
             ("terminated", pa.bool_()),
             ("truncated", pa.bool_()),
             ("next_observation", observation),
+            *([("returns_to_go", pa.list_(pa.float32()))] if with_returns else []),
         ],
         metadata={METADATA_KEY: json.dumps({**facts, **(metadata or {})})},
     )
@@ -43,7 +46,8 @@ def read_metadata(schema: pa.Schema) -> dict[str, Any]:
 
 def to_table(data: TransitionDataset, metadata: Mapping[str, Any] | None = None) -> pa.Table:
     """One row per episode."""
-    schema = episode_schema(data.observations.shape[1], data.actions.shape[1], metadata)
+    to_go = data.returns_to_go
+    schema = episode_schema(data.observations.shape[1], data.actions.shape[1], metadata, with_returns=to_go is not None)
     offsets = pa.array(np.append(data.starts, data.num_transitions).astype(np.int32))
     last = data.ends - 1
     finals = data.final_observations
@@ -61,6 +65,7 @@ def to_table(data: TransitionDataset, metadata: Mapping[str, Any] | None = None)
             pa.array(data.terminated[last]),
             pa.array(data.truncated[last]),
             next_observation,
+            *([] if to_go is None else [pa.ListArray.from_arrays(offsets, _flat(to_go))]),
         ],
         schema=schema,
     )
@@ -78,9 +83,10 @@ def from_table(table: pa.Table, *, source: str) -> TransitionDataset:
     if missing:
         raise DataError(f"{source}: no column {', '.join(missing)}; it has {', '.join(table.column_names)}")
     ids = table["episode_id"].to_numpy()
-    lists = {name: _one_array(table[name]) for name in STEP_COLUMNS}
+    has_returns = "returns_to_go" in table.column_names
+    lists = {name: _one_array(table[name]) for name in (*STEP_COLUMNS, *(["returns_to_go"] if has_returns else []))}
     lengths = {name: _lengths(column, name, source) for name, column in lists.items()}
-    for name in STEP_COLUMNS:
+    for name in lists:
         wrong = np.flatnonzero((lengths[name] != lengths["rewards"]) | (lengths[name] == 0))
         if len(wrong):
             at = wrong[0]
@@ -104,20 +110,27 @@ def from_table(table: pa.Table, *, source: str) -> TransitionDataset:
         rewards=lists["rewards"].flatten().to_numpy(zero_copy_only=False).astype(np.float32, copy=False),
         starts=starts.astype(np.int64),
         episode_ids=ids,
+        returns_to_go=vectors_of(lists["returns_to_go"].flatten(), f"{source}, returns_to_go")[:, 0]
+        if has_returns
+        else None,
         final_observations=finals,
         **flags,
     )
 
 
-def scale_actions(table: pa.Table, scale: float) -> pa.Table:
-    """A table of `to_table` with its actions multiplied by `scale`."""
-    if scale == 1.0:
+def scale_actions(
+    table: pa.Table, scale: float, *, bounds: tuple[Sequence[float], Sequence[float]] | None = None
+) -> pa.Table:
+    """A table of `to_table` with its actions multiplied by `scale`, and clipped to `bounds` where they are given."""
+    if scale == 1.0 and bounds is None:
         return table
     at = table.schema.get_field_index("actions")
     column = _one_array(table["actions"])
     values = column.flatten().flatten().to_numpy() * np.float32(scale)
-    scaled = pa.ListArray.from_arrays(column.offsets, _vectors(values.reshape(-1, column.type.value_type.list_size)))
-    return table.set_column(at, table.schema.field(at), scaled)
+    actions = values.reshape(-1, column.type.value_type.list_size)
+    if bounds is not None and len(bounds[0]) == actions.shape[1]:
+        actions = np.clip(actions, *bounds)
+    return table.set_column(at, table.schema.field(at), pa.ListArray.from_arrays(column.offsets, _vectors(actions)))
 
 
 def vectors_of(column: pa.Array, where: str) -> ndarray:

@@ -19,7 +19,7 @@ from dt_ray.data.transitions import TransitionDataset
 from dt_ray.errors import DataError
 
 REQUIRED = ("observation", "action", "reward")
-OPTIONAL = ("episode_id", "timestep", "terminated", "truncated", "next_observation")
+OPTIONAL = ("episode_id", "timestep", "terminated", "truncated", "next_observation", "return_to_go")
 USUAL_NAMES = {  # besides ours: RLlib's, LeRobot's, D4RL's
     "observation": ("observations", "obs", "state", "observation.state"),
     "action": ("actions",),
@@ -29,6 +29,7 @@ USUAL_NAMES = {  # besides ours: RLlib's, LeRobot's, D4RL's
     "terminated": ("terminateds", "terminals", "terminal", "dones", "done", "next.done"),
     "truncated": ("truncateds", "truncations", "timeouts", "timeout"),
     "next_observation": ("next_observations", "new_obs", "next_obs"),
+    "return_to_go": ("returns_to_go", "rtg"),
 }
 
 ColumnNames = Mapping[str, tuple[str, ...]]  # our name -> the column of the file, or the columns of a vector's numbers
@@ -119,6 +120,7 @@ def cut_fragments(
         rewards=vectors("reward")[:, 0],
         starts=starts,
         episode_ids=episode_ids,
+        returns_to_go=vectors("return_to_go")[:, 0] if "return_to_go" in names else None,
         **{name: _flag(table, names, name)[order] for name in ("terminated", "truncated")},
     )
     if "next_observation" in names:
@@ -175,6 +177,7 @@ def join_fragments(fragments: pa.Table, *, time_limit: int | None = None) -> pa.
             truncated=truncated,
             starts=data.starts[heads],
             episode_ids=data.episode_ids[heads],
+            returns_to_go=data.returns_to_go,
             final_observations=None if data.final_observations is None else data.final_observations[tails],
         ).with_time_limit(time_limit)
     )

@@ -8,7 +8,6 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
 
-from dt_ray.data.returns import returns_to_go
 from dt_ray.data.spaces import SpaceSpec
 from dt_ray.data.transitions import TransitionDataset
 
@@ -29,7 +28,7 @@ class Normalizer:
     ) -> Normalizer:
         """Statistics of the observations; without `return_scale`, the largest |return-to-go| becomes 1."""
         if return_scale is None:
-            largest = float(np.abs(returns_to_go(data.rewards, data.starts, discount=discount)).max(initial=0.0))
+            largest = float(np.abs(data.to_go(discount)).max(initial=0.0))
             return_scale = 1 / largest if largest > 0 else 1.0
         std = data.observations.std(axis=0, dtype=np.float64)
         return cls(
@@ -47,6 +46,7 @@ class Normalizer:
             observations=self.normalize_observations(data.observations),
             actions=self.normalize_actions(data.actions),
             rewards=data.rewards * np.float32(self.return_scale),
+            returns_to_go=None if data.returns_to_go is None else data.returns_to_go * np.float32(self.return_scale),
             final_observations=None
             if data.final_observations is None
             else self.normalize_observations(data.final_observations),

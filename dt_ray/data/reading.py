@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import accumulate, chain, islice
 
 import pyarrow as pa
@@ -20,6 +21,7 @@ from dt_ray.data.transitions import TransitionDataset
 from dt_ray.errors import DataError
 
 SHOWN_FAULTS = 5
+SCALE_HINT = "; data.action_scale scales actions, data.out_of_bounds=clip clips them"
 
 log = logging.getLogger("dt_ray")
 
@@ -86,13 +88,17 @@ def read_file(file: DatasetFile, config: DataConfig, spec: SpaceSpec | None, *, 
         table = cut_fragments(rows, names, file_index=file.index, num_ends_before=num_ends_before, source=file.path)
     else:
         read = EPISODE_READERS.get(file.format)
-        data = read(file, config) if read else from_table(read_parquet(file), source=file.path)
+        if read is None:
+            data = from_table(read_parquet(file), source=file.path)
+        else:  # these count their episodes from 0 in each file
+            data = read(file, config)
+            data = replace(data, episode_ids=data.episode_ids + (file.index << 32))
         table = to_table(data.with_time_limit(config.time_limit))
-    table = scale_actions(table, config.action_scale)
+    bounds = (spec.action_low, spec.action_high) if spec is not None and config.out_of_bounds == "clip" else None
+    table = scale_actions(table, config.action_scale, bounds=bounds)
     if not len(table):
         raise DataError(f"{file.path} is empty: there is no episode in it")
-    hint = "" if config.action_scale != 1 else "; if its actions are scaled, say so with data.action_scale"
-    raise_faults(from_table(table, source=file.path), spec, source=file.path, hint=hint if flat else "")
+    raise_faults(from_table(table, source=file.path), spec, source=file.path, hint=SCALE_HINT if flat else "")
     return table
 
 

@@ -5,13 +5,16 @@ Legend: N transitions, E episodes, S observation dimension, A action dimension.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 
+from dt_ray.data.returns import returns_to_go
 from dt_ray.errors import DataError
 
 STEP_FIELDS = ("observations", "actions", "rewards", "terminated", "truncated")
@@ -35,6 +38,7 @@ class TransitionDataset:
     truncated: Bool[ndarray, "N"] = field(default=None)  # type: ignore[assignment]
     starts: Int[ndarray, "E"] = field(default=None)  # type: ignore[assignment]
     episode_ids: Int[ndarray, "E"] = field(default=None)  # type: ignore[assignment]
+    returns_to_go: Float[ndarray, "N"] | None = None  # as logged, where the rewards aren't what they are made of
     final_observations: Float[ndarray, "E S"] | None = None  # after each last step; NaN where it was not logged
 
     def __post_init__(self) -> None:
@@ -88,6 +92,12 @@ class TransitionDataset:
         """Steps since the start of the episode."""
         return np.arange(self.num_transitions) - np.repeat(self.starts, self.lengths)
 
+    def to_go(self, discount: float = 1.0) -> Float[ndarray, "N"]:
+        """Returns-to-go: those that were logged, else the rewards'."""
+        if self.returns_to_go is not None:
+            return self.returns_to_go
+        return returns_to_go(self.rewards, self.starts, discount=discount)
+
     def select(self, episodes: Sequence[int] | Int[ndarray, "M"]) -> TransitionDataset:
         """These episodes, in this order."""
         episodes = np.asarray(episodes, dtype=np.int64)
@@ -102,6 +112,7 @@ class TransitionDataset:
             truncated=self.truncated[rows],
             starts=starts,
             episode_ids=self.episode_ids[episodes],
+            returns_to_go=None if self.returns_to_go is None else self.returns_to_go[rows],
             final_observations=None if self.final_observations is None else self.final_observations[episodes],
         )
 
@@ -134,6 +145,16 @@ class TransitionDataset:
         rest = np.setdiff1d(np.arange(self.num_episodes), held_out)
         return self.select(rest), self.select(held_out)
 
+    def with_return_source(self, source: Literal["column", "rewards"] | None) -> TransitionDataset:
+        """The same with its logged returns-to-go, or without; None takes what is there.
+
+        Raises:
+            DataError: there are none.
+        """
+        if source == "column" and self.returns_to_go is None:
+            raise DataError("data.return_source=column, but the data has no column returns_to_go at every step")
+        return replace(self, returns_to_go=None) if source == "rewards" else self
+
 
 def join_episodes(parts: Sequence[TransitionDataset]) -> TransitionDataset:
     """The episodes of all parts, one after the other, numbered anew."""
@@ -145,6 +166,20 @@ def join_episodes(parts: Sequence[TransitionDataset]) -> TransitionDataset:
         starts=np.concatenate([part.starts + offset for part, offset in zip(parts, offsets, strict=True)]),
         final_observations=np.concatenate([each for each in finals if each is not None]) if known else None,
     )
+
+
+def chosen_episodes(
+    episode_ids: Int[ndarray, "E"],
+    episode_returns: Float[ndarray, "E"],
+    *,
+    max_episodes: int | None,
+    top_fraction: float,
+) -> Int[ndarray, "C"]:
+    """The first `max_episodes` by id, of those the `top_fraction` with the highest returns, in their ids' order."""
+    first = np.argsort(episode_ids, kind="stable")[:max_episodes]
+    num = math.ceil(top_fraction * len(first))
+    best = np.argsort(-episode_returns[first], kind="stable")[:num]
+    return first[np.sort(best)]
 
 
 def held_out_episodes(num_episodes: int, fraction: float, *, seed: int) -> Int[ndarray, "H"]:

@@ -11,7 +11,6 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 
-from dt_ray.data.returns import returns_to_go
 from dt_ray.data.transitions import TransitionDataset
 
 UPDATES_A_DRAW = 64  # anchors are drawn for so many updates at a time: a generator costs as much as a batch
@@ -52,7 +51,7 @@ def slice_windows(
     mask = steps < data.ends[episode][:, None]
     rows = np.where(mask, steps, anchors[:, None])  # padding re-reads the anchor, then is zeroed
     first = rows == data.starts[episode][:, None]
-    to_go = returns_to_go(data.rewards, data.starts, discount=discount)
+    to_go = data.to_go(discount)
     return Windows(
         observations=data.observations[rows] * mask[..., None],
         actions=data.actions[rows] * mask[..., None],
@@ -100,7 +99,7 @@ class WindowTable:
         rows = np.arange(num_steps) + 1 + np.repeat(np.arange(num_episodes), data.lengths)
         table[rows, :observation_dim] = data.observations
         table[rows, observation_dim:-1] = data.actions
-        table[rows, -1] = returns_to_go(data.rewards, data.starts, discount=discount)
+        table[rows, -1] = data.to_go(discount)
         return cls(
             rows=table,
             bounds=np.append(data.starts, num_steps).astype(np.int64),

@@ -24,7 +24,7 @@ from dt_ray.data.reading import (
     sound_files,
 )
 from dt_ray.data.spaces import SpaceSpec, read_spaces
-from dt_ray.data.transitions import held_out_episodes
+from dt_ray.data.transitions import chosen_episodes, held_out_episodes
 from dt_ray.data.windows import slice_windows
 from dt_ray.distributed.cluster import user_errors
 from dt_ray.sources import ResidentData
@@ -83,6 +83,14 @@ def episode_dataset(
     return dataset
 
 
+def episode_tables(config: DataConfig, spec: SpaceSpec | None) -> Iterator[pa.Table]:
+    """The checked episodes of a dataset, block by block: the driver holds one at a time."""
+    with user_errors():
+        for block in episode_dataset(config, spec).iter_batches(batch_size=None, batch_format="pyarrow"):
+            if len(block):
+                yield block
+
+
 def window_dataset(config: RunConfig, *, split: Literal["train", "validation"] = "train") -> ray.data.Dataset:
     """A plain Ray Dataset of windows for other trainers: one row for each transition of the split, in its order.
 
@@ -90,13 +98,22 @@ def window_dataset(config: RunConfig, *, split: Literal["train", "validation"] =
     """
     spec, settings = read_spaces(config.env_id), config.data
     episodes = episode_dataset(settings, spec)
-    ids = np.sort(np.concatenate([block["episode_id"] for block in episodes.iter_batches(batch_format="numpy")]))
+    returns = episodes.map_batches(_episode_returns, batch_format="pyarrow", batch_size=None).to_pandas()
+    all_ids = returns["episode_id"].to_numpy()
+    ids = all_ids[
+        chosen_episodes(
+            all_ids,
+            returns["return"].to_numpy(),
+            max_episodes=settings.max_episodes,
+            top_fraction=settings.top_fraction,
+        )
+    ]
     held_out = ids[held_out_episodes(len(ids), settings.validation_fraction, seed=config.seed)]
+    wanted = held_out if split == "validation" else np.setdiff1d(ids, held_out)
 
     def cut(table: pa.Table) -> Iterator[dict[str, np.ndarray]]:
         data = from_table(table, source=settings.path)
-        chosen = np.flatnonzero(np.isin(data.episode_ids, held_out) == (split == "validation"))
-        data = data.select(chosen)
+        data = data.select(np.flatnonzero(np.isin(data.episode_ids, wanted))).with_return_source(settings.return_source)
         for begin in range(0, data.num_transitions, WINDOWS_PER_BLOCK):
             anchors = np.arange(begin, min(begin + WINDOWS_PER_BLOCK, data.num_transitions))
             yield asdict(slice_windows(data, anchors, length=config.model.context_length, discount=settings.discount))
@@ -106,6 +123,11 @@ def window_dataset(config: RunConfig, *, split: Literal["train", "validation"] =
 
 def _sound_files(config: DataConfig, spec: SpaceSpec | None) -> tuple[list[DatasetFile], int]:
     return sound_files(config, lambda files: ray.get([_find_fault.remote(file, config, spec) for file in files]))
+
+
+def _episode_returns(table: pa.Table) -> pa.Table:
+    data = from_table(table, source="")
+    return pa.table({"episode_id": data.episode_ids, "return": data.episode_returns})
 
 
 @ray.remote
