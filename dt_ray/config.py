@@ -32,6 +32,8 @@ class DataConfig:
     path: str = "data/pendulum-mixed"  # a file or folder in a known format, its URI, or minari:ID
     collect: CollectConfig | None = None
     format: str | None = None  # of `data.files.FORMATS`; null: found out
+    residency: Literal["auto", "resident", "streaming"] = "auto"  # in memory, through it, or by size
+    memory_mb: Annotated[int, Ge(1)] = 4096  # what the data of a node may take: resident, or pools of a worker
     on_corrupt: Literal["stop", "skip"] = "stop"  # at a file that can't be trained on; skip: leave it out and count it
     out_of_bounds: Literal["stop", "clip"] = "stop"  # at actions past the environment's; clip: as it would itself
     columns: dict[str, str] = field(default_factory=dict)  # our column name -> its name, or names, in flat files
@@ -58,6 +60,7 @@ class ModelConfig:
     activation: Literal["relu", "gelu"] = "gelu"
     dropout: Annotated[float, Ge(0), Lt(1)] = 0.1
     max_timesteps: Annotated[int, Ge(1)] = 1000  # rows of the timestep table: the longest episode it can act in
+    clamp_timesteps: bool = False  # steps past the table's end share its last row, in episodes of any length
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,7 +168,7 @@ def find_conflicts(config: RunConfig) -> Iterator[str]:
             f"evaluation.context_length: the model was given model.context_length={model.context_length} steps "
             f"and can't see more, got {context}"
         )
-    if evaluation.max_timesteps > model.max_timesteps:
+    if evaluation.max_timesteps > model.max_timesteps and not model.clamp_timesteps:
         yield (
             f"evaluation.max_timesteps: the timestep table has model.max_timesteps={model.max_timesteps} rows, "
             f"got {evaluation.max_timesteps}; raise model.max_timesteps or shorten the episodes"

@@ -22,8 +22,9 @@ from dt_ray.learners import LEARNERS
 from dt_ray.loop import run_training
 from dt_ray.recording import TrainResult
 from dt_ray.runs import RunFolder, default_name
-from dt_ray.sources import ResidentData, ResidentSource
+from dt_ray.sources import ResidentData
 from dt_ray.storage import Folder
+from dt_ray.streaming import StreamingData, episode_statistics, make_source, streams
 
 log = logging.getLogger("dt_ray")
 
@@ -133,7 +134,7 @@ def _train(config: RunConfig, spec: SpaceSpec, prepare_folder: Callable[[], None
     # Ray takes seconds to import, and only runs that use it need it.
     from dt_ray.distributed.cluster import connection, plan_on_cluster
     from dt_ray.distributed.collect import collect_on_ray
-    from dt_ray.distributed.data import resident_data
+    from dt_ray.distributed.data import prepare_data
     from dt_ray.distributed.training import train_on_ray
 
     with connection(verbose=verbose):
@@ -142,7 +143,7 @@ def _train(config: RunConfig, spec: SpaceSpec, prepare_folder: Callable[[], None
             log.warning(note)
         if needs_dataset(config):
             make_dataset(config, collect_on_ray)
-        data = resident_data(config, spec)
+        data = prepare_data(config, spec)
         prepare_folder()
         log.info("training in %s", RunFolder.of(config))
         return train_on_ray(config, data, plan, verbose=verbose)
@@ -157,11 +158,18 @@ def _train_here(config: RunConfig, spec: SpaceSpec, prepare_folder: Callable[[],
         torch.set_num_threads(max(1, int(config.scaling.cpus_per_worker)))
     if needs_dataset(config):
         make_dataset(config, collect_here)
-    files, num_skipped = sound_files_here(config.data, spec)
-    episodes = read_dataset(config.data, spec, files=files)
-    data = ResidentData.build(episodes, spec, config, num_skipped_files=num_skipped)
+    context = LocalContext(config, device="cuda" if config.scaling.use_gpu else "cpu")
+    source = make_source(_prepare_here(config, spec), config, device=context.device)
     prepare_folder()
     log.info("training in %s", RunFolder.of(config))
-    context = LocalContext(config, device="cuda" if config.scaling.use_gpu else "cpu")
     with stops_asked_of(context.stop):
-        return run_training(config, ResidentSource(data, config, device=context.device), context)
+        return run_training(config, source, context)
+
+
+def _prepare_here(config: RunConfig, spec: SpaceSpec) -> ResidentData | StreamingData:
+    files, num_skipped = sound_files_here(config.data, spec)
+    if streams(files, config):
+        statistics = pa.concat_tables([episode_statistics(file, config, spec) for file in files])
+        return StreamingData.build(files, statistics, spec, config, num_skipped_files=num_skipped)
+    episodes = read_dataset(config.data, spec, files=files)
+    return ResidentData.build(episodes, spec, config, num_skipped_files=num_skipped)

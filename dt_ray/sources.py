@@ -100,11 +100,36 @@ def check_lengths(data: TransitionDataset, config: RunConfig) -> None:
     DataError: an episode has more steps than the model's timestep table has rows.
     """
     longest = int(data.lengths.argmax())
-    if (length := int(data.lengths[longest])) > config.model.max_timesteps:
+    check_length(int(data.episode_ids[longest]), int(data.lengths[longest]), config)
+
+
+def check_length(episode_id: int, length: int, config: RunConfig) -> None:
+    """Raises:
+    DataError: an episode of this length has more steps than the model's timestep table has rows.
+    """
+    if length > config.model.max_timesteps and not config.model.clamp_timesteps:
         raise DataError(
-            f"{config.data.path}, episode {data.episode_ids[longest]} has {length} steps but the timestep table has "
-            f"model.max_timesteps={config.model.max_timesteps} rows; set model.max_timesteps={length}"
+            f"{config.data.path}, episode {episode_id} has {length} steps but the timestep table has "
+            f"model.max_timesteps={config.model.max_timesteps} rows; set model.max_timesteps={length}, or "
+            f"model.clamp_timesteps=true, which takes all later steps for the last one"
         )
+
+
+class ReturnNoise:
+    """One worker's share of the errors that `data.return_noise` adds to the returns-to-go of a batch."""
+
+    def __init__(self, config: RunConfig, normalizer: Normalizer, *, rank: int, world_size: int) -> None:
+        self.seed, self.batch_size = config.seed, config.optim.batch_size
+        self.scale = config.data.return_noise * normalizer.return_scale
+        self.share = slice(rank * self.batch_size // world_size, (rank + 1) * self.batch_size // world_size)
+
+    def __call__(self, batch: WindowBatch, step: int) -> WindowBatch:
+        if self.scale == 0.0:
+            return batch
+        # One error for all steps of a window: the differences between its returns-to-go are its rewards, and stay so.
+        errors = np.random.default_rng([self.seed, step, 1]).normal(scale=self.scale, size=self.batch_size)
+        blurred = batch.returns_to_go + torch.from_numpy(errors[self.share, None]).to(batch.returns_to_go)
+        return replace(batch, returns_to_go=blurred)
 
 
 class ResidentSource:
@@ -120,26 +145,19 @@ class ResidentSource:
         device: torch.device | str = "cpu",
     ) -> None:
         self.spec, self.normalizer, self.num_skipped_files = data.spec, data.normalizer, data.num_skipped_files
-        self.seed, self.batch_size = config.seed, config.optim.batch_size
-        self.return_noise = config.data.return_noise * data.normalizer.return_scale
-        self.share = slice(rank * self.batch_size // world_size, (rank + 1) * self.batch_size // world_size)
+        self.batch_size = config.optim.batch_size
+        self.noise = ReturnNoise(config, data.normalizer, rank=rank, world_size=world_size)
         self.train = self._cutter(data.train, device, seed=config.seed)
         self.validation = None if data.validation is None else self._cutter(data.validation, device, seed=0)
 
     def batch(self, step: int) -> WindowBatch:
-        batch = self.train.batch(step)
-        if self.return_noise == 0.0:
-            return batch
-        # One error for all steps of a window: the differences between its returns-to-go are its rewards, and stay so.
-        errors = np.random.default_rng([self.seed, step, 1]).normal(scale=self.return_noise, size=self.batch_size)
-        blurred = batch.returns_to_go + torch.from_numpy(errors[self.share, None]).to(batch.returns_to_go)
-        return replace(batch, returns_to_go=blurred)
+        return self.noise(self.train.batch(step), step)
 
     def validation_batch(self, index: int) -> WindowBatch | None:
         return None if self.validation is None else self.validation.batch(index)
 
     def _cutter(self, table: WindowTable, device: torch.device | str, *, seed: int) -> WindowCutter:
-        return WindowCutter(table, device, seed=seed, batch_size=self.batch_size, share=self.share)
+        return WindowCutter(table, device, seed=seed, batch_size=self.batch_size, share=self.noise.share)
 
 
 class WindowCutter:

@@ -26,7 +26,7 @@ from dt_ray.data.__main__ import main as run_data
 from dt_ray.data.episodes import from_table
 from dt_ray.data.spaces import SpaceSpec
 from dt_ray.distributed.collect import collect_on_ray
-from dt_ray.distributed.data import resident_data, window_dataset
+from dt_ray.distributed.data import prepare_data, window_dataset
 from dt_ray.distributed.evaluation import EvaluationActors, check_actors
 from dt_ray.errors import DataError, DivergedError, ResourceError
 from dt_ray.evaluation import evaluate
@@ -59,7 +59,7 @@ def test_ray_data_lays_out_what_one_process_reads(
         drop = ("episode_id", "timestep") if "without" in kind else ()
         write_flat(data, tmp_path / "data", num_files=5, drop=drop)
     config = replace(tiny_config, data=replace(tiny_config.data, path=str(tmp_path / "data")))
-    there = ray.get(resident_data(config, pendulum_spec))
+    there = ray.get(prepare_data(config, pendulum_spec))
     here = ResidentData.build(read_dataset(config.data, pendulum_spec), pendulum_spec, config)
     np.testing.assert_array_equal(there.train.rows, here.train.rows)
     np.testing.assert_array_equal(there.validation.rows, here.validation.rows)
@@ -75,7 +75,7 @@ def test_a_fault_found_by_a_task_is_one_message(
     write_episodes(bad, tmp_path / "data" / "bad.parquet")
     config = replace(tiny_config, data=replace(tiny_config.data, path=str(tmp_path / "data")))
     with pytest.raises(DataError) as error:
-        resident_data(config, pendulum_spec)
+        prepare_data(config, pendulum_spec)
     assert "bad.parquet" in str(error.value)
     assert "episode 1, step 2: rewards hold [nan]" in str(error.value)
     assert len(str(error.value).splitlines()) == 2  # what is wrong with which file, and where
@@ -222,7 +222,7 @@ def test_flat_files_are_read_by_the_commands_settings(
     rows = pq.read_table(f"{config.path}/000.parquet")
     assert "episode_id" in rows.column_names
     settings = replace(tiny_config.data, path=config.path, action_scale=0.5)
-    laid_out = ray.get(resident_data(replace(tiny_config, data=settings), pendulum_spec))
+    laid_out = ray.get(prepare_data(replace(tiny_config, data=settings), pendulum_spec))
     assert np.abs(laid_out.train.rows[:, 3]).max() <= 0.5
 
 

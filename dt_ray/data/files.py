@@ -33,6 +33,7 @@ class DatasetFile:
     path: str  # on the filesystem of the dataset
     dataset: str
     format: str = "parquet"  # of `FORMATS`
+    size: int = 0  # bytes
 
     @property
     def filesystem(self) -> fs.FileSystem:
@@ -84,9 +85,11 @@ def find_files(path: str, format: str | None = None) -> list[DatasetFile]:
             raise DataError(f"no dataset at {path}; make one with `python -m dt_ray.data collect --out {path}`")
         if info.type == fs.FileType.File:
             found, format = [root], format or _format_of(root) or "parquet"
+            sizes = {root: info.size}
         else:
             entries = filesystem.get_file_info(fs.FileSelector(root, recursive=True))
-            names = sorted(entry.path.removeprefix(f"{root}/") for entry in entries if entry.is_file)
+            sizes = {entry.path: entry.size for entry in entries if entry.is_file}
+            names = sorted(path.removeprefix(f"{root}/") for path in sizes)
             format = format or _find_format(names)
             found = [f"{root}/{name}".rstrip("/") for name in _names_of(format, names)]
     except OSError as error:
@@ -95,7 +98,11 @@ def find_files(path: str, format: str | None = None) -> list[DatasetFile]:
         raise DataError(
             f"no *.parquet file in {path}, nor another log that is known: data.format is one of {', '.join(FORMATS)}"
         )
-    return [DatasetFile(index=i, path=file, dataset=path, format=format) for i, file in enumerate(found)]
+    whole = sum(sizes.values())  # of a Minari dataset, whose one file is its folder
+    return [
+        DatasetFile(index=i, path=file, dataset=path, format=format, size=sizes.get(file, whole))
+        for i, file in enumerate(found)
+    ]
 
 
 def _find_format(names: Sequence[str]) -> str | None:

@@ -30,9 +30,16 @@ class Normalizer:
         if return_scale is None:
             largest = float(np.abs(data.to_go(discount)).max(initial=0.0))
             return_scale = 1 / largest if largest > 0 else 1.0
-        std = data.observations.std(axis=0, dtype=np.float64)
+        mean, std = (getattr(data.observations, name)(axis=0, dtype=np.float64) for name in ("mean", "std"))
+        return cls.of(mean, std, spec, return_scale=return_scale)
+
+    @classmethod
+    def of(
+        cls, mean: Float[ndarray, "S"], std: Float[ndarray, "S"], spec: SpaceSpec, *, return_scale: float
+    ) -> Normalizer:
+        """The units that these statistics make."""
         return cls(
-            observation_mean=data.observations.mean(axis=0, dtype=np.float64).astype(np.float32),
+            observation_mean=mean.astype(np.float32),
             observation_std=np.where(std > 1e-6, std, 1.0).astype(np.float32),  # a constant dimension stays as it is
             action_low=np.asarray(spec.action_low, np.float32),
             action_high=np.asarray(spec.action_high, np.float32),

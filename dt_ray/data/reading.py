@@ -102,6 +102,11 @@ def read_file(file: DatasetFile, config: DataConfig, spec: SpaceSpec | None, *, 
     return table
 
 
+def read_episodes(file: DatasetFile, config: DataConfig, spec: SpaceSpec | None) -> TransitionDataset:
+    """The checked episodes of a file that holds them whole."""
+    return from_table(read_file(file, config, spec), source=file.path)
+
+
 def read_dataset(
     config: DataConfig, spec: SpaceSpec | None = None, *, files: Sequence[DatasetFile] | None = None
 ) -> TransitionDataset:

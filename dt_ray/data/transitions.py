@@ -6,7 +6,7 @@ Legend: N transitions, E episodes, S observation dimension, A action dimension.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -39,6 +39,7 @@ class TransitionDataset:
     starts: Int[ndarray, "E"] = field(default=None)  # type: ignore[assignment]
     episode_ids: Int[ndarray, "E"] = field(default=None)  # type: ignore[assignment]
     returns_to_go: Float[ndarray, "N"] | None = None  # as logged, where the rewards aren't what they are made of
+    first_timesteps: Int[ndarray, "E"] | None = None  # of pieces of episodes; None: they are whole and start at 0
     final_observations: Float[ndarray, "E S"] | None = None  # after each last step; NaN where it was not logged
 
     def __post_init__(self) -> None:
@@ -90,7 +91,8 @@ class TransitionDataset:
     @property
     def timesteps(self) -> Int[ndarray, "N"]:
         """Steps since the start of the episode."""
-        return np.arange(self.num_transitions) - np.repeat(self.starts, self.lengths)
+        starts = self.starts if self.first_timesteps is None else self.starts - self.first_timesteps
+        return np.arange(self.num_transitions) - np.repeat(starts, self.lengths)
 
     def to_go(self, discount: float = 1.0) -> Float[ndarray, "N"]:
         """Returns-to-go: those that were logged, else the rewards'."""
@@ -113,8 +115,22 @@ class TransitionDataset:
             starts=starts,
             episode_ids=self.episode_ids[episodes],
             returns_to_go=None if self.returns_to_go is None else self.returns_to_go[rows],
+            first_timesteps=None if self.first_timesteps is None else self.first_timesteps[episodes],
             final_observations=None if self.final_observations is None else self.final_observations[episodes],
         )
+
+    def pieces(self, length: int) -> Iterator[TransitionDataset]:
+        """One after the other the runs of `length` steps that its one episode is cut into, with its returns-to-go."""
+        assert self.num_episodes == 1
+        assert self.returns_to_go is not None
+        for begin in range(0, self.num_transitions, length):
+            rows = slice(begin, begin + length)
+            yield TransitionDataset(
+                **{name: getattr(self, name)[rows] for name in (*STEP_FIELDS, "returns_to_go")},
+                starts=np.zeros(1, np.int64),
+                episode_ids=self.episode_ids,
+                first_timesteps=np.array([begin]),
+            )
 
     def with_time_limit(self, limit: int | None) -> TransitionDataset:
         """Episodes that end at step `limit` were cut there, whatever the log says: many logs call that a terminal."""
@@ -159,12 +175,17 @@ class TransitionDataset:
 def join_episodes(parts: Sequence[TransitionDataset]) -> TransitionDataset:
     """The episodes of all parts, one after the other, numbered anew."""
     offsets = np.cumsum([0, *(part.num_transitions for part in parts)])[:-1]
-    finals = [part.final_observations for part in parts]
-    known = all(each is not None for each in finals)
+    firsts = [
+        np.zeros(part.num_episodes, np.int64) if part.first_timesteps is None else part.first_timesteps
+        for part in parts
+    ]
+    columns = {name: [getattr(part, name) for part in parts] for name in ("returns_to_go", "final_observations")}
+    known = {name: all(each is not None for each in values) for name, values in columns.items()}
     return TransitionDataset(
         **{name: np.concatenate([getattr(part, name) for part in parts]) for name in STEP_FIELDS},
+        **{name: np.concatenate(values) for name, values in columns.items() if known[name]},
         starts=np.concatenate([part.starts + offset for part, offset in zip(parts, offsets, strict=True)]),
-        final_observations=np.concatenate([each for each in finals if each is not None]) if known else None,
+        first_timesteps=np.concatenate(firsts) if any(part.first_timesteps is not None for part in parts) else None,
     )
 
 

@@ -82,6 +82,7 @@ class WindowTable:
 
     rows: Float[ndarray, "R W"]
     bounds: Int[ndarray, "E+1"]  # transition at which each episode starts, and the number of them all
+    first_timesteps: Int[ndarray, "E"] | None  # of pieces of episodes; None: all start at 0
     length: int  # longest window that can be cut
     observation_dim: int
     action_dim: int
@@ -103,6 +104,7 @@ class WindowTable:
         return cls(
             rows=table,
             bounds=np.append(data.starts, num_steps).astype(np.int64),
+            first_timesteps=data.first_timesteps,
             length=length,
             observation_dim=observation_dim,
             action_dim=action_dim,
@@ -112,4 +114,7 @@ class WindowTable:
         """For each transition the row in front of it, its timestep, and the steps from it to its episode's end."""
         next_ones = np.searchsorted(self.bounds, anchors, side="right")
         episodes = next_ones - 1
-        return np.stack([anchors + episodes, anchors - self.bounds[episodes], self.bounds[next_ones] - anchors])
+        timesteps = anchors - self.bounds[episodes]
+        if self.first_timesteps is not None:
+            timesteps += self.first_timesteps[episodes]
+        return np.stack([anchors + episodes, timesteps, self.bounds[next_ones] - anchors])

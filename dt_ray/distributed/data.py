@@ -28,19 +28,23 @@ from dt_ray.data.transitions import chosen_episodes, held_out_episodes
 from dt_ray.data.windows import slice_windows
 from dt_ray.distributed.cluster import user_errors
 from dt_ray.sources import ResidentData
+from dt_ray.streaming import StreamingData, episode_statistics, streams
 
 MAX_PARTITIONS = 16
 WINDOWS_PER_BLOCK = 4096
 
 
-def resident_data(config: RunConfig, spec: SpaceSpec) -> ray.ObjectRef:
-    """`ResidentData` in the object store: workers on a node map the same memory, none of it is the driver's.
+def prepare_data(config: RunConfig, spec: SpaceSpec) -> ray.ObjectRef:
+    """`ResidentData` in the object store, which workers on a node map without a copy, or `StreamingData`.
 
     Raises:
         DataError: the dataset can't be read or trained on; the file, the episode and the step are named.
     """
     with user_errors():
         files, num_skipped = _sound_files(config.data, spec)
+        if streams(files, config):
+            statistics = pa.concat_tables(ray.get([_statistics.remote(file, config, spec) for file in files]))
+            return ray.put(StreamingData.build(files, statistics, spec, config, num_skipped_files=num_skipped))
         blocks = episode_dataset(config.data, spec, files=files).materialize().to_arrow_refs()
         laid_out = _lay_out.remote(config, spec, num_skipped, *blocks)
         ray.get(_check.remote(laid_out))
@@ -128,6 +132,11 @@ def _sound_files(config: DataConfig, spec: SpaceSpec | None) -> tuple[list[Datas
 def _episode_returns(table: pa.Table) -> pa.Table:
     data = from_table(table, source="")
     return pa.table({"episode_id": data.episode_ids, "return": data.episode_returns})
+
+
+@ray.remote
+def _statistics(file: DatasetFile, config: RunConfig, spec: SpaceSpec) -> pa.Table:
+    return episode_statistics(file, config, spec)
 
 
 @ray.remote

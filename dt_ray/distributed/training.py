@@ -33,8 +33,8 @@ from dt_ray.learners import Policy
 from dt_ray.loop import run_training
 from dt_ray.recording import TrainResult
 from dt_ray.runs import RunFolder
-from dt_ray.sources import ResidentSource
 from dt_ray.storage import Folder
+from dt_ray.streaming import make_source
 
 log = logging.getLogger("dt_ray")
 
@@ -185,9 +185,8 @@ def _work(settings: dict[str, Any]) -> TrainResult | UserError:
     # More threads than cores spin and wait for each other, whatever number of CPUs the cluster was told.
     torch.set_num_threads(max(1, min(int(settings["cpus"]), os.cpu_count() or 1)))
     context = RayTrainContext(config, settings["actors"], settings["sign"])
-    source = ResidentSource(
-        ray.get(settings["data"]), config, rank=context.rank, world_size=context.world_size, device=context.device
-    )
+    data: Any = ray.get(settings["data"])
+    source = make_source(data, config, rank=context.rank, world_size=context.world_size, device=context.device)
     try:
         return run_training(config, source, context)
     except UserError as error:

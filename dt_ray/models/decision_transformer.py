@@ -6,7 +6,7 @@ Legend: B windows, T window length, S observation, A action dimension, D width.
 from __future__ import annotations
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from dt_ray.config import ModelConfig
@@ -16,6 +16,17 @@ from dt_ray.models.linear import Linear
 from dt_ray.models.transformer import ACTIVATIONS, ALL_ROWS, Dropout, KeyValueCache, Transformer
 
 NEWEST = slice(-1, None)
+
+
+class TimestepTable(nn.Embedding):
+    """A row for each timestep; with `clamp_timesteps` all later ones share the last."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config.max_timesteps, config.width)
+        self.clamps = config.clamp_timesteps
+
+    def forward(self, input: Int[Tensor, "*any"]) -> Float[Tensor, "*any D"]:
+        return super().forward(input.clamp(max=self.num_embeddings - 1) if self.clamps else input)
 
 
 class DecisionTransformerModel(nn.Module):
@@ -81,7 +92,7 @@ class StepTokens(nn.Module):
         self.embed_step = nn.Sequential(
             Linear(num_inputs, config.width), ACTIVATIONS[config.activation](), Linear(config.width, config.width)
         )
-        self.embed_timestep = nn.Embedding(config.max_timesteps, config.width)
+        self.embed_timestep = TimestepTable(config)
         self.norm = nn.LayerNorm(config.width)
         self.dropout = Dropout(config.dropout)
 
@@ -100,7 +111,7 @@ class TripletTokens(nn.Module):
         self.embed_return = Linear(1, config.width)
         self.embed_observation = Linear(spec.observation_dim, config.width)
         self.embed_action = Linear(spec.action_dim, config.width)
-        self.embed_timestep = nn.Embedding(config.max_timesteps, config.width)
+        self.embed_timestep = TimestepTable(config)
         self.norm = nn.LayerNorm(config.width)
         self.dropout = Dropout(config.dropout)
 
