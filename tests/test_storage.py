@@ -93,7 +93,7 @@ def test_a_store_that_fails_for_a_while_changes_nothing(
 ) -> None:
     there = replace(tiny_config, storage_path=str(bucket))
     RunFolder.of(there).create(there)
-    object_store.fail(how, num_requests=4)
+    object_store.fail(how, num_requests=2)
     start_run(there, overwrite=True)
     assert object_store.answers
     start_run(tiny_config)

@@ -1,0 +1,271 @@
+"""Windows a second out of memory and through it, memory over a run, and importing: each beside the bare minimum.
+
+    python benchmarks/data.py [--steps N] [--import-steps N] [--json FILE]
+
+One thread. Sides that are compared take turns in one run; a ratio is the median over the rounds of ratios within one.
+
+- resident: batches as a training worker gets them, against `view[anchors]` of one float array that has every window as
+  a contiguous run, anchors drawn anew for each batch: nothing can be less.
+- streaming: the same from files, against Ray Data's plain way, windows cut in `map_batches` and read by
+  `iter_torch_batches`, with and without a local shuffle.
+- memory: resident set size while batches are drawn from data ten times larger than `data.memory_mb`.
+- import: `python -m dt_ray.data import`, against pyarrow reading the same files and writing them again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from ours import SPEC, configure, make_dataset
+from rich.console import Console
+from rich.table import Table
+from work import ACTION, CONTEXT, EPISODE_STEPS, STATE, Measure, rate
+
+from dt_ray.collection import flatten
+from dt_ray.config import RunConfig
+from dt_ray.data import slice_windows
+from dt_ray.data.episodes import from_table, to_table
+from dt_ray.data.files import find_files
+from dt_ray.sources import BatchSource, ResidentData, ResidentSource
+from dt_ray.streaming import StreamingData, StreamingSource, episode_statistics
+
+BATCH, ROUNDS = 256, 5
+EPISODES_A_FILE = 20
+ROW_BYTES = 4 * (STATE + ACTION + 1)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=1_000_000, help="transitions of the datasets")
+    parser.add_argument("--import-steps", type=int, default=10_000_000)
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    figures: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        config = write(Path(folder), options.steps)
+        figures |= resident(config, options.steps)
+        figures |= streaming(config, options.steps)
+        figures |= memory(config, options.steps)
+    with tempfile.TemporaryDirectory() as folder:
+        figures |= importing(Path(folder), options.import_steps)
+    table = Table("what", "figure")
+    for name, value in figures.items():
+        table.add_row(name, f"{value:,.2f}")
+    Console(width=120).print(table)
+    if options.json:
+        options.json.write_text(json.dumps(figures, indent=1))
+
+
+def write(folder: Path, steps: int) -> RunConfig:
+    """Files of whole episodes, and the configuration that reads them."""
+    episodes = to_table(make_dataset(steps // EPISODE_STEPS))
+    (folder / "data").mkdir()
+    for i, begin in enumerate(range(0, len(episodes), EPISODES_A_FILE)):
+        pq.write_table(episodes.slice(begin, EPISODES_A_FILE), folder / f"data/{i:05d}.parquet")
+    config = configure()
+    data, optim = replace(config.data, path=str(folder / "data")), replace(config.optim, batch_size=BATCH)
+    return replace(config, data=data, optim=optim, model=replace(config.model, max_timesteps=EPISODE_STEPS))
+
+
+def resident(config: RunConfig, steps: int) -> dict[str, float]:
+    episodes = make_dataset(steps // EPISODE_STEPS)
+    source = ResidentSource(ResidentData.build(episodes, SPEC, config), config)
+    padded = np.zeros((steps + CONTEXT, STATE + ACTION + 3), np.float32)  # and return-to-go, timestep and mask
+    padded[:steps, :STATE] = episodes.observations
+    view = np.lib.stride_tricks.sliding_window_view(padded, CONTEXT, axis=0).swapaxes(1, 2)
+    generator = np.random.default_rng(0)
+    found = rounds(
+        {
+            "resident, windows/s": batches(source, 2000),
+            "bare gather, windows/s": lambda: rate(
+                BATCH * 2000, lambda: [view[generator.integers(steps, size=BATCH)] for _ in range(2000)]
+            ),
+        }
+    )
+    return medians(found) | {"resident / bare gather (at least 0.5)": ratio(found)}
+
+
+def streaming(config: RunConfig, steps: int) -> dict[str, float]:
+    """A pass over the data, twice; Ray Data's first one, in which processes start, is not timed."""
+    import ray
+    import ray.data
+
+    from dt_ray.distributed.cluster import connection
+
+    config = replace(config, data=replace(config.data, residency="streaming", memory_mb=steps * ROW_BYTES // 2**20))
+    source = StreamingSource(stream_data(config), config)
+
+    def cut(table: pa.Table) -> dict[str, np.ndarray]:
+        data = from_table(table, source="")
+        return asdict(slice_windows(data, np.arange(data.num_transitions), length=CONTEXT))
+
+    def plain(shuffle: int | None) -> Measure:
+        def measure() -> float:
+            windows = ray.data.read_parquet(config.data.path).map_batches(cut, batch_format="pyarrow", batch_size=None)
+
+            def read() -> None:
+                for _ in windows.iter_torch_batches(batch_size=BATCH, local_shuffle_buffer_size=shuffle):
+                    pass
+
+            return rate(steps, read)
+
+        return measure
+
+    with connection():
+        ray.data.DataContext.get_current().enable_progress_bars = False
+        found = rounds(
+            {
+                "streaming, windows/s": batches(source, steps // BATCH),
+                "map_batches, no shuffle, windows/s": plain(None),
+                "map_batches, local shuffle, windows/s": plain(10_000),
+            },
+            num=2,
+        )
+    shuffled = {name: found[name] for name in found if "no shuffle" not in name}
+    return medians(found) | {"streaming / map_batches with local shuffle (at least 5)": ratio(shuffled)}
+
+
+def memory(config: RunConfig, steps: int) -> dict[str, float]:
+    """Resident set size of a process of its own, which draws three passes of batches."""
+    megabytes = max(1, steps * ROW_BYTES // 2**20 // 10)
+    config = replace(config, data=replace(config.data, residency="streaming", memory_mb=megabytes))
+    command = [sys.executable, __file__, "--draw", config.data.path, str(megabytes), str(3 * steps // BATCH)]
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    curve = json.loads(output)
+    parts = np.array_split(np.array(curve), 6)
+    figures = {
+        f"resident set, {i}/6 to {i + 1}/6 of three passes, MB": float(part.max()) for i, part in enumerate(parts)
+    }
+    return {"data, MB": steps * ROW_BYTES / 2**20, "data.memory_mb": float(megabytes), **figures}
+
+
+def draw(path: str, megabytes: int, count: int) -> None:
+    """Draws batches and prints the process's resident set size on the way, in MB, above what it had before."""
+    config = replace(configure(), optim=replace(configure().optim, batch_size=BATCH))
+    config = replace(config, data=replace(config.data, path=path, residency="streaming", memory_mb=megabytes))
+    data = stream_data(config)
+    torch.set_num_threads(1)
+    before = resident_set()
+    source, curve = StreamingSource(data, config), []
+    for step in range(count):
+        source.batch(step)
+        if step % 20 == 0:
+            curve.append(resident_set() - before)
+    print(json.dumps(curve))
+
+
+def resident_set() -> float:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def importing(folder: Path, steps: int) -> dict[str, float]:
+    """Flat files without order, as logs come; what pyarrow alone takes to read and write the same bytes."""
+    (folder / "flat").mkdir()
+    rows = 0
+    for i in range(10):
+        part = make_dataset(max(1, steps // 10 // EPISODE_STEPS))
+        table = flatten(to_table(part))
+        ids = pa.array(table["episode_id"].to_numpy() + i * part.num_episodes)
+        pq.write_table(table.set_column(0, "episode_id", ids), folder / f"flat/{i}.parquet")
+        rows += len(table)
+    size = sum(file.stat().st_size for file in (folder / "flat").iterdir()) / 2**20
+
+    def copy() -> None:
+        (folder / "copy").mkdir(exist_ok=True)
+        for file in sorted((folder / "flat").iterdir()):
+            pq.write_table(pq.read_table(file), folder / "copy" / file.name)
+
+    command = [sys.executable, "-m", "dt_ray.data", "import", str(folder / "flat"), "--out", str(folder / "packed")]
+    with peak_of_tree() as peak:
+        began = time.perf_counter()
+        subprocess.run(command, check=True, capture_output=True)
+        took = time.perf_counter() - began
+    plain = 1 / rate(1, copy)
+    return {
+        "import, transitions": rows,
+        "import, MB/s": size / took,
+        "pyarrow read and write, MB/s": size / plain,
+        "import / pyarrow": plain / took,
+        "import, peak of all its processes, MB": peak[0],
+        "import, data as float32, MB": rows * ROW_BYTES / 2**20,
+    }
+
+
+@contextmanager
+def peak_of_tree():
+    """The largest sum over Ray's processes and the command of what each holds alone, in MB."""
+    peak, stop = [0.0], threading.Event()
+
+    def watch() -> None:
+        while not stop.wait(0.1):
+            total = 0
+            for place in Path("/proc").glob("[0-9]*"):
+                with suppress(OSError, IndexError):
+                    line = (place / "cmdline").read_bytes()
+                    if b"ray::" in line or b"dt_ray.data" in line:
+                        total += int((place / "smaps_rollup").read_text().split("Pss:")[1].split()[0])
+            peak[0] = max(peak[0], total / 1024)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield peak
+    finally:
+        stop.set()
+        watcher.join()
+
+
+def stream_data(config: RunConfig) -> StreamingData:
+    files = find_files(config.data.path)
+    statistics = pa.concat_tables([episode_statistics(file, config, SPEC) for file in files])
+    return StreamingData.build(files, statistics, SPEC, config)
+
+
+def batches(source: BatchSource, count: int) -> Measure:
+    steps = iter(range(10**9))
+    return lambda: rate(BATCH * count, lambda: [source.batch(next(steps)) for _ in range(count)] and None)
+
+
+def rounds(measures: dict[str, Callable[[], float]], *, num: int = ROUNDS) -> dict[str, list[float]]:
+    """Each measure once a round, in turns; a round before them is not counted."""
+    for measure in measures.values():
+        measure()
+    found: dict[str, list[float]] = {name: [] for name in measures}
+    for _ in range(num):
+        for name, measure in measures.items():
+            found[name].append(measure())
+    return found
+
+
+def medians(found: dict[str, list[float]]) -> dict[str, float]:
+    return {name: statistics.median(values) for name, values in found.items()}
+
+
+def ratio(found: dict[str, list[float]]) -> float:
+    """The first over the second, within a round."""
+    first, second = found.values()
+    return statistics.median(one / other for one, other in zip(first, second, strict=True))
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--draw"]:
+        draw(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
+    else:
+        main()
