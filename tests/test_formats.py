@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from dt_ray.collection import flatten
 from dt_ray.config import DataConfig
-from dt_ray.data import TransitionDataset, read_dataset
+from dt_ray.data import TransitionDataset, files, read_dataset
 from dt_ray.data.episodes import from_table, to_table
 from dt_ray.data.spaces import SpaceSpec
 from dt_ray.errors import DataError
@@ -152,3 +152,15 @@ def test_unreadable_datasets_are_named(tmp_path: Path) -> None:
     pq.write_table(to_table(make_episodes([3])).slice(0, 0), tmp_path / "text.parquet")
     with pytest.raises(DataError, match=r"text.parquet is empty"):
         read_dataset(DataConfig(path=str(tmp_path)))
+
+
+@pytest.mark.parametrize("kind", ["episodes", "rows"])
+def test_a_large_file_is_read_in_parts(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = make_episodes([5, 1, 8, 3, 7, 2])
+    table = to_table(data) if kind == "episodes" else flatten(to_table(data))
+    pq.write_table(table, tmp_path / "large.parquet", row_group_size=2)
+    monkeypatch.setattr(files, "PART_BYTES", 1000)
+    parts = files.find_files(str(tmp_path))
+    assert 1 < len(parts) <= (len(table) + 1) // 2
+    assert [part.index for part in parts] == list(range(len(parts)))
+    assert_same(read_dataset(DataConfig(path=str(tmp_path))), data)

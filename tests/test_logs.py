@@ -135,6 +135,7 @@ def test_d3rlpy_version_one_and_two(tmp_path: Path) -> None:
         assert_same(read(tmp_path / name), data)
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning:minari")
 @pytest.mark.parametrize("data_format", ["hdf5", "arrow"])
 def test_minari(data_format: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))

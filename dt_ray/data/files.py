@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 from pyarrow import fs
 
 from dt_ray.errors import DataError, StorageError
@@ -22,18 +24,21 @@ EXTENSIONS = {  # in the order in which a folder's files are looked for: what el
     "rllib-json": ("json", "jsonl"),
     "trajectories": ("pkl", "pickle"),
 }
+PART_BYTES = 2**27  # of a Parquet file that one task reads, uncompressed
+EXPANSION = 4  # a smaller file takes no more than that in memory: it isn't looked into
 FORMATS = ("minari", "lerobot", *EXTENSIONS)
 
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetFile:
-    """One file of a dataset, by its place in the dataset's order; of a Minari dataset its folder."""
+    """One file of a dataset, or a part of a large one, by its place in the dataset's order; of Minari the folder."""
 
     index: int
     path: str  # on the filesystem of the dataset
     dataset: str
     format: str = "parquet"  # of `FORMATS`
     size: int = 0  # bytes
+    row_groups: tuple[int, ...] | None = None  # of a large Parquet file those that are read; None: all
 
     @property
     def filesystem(self) -> fs.FileSystem:
@@ -99,10 +104,30 @@ def find_files(path: str, format: str | None = None) -> list[DatasetFile]:
             f"no *.parquet file in {path}, nor another log that is known: data.format is one of {', '.join(FORMATS)}"
         )
     whole = sum(sizes.values())  # of a Minari dataset, whose one file is its folder
-    return [
-        DatasetFile(index=i, path=file, dataset=path, format=format, size=sizes.get(file, whole))
-        for i, file in enumerate(found)
+    files = [
+        DatasetFile(index=0, path=file, dataset=path, format=format, size=sizes.get(file, whole)) for file in found
     ]
+    return [replace(part, index=i) for i, part in enumerate(chain.from_iterable(map(_parts_of, files)))]
+
+
+def _parts_of(file: DatasetFile) -> Iterator[DatasetFile]:
+    """Parts of a Parquet file that take about `PART_BYTES` in memory, or one row group; other files are read whole."""
+    if file.size <= PART_BYTES / EXPANSION or file.format not in ("parquet", "lerobot"):
+        yield file
+        return
+    try:
+        with file.open() as stream:
+            metadata = pq.read_metadata(stream)
+    except DataError:  # which whoever reads it says, or passes over
+        yield file
+        return
+    groups, size = [], 0
+    for index in range(metadata.num_row_groups):
+        groups.append(index)
+        size += metadata.row_group(index).total_byte_size
+        if size >= PART_BYTES or index == metadata.num_row_groups - 1:
+            yield replace(file, row_groups=tuple(groups), size=size)
+            groups, size = [], 0
 
 
 def _find_format(names: Sequence[str]) -> str | None:

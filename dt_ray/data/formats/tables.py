@@ -19,7 +19,9 @@ def read_schema(file: DatasetFile) -> pa.Schema:
 def read_parquet(file: DatasetFile, columns: Sequence[str] | None = None) -> pa.Table:
     with file.open() as stream:
         # The file's own schema, so that no reader guesses types (extension types of other libraries among them).
-        return pq.ParquetFile(stream, page_checksum_verification=True).read(None if columns is None else list(columns))
+        parquet = pq.ParquetFile(stream, page_checksum_verification=True)
+        wanted = None if columns is None else list(columns)
+        return parquet.read(wanted) if file.row_groups is None else parquet.read_row_groups(file.row_groups, wanted)
 
 
 def read_csv(file: DatasetFile) -> pa.Table:
