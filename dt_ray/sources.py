@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from numpy import ndarray
 from torch import Tensor
 
@@ -160,6 +160,14 @@ class ResidentSource:
         return WindowCutter(table, device, seed=seed, batch_size=self.batch_size, share=self.noise.share)
 
 
+class Places(NamedTuple):
+    """Where the windows of several batches are in a table."""
+
+    rows: Int[Tensor, "U B"]  # in front of the anchors
+    timesteps: Int[Tensor, "U B T"]
+    mask: Bool[Tensor, "U B T"]
+
+
 class WindowCutter:
     """Windows of a table as views of one gathered block, on the device that holds the table."""
 
@@ -174,7 +182,7 @@ class WindowCutter:
         num_rows, width = rows.shape
         self.blocks = rows.as_strided((num_rows - table.length, (table.length + 1) * width), (width, 1))
         self.offsets = torch.arange(table.length, device=device)
-        self._draw, self._places = -1, torch.empty(3, 0, 0, dtype=torch.long)
+        self._draw, self._places = -1, self.find(np.empty((0, 0), np.int64))
 
     def batch(self, step: int) -> WindowBatch:
         """This worker's share of batch `step`, a function of (seed, step)."""
@@ -183,24 +191,24 @@ class WindowCutter:
             num = self.table.num_transitions
             anchors = draw_anchors(num, batch_size=self.batch_size, seed=self.seed, draw=draw)[:, self.share]
             self._draw, self._places = draw, self.find(anchors)
-        return self.cut(self._places[:, within])
+        return self.cut(self._places, within)
 
-    def find(self, anchors: Int[ndarray, "*any"]) -> Int[Tensor, "3 *any"]:
-        """What `cut` needs to know of these transitions."""
-        return torch.from_numpy(self.table.find(anchors)).to(self.device)
+    def find(self, anchors: Int[ndarray, "U B"]) -> Places:
+        """What `cut` needs to know of the windows of several batches."""
+        rows, timesteps, remaining = torch.from_numpy(self.table.find(anchors)).to(self.device).unsqueeze(-1).unbind()
+        mask = self.offsets < remaining
+        return Places(rows.squeeze(-1), (timesteps + self.offsets).mul_(mask), mask)
 
-    def cut(self, places: Int[Tensor, "3 B"]) -> WindowBatch:
-        """The windows that start there; what stands at their padding is no zero but other steps."""
+    def cut(self, places: Places, number: int) -> WindowBatch:
+        """The windows of one batch of several; what stands at their padding is no zero but other steps."""
         table = self.table
-        rows, timesteps, remaining = places.unbind()
-        block = self.blocks.index_select(0, rows).view(len(rows), table.length + 1, -1)
-        mask = self.offsets < remaining[:, None]
+        block = self.blocks.index_select(0, places.rows[number]).unflatten(1, (table.length + 1, -1))
         actions = block[:, :, table.observation_dim : -1]
         return WindowBatch(
             observations=block[:, 1:, : table.observation_dim],
             actions=actions[:, 1:],
             previous_actions=actions[:, :-1],
             returns_to_go=block[:, 1:, -1],
-            timesteps=(timesteps[:, None] + self.offsets) * mask,
-            mask=mask,
+            timesteps=places.timesteps[number],
+            mask=places.mask[number],
         )

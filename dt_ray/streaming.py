@@ -28,7 +28,7 @@ from dt_ray.data.normalizer import Normalizer
 from dt_ray.data.reading import read_episodes
 from dt_ray.data.spaces import SpaceSpec
 from dt_ray.data.transitions import TransitionDataset, chosen_episodes, held_out_episodes, join_episodes
-from dt_ray.data.windows import WindowTable
+from dt_ray.data.windows import UPDATES_A_DRAW, WindowTable
 from dt_ray.errors import DataError
 from dt_ray.models.batch import WindowBatch
 from dt_ray.sources import BatchSource, ResidentData, ResidentSource, ReturnNoise, WindowCutter, check_length
@@ -181,15 +181,17 @@ class StreamingSource:
         self._pools: Iterator[WindowTable] | None = None
         self._next: Future[WindowTable] | None = None
         self._pool: WindowCutter | None = None
-        self._anchors, self._used = np.empty(0, np.int64), 0
+        self._anchors, self._used = np.empty((0, 0), np.int64), 0  # of the pool's batches, and how many were taken
 
     def batch(self, step: int) -> WindowBatch:
-        if self._used + self.num_windows > len(self._anchors):
+        if self._used == len(self._anchors):
             self._take_pool(step)
         assert self._pool is not None
-        anchors = self._anchors[self._used : self._used + self.num_windows]
-        self._used += self.num_windows
-        return self.noise(self._pool.cut(self._pool.find(anchors)), step)
+        draw, number = divmod(self._used, UPDATES_A_DRAW)
+        if number == 0:
+            self._places = self._pool.find(self._anchors[draw * UPDATES_A_DRAW :][:UPDATES_A_DRAW])
+        self._used += 1
+        return self.noise(self._pool.cut(self._places, number), step)
 
     def validation_batch(self, index: int) -> WindowBatch | None:
         return None if self.validation is None else self.validation.batch(index)
@@ -204,7 +206,9 @@ class StreamingSource:
         self._next = self._reader.submit(next, self._pools)
         self._pool = self._cutter(table)
         random = np.random.default_rng([self.config.seed, step, self.rank])
-        self._anchors, self._used = random.permutation(table.num_transitions), 0
+        anchors = random.permutation(table.num_transitions)
+        num_batches = len(anchors) // self.num_windows
+        self._anchors, self._used = anchors[: num_batches * self.num_windows].reshape(num_batches, -1), 0
 
     def _read_pools(self, first_step: int) -> Iterator[WindowTable]:
         """Pools without end: pass after pass, each in another order."""

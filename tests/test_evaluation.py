@@ -1,4 +1,5 @@
 from dataclasses import replace
+from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
@@ -255,3 +256,11 @@ def test_specs_compare_by_value() -> None:
     assert read_spaces("Countdown-v0") == SpaceSpec(
         observation_dim=2, action_dim=2, action_low=(-3, -3), action_high=(3, 3)
     )
+
+
+def test_mujoco_environments_are_collected(tmp_path: Path) -> None:
+    plan = CollectionPlan(env_id="Hopper-v5", behavior="random", num_episodes=3, seed=10_000, max_timesteps=1000)
+    write_dataset(str(tmp_path / "hopper"), collect_here(plan), source=plan.source)
+    data = read_dataset(DataConfig(path=str(tmp_path / "hopper")), read_spaces("Hopper-v5"))
+    assert (data.num_episodes, data.observations.shape[1], data.actions.shape[1]) == (3, 11, 3)
+    assert data.terminated[data.ends - 1].all()  # a hopper that acts at random falls

@@ -47,7 +47,7 @@ def test_the_window_table_holds_the_same_windows(lengths: list[int], length: int
     expected = slice_windows(data, anchors, length=length, discount=discount)
     table = WindowTable.build(data, length=length, discount=discount)
     cutter = WindowCutter(table, "cpu", seed=0, batch_size=1, share=slice(None))
-    batch = cutter.cut(cutter.find(anchors))
+    batch = cutter.cut(cutter.find(anchors[None]), 0)
     for name in ("observations", "actions", "previous_actions", "returns_to_go", "timesteps", "mask"):
         values = getattr(batch, name).numpy()
         real = values[expected.mask]
