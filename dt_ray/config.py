@@ -30,6 +30,8 @@ class CollectConfig:
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     path: str = "data/pendulum-mixed"  # a file or folder in a known format, its URI, or minari:ID
+    mix: dict[str, Annotated[float, Gt(0)]] = field(default_factory=dict)
+    # several datasets instead: path -> its share of the windows, whatever the shares add up to
     collect: CollectConfig | None = None
     format: str | None = None  # of `data.files.FORMATS`; null: found out
     residency: Literal["auto", "resident", "streaming"] = "auto"  # in memory, through it, or by size
@@ -47,6 +49,11 @@ class DataConfig:
     discount: Annotated[float, Gt(0), Le(1)] = 1.0
     validation_fraction: Annotated[float, Ge(0), Lt(1)] = 0.05  # of episodes
     window_length: Annotated[int, Ge(1)] | None = None  # steps of a training window; null: the context, 2 under `band`
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The datasets that are read."""
+        return tuple(self.mix) or (self.path,)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,6 +154,8 @@ class RunConfig:
 
 def find_conflicts(config: RunConfig) -> Iterator[str]:
     """One line for each rule between fields that the configuration breaks."""
+    if config.data.mix and config.data.residency == "streaming":
+        yield "data.mix: windows are drawn by shares from resident data only, got data.residency=streaming"
     model, evaluation = config.model, config.evaluation
     if model.width % model.num_heads:
         yield f"model.num_heads: must divide model.width={model.width}, got {model.num_heads}"

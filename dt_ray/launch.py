@@ -35,7 +35,11 @@ def name_run(config: RunConfig, config_name: str) -> RunConfig:
         config,
         name=config.name or default_name(config_name),
         storage_path=str(Folder.at(config.storage_path)),
-        data=replace(config.data, path=absolute(config.data.path)),
+        data=replace(
+            config.data,
+            path=absolute(config.data.path),
+            mix={absolute(path): share for path, share in config.data.mix.items()},
+        ),
     )
 
 
@@ -107,7 +111,11 @@ def check_run(config: RunConfig) -> SpaceSpec:
 def needs_dataset(config: RunConfig) -> bool:
     """Whether the dataset is not there and the configuration says how to make it."""
     filesystem, path = resolve(config.data.path)
-    return config.data.collect is not None and filesystem.get_file_info(path).type == fs.FileType.NotFound
+    return (
+        not config.data.mix
+        and config.data.collect is not None
+        and filesystem.get_file_info(path).type == fs.FileType.NotFound
+    )
 
 
 def make_dataset(config: RunConfig, collect: Callable[[CollectionPlan], Iterable[pa.Table]]) -> None:

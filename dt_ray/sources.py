@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -16,7 +17,7 @@ from dt_ray.config import RunConfig
 from dt_ray.data.normalizer import Normalizer
 from dt_ray.data.spaces import SpaceSpec
 from dt_ray.data.transitions import TransitionDataset, chosen_episodes
-from dt_ray.data.windows import UPDATES_A_DRAW, WindowTable, draw_anchors
+from dt_ray.data.windows import UPDATES_A_DRAW, WindowTable, draw_anchors, draw_mixed_anchors
 from dt_ray.errors import DataError
 from dt_ray.models.batch import WindowBatch
 
@@ -45,6 +46,7 @@ class ResidentData:
     normalizer: Normalizer
     train: WindowTable
     validation: WindowTable | None
+    sizes: Int[ndarray, "D"]  # transitions of each dataset in `train`
     num_skipped_files: int
 
     @classmethod
@@ -57,6 +59,10 @@ class ResidentData:
             DataError: too few episodes to hold any out, or longer ones than the model's timestep table.
         """
         train, validation, normalizer = split_and_fit(data, spec, config)
+        sizes = train.source_sizes(len(config.data.paths))
+        for path, size in zip(config.data.paths, sizes, strict=True):
+            if size == 0:
+                raise DataError(f"no episode of {path} is left to train on, and data.mix gives it a share")
 
         def lay_out(part: TransitionDataset) -> WindowTable:
             normalized = normalizer.normalize(part)
@@ -67,6 +73,7 @@ class ResidentData:
             normalizer=normalizer,
             train=lay_out(train),
             validation=lay_out(validation) if validation.num_episodes else None,
+            sizes=sizes,
             num_skipped_files=num_skipped_files,
         )
 
@@ -109,7 +116,7 @@ def check_length(episode_id: int, length: int, config: RunConfig) -> None:
     """
     if length > config.model.max_timesteps and not config.model.clamp_timesteps:
         raise DataError(
-            f"{config.data.path}, episode {episode_id} has {length} steps but the timestep table has "
+            f"{', '.join(config.data.paths)}, episode {episode_id} has {length} steps but the timestep table has "
             f"model.max_timesteps={config.model.max_timesteps} rows; set model.max_timesteps={length}, or "
             f"model.clamp_timesteps=true, which takes all later steps for the last one"
         )
@@ -147,7 +154,9 @@ class ResidentSource:
         self.spec, self.normalizer, self.num_skipped_files = data.spec, data.normalizer, data.num_skipped_files
         self.batch_size = config.optim.batch_size
         self.noise = ReturnNoise(config, data.normalizer, rank=rank, world_size=world_size)
-        self.train = self._cutter(data.train, device, seed=config.seed)
+        shares = tuple(config.data.mix.values())
+        mixed = partial(draw_mixed_anchors, data.sizes, shares) if shares else None
+        self.train = self._cutter(data.train, device, seed=config.seed, draw=mixed)
         self.validation = None if data.validation is None else self._cutter(data.validation, device, seed=0)
 
     def batch(self, step: int) -> WindowBatch:
@@ -156,8 +165,16 @@ class ResidentSource:
     def validation_batch(self, index: int) -> WindowBatch | None:
         return None if self.validation is None else self.validation.batch(index)
 
-    def _cutter(self, table: WindowTable, device: torch.device | str, *, seed: int) -> WindowCutter:
-        return WindowCutter(table, device, seed=seed, batch_size=self.batch_size, share=self.noise.share)
+    def _cutter(
+        self, table: WindowTable, device: torch.device | str, *, seed: int, draw: DrawAnchors | None = None
+    ) -> WindowCutter:
+        return WindowCutter(table, device, seed=seed, batch_size=self.batch_size, share=self.noise.share, draw=draw)
+
+
+class DrawAnchors(Protocol):
+    """The anchors of the updates from `draw * UPDATES_A_DRAW` on, a function of (seed, draw)."""
+
+    def __call__(self, *, batch_size: int, seed: int, draw: int) -> Int[ndarray, "U B"]: ...
 
 
 class Places(NamedTuple):
@@ -172,9 +189,17 @@ class WindowCutter:
     """Windows of a table as views of one gathered block, on the device that holds the table."""
 
     def __init__(
-        self, table: WindowTable, device: torch.device | str, *, seed: int, batch_size: int, share: slice
+        self,
+        table: WindowTable,
+        device: torch.device | str,
+        *,
+        seed: int,
+        batch_size: int,
+        share: slice,
+        draw: DrawAnchors | None = None,
     ) -> None:
         self.table, self.device = table, device
+        self.draw_anchors = draw or partial(draw_anchors, table.num_transitions)
         self.seed, self.batch_size, self.share = seed, batch_size, share
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
@@ -188,8 +213,7 @@ class WindowCutter:
         """This worker's share of batch `step`, a function of (seed, step)."""
         draw, within = divmod(step, UPDATES_A_DRAW)
         if draw != self._draw:
-            num = self.table.num_transitions
-            anchors = draw_anchors(num, batch_size=self.batch_size, seed=self.seed, draw=draw)[:, self.share]
+            anchors = self.draw_anchors(batch_size=self.batch_size, seed=self.seed, draw=draw)[:, self.share]
             self._draw, self._places = draw, self.find(anchors)
         return self.cut(self._places, within)
 

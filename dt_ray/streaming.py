@@ -71,9 +71,11 @@ def streams(files: Sequence[DatasetFile], config: RunConfig) -> bool:
     Raises:
         DataError: it should, but rows of an episode may lie in several files, or some workers would have no file.
     """
-    path, settings = config.data.path, config.data
+    path, settings = ", ".join(config.data.paths), config.data
     size = sum(file.size for file in files) / 2**20
-    streaming = settings.residency == "streaming" or (settings.residency == "auto" and size > settings.memory_mb)
+    streaming = settings.residency == "streaming" or (
+        settings.residency == "auto" and size > settings.memory_mb and not settings.mix
+    )
     log.info(
         "data: %.0f MB in %d file(s), %s (data.residency=%s, data.memory_mb=%d)",
         *(size, len(files), "streaming" if streaming else "resident", settings.residency, settings.memory_mb),

@@ -128,3 +128,21 @@ def test_logged_returns_to_go_are_used_unless_the_rewards_are_asked_for(tmp_path
         np.testing.assert_allclose(first_returns(path, "rewards"), data.episode_returns, rtol=1e-5)
     with pytest.raises(DataError, match="data.return_source=column, but the data has no column returns_to_go"):
         first_returns(write_episodes(data, tmp_path / "plain.parquet"), "column")
+
+
+def test_each_dataset_of_a_mix_has_its_share_of_the_windows(
+    tiny_config: RunConfig, pendulum_spec: SpaceSpec, tmp_path: Path
+) -> None:
+    for name, reward, lengths in (("good", 1.0, [10] * 3), ("bad", 0.0, [20] * 30)):
+        data = make_episodes(lengths)
+        write_episodes(replace(data, rewards=np.full_like(data.rewards, reward)), tmp_path / name / "part.parquet")
+    mix = {str(tmp_path / "bad"): 1.0, str(tmp_path / "good"): 3.0}
+    settings = replace(tiny_config.data, mix=mix, validation_fraction=0.0)
+    config = replace(tiny_config, data=settings, optim=replace(tiny_config.optim, batch_size=400))
+    source = ResidentSource(ResidentData.build(read_dataset(settings), pendulum_spec, config), config)
+    batches = [source.batch(step) for step in range(20)]
+    good = np.mean([(batch.returns_to_go[:, 0] > 0).float().mean() for batch in batches])
+    assert good == pytest.approx(3 / 4, abs=0.02)
+    filtered = replace(config, data=replace(settings, top_fraction=0.05))
+    with pytest.raises(DataError, match="no episode of .*bad is left to train on"):
+        ResidentData.build(read_dataset(settings), pendulum_spec, filtered)

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 from numpy import ndarray
 
-from dt_ray.data.transitions import TransitionDataset
+from dt_ray.data.transitions import SOURCE_BITS, TransitionDataset
 from dt_ray.errors import DataError
 
 FORMAT_VERSION = 1
@@ -131,6 +131,21 @@ def scale_actions(
     if bounds is not None and len(bounds[0]) == actions.shape[1]:
         actions = np.clip(actions, *bounds)
     return table.set_column(at, table.schema.field(at), pa.ListArray.from_arrays(column.offsets, _vectors(actions)))
+
+
+def mark_source(table: pa.Table, source: int) -> pa.Table:
+    """A table of `to_table` whose episode ids say which of several datasets they come from.
+
+    Raises:
+        DataError: the ids leave no room for that.
+    """
+    if source == 0:
+        return table
+    ids = table["episode_id"].to_numpy()
+    if (ids >> SOURCE_BITS).any():
+        raise DataError(f"episode ids of datasets that are mixed must be 0..{2**SOURCE_BITS - 1}, got {ids.max()}")
+    at = table.schema.get_field_index("episode_id")
+    return table.set_column(at, table.schema.field(at), pa.array(ids + (source << SOURCE_BITS)))
 
 
 def vectors_of(column: pa.Array, where: str) -> ndarray:

@@ -34,6 +34,7 @@ class DatasetFile:
     """One file of a dataset, or a part of a large one, by its place in the dataset's order; of Minari the folder."""
 
     index: int
+    source: int = 0  # of several datasets, which
     path: str  # on the filesystem of the dataset
     dataset: str
     format: str = "parquet"  # of `FORMATS`

@@ -15,7 +15,7 @@ import pyarrow as pa
 from numpy import ndarray
 
 from dt_ray.data.episodes import from_table, to_table, vectors_of
-from dt_ray.data.transitions import TransitionDataset
+from dt_ray.data.transitions import SOURCE_BITS, TransitionDataset
 from dt_ray.errors import DataError
 
 REQUIRED = ("observation", "action", "reward")
@@ -209,7 +209,7 @@ def _episode_ids(column: pa.ChunkedArray, where: str) -> ndarray:
         return column.to_numpy().astype(np.int64)
     encoded = column.combine_chunks().dictionary_encode()
     numbers = [
-        int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
+        int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little") >> (64 - SOURCE_BITS)
         for text in encoded.dictionary.to_pylist()
     ]
     return np.asarray(numbers, np.int64)[encoded.indices.to_numpy()]

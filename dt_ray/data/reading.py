@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from dt_ray.config import DataConfig
 from dt_ray.data.checks import find_faults
-from dt_ray.data.episodes import from_table, read_metadata, scale_actions, to_table
+from dt_ray.data.episodes import from_table, mark_source, read_metadata, scale_actions, to_table
 from dt_ray.data.files import DatasetFile, find_files
 from dt_ray.data.flat import column_names, count_ends, cut_fragments, join_fragments
 from dt_ray.data.formats import EPISODE_READERS, is_flat, read_rows, row_names
@@ -34,18 +34,23 @@ def sound_files(
     Raises:
         DataError: nothing there, nothing sound there, or a row per step, where an episode can go on in a lost file.
     """
-    files = find_files(config.path, config.format)
+    found = [
+        replace(file, source=source)
+        for source, path in enumerate(config.paths)
+        for file in find_files(path, config.format)
+    ]
+    files = [replace(file, index=index) for index, file in enumerate(found)]
     if config.on_corrupt == "stop":
         return files, 0
     found = find_faults_of(files)
     sound = [file for file, fault in zip(files, found, strict=True) if fault is None]
     faults = [fault for fault in found if fault is not None]
     if not sound:
-        raise DataError(f"no file of {config.path} can be trained on; the first: {faults[0]}")
+        raise DataError(f"no file of {', '.join(config.paths)} can be trained on; the first: {faults[0]}")
     if faults and is_flat(sound[0]):
         raise DataError(
-            f"data.on_corrupt=skip leaves out whole files, and {config.path} has a row per step: an episode may go on "
-            f"in a file that is left out; mend it, or import what is sound first: {faults[0]}"
+            f"data.on_corrupt=skip leaves out whole files, and {sound[0].dataset} has a row per step: an episode may "
+            f"go on in a file that is left out; mend it, or import what is sound first: {faults[0]}"
         )
     for fault in faults:
         log.warning("left out: %s", fault)
@@ -95,7 +100,7 @@ def read_file(file: DatasetFile, config: DataConfig, spec: SpaceSpec | None, *, 
             data = replace(data, episode_ids=data.episode_ids + (file.index << 32))
         table = to_table(data.with_time_limit(config.time_limit))
     bounds = (spec.action_low, spec.action_high) if spec is not None and config.out_of_bounds == "clip" else None
-    table = scale_actions(table, config.action_scale, bounds=bounds)
+    table = mark_source(scale_actions(table, config.action_scale, bounds=bounds), file.source)
     if not len(table):
         raise DataError(f"{file.path} is empty: there is no episode in it")
     raise_faults(from_table(table, source=file.path), spec, source=file.path, hint=SCALE_HINT if flat else "")
@@ -121,7 +126,7 @@ def read_dataset(
     tables = [read_file(file, config, spec, num_ends_before=num) for file, num in zip(files, before, strict=False)]
     check_dimensions({file.path: table.schema for file, table in zip(files, tables, strict=True)})
     table = pa.concat_tables(tables)
-    return from_table(join_fragments(table, time_limit=config.time_limit) if flat else table, source=config.path)
+    return from_table(join_fragments(table, time_limit=config.time_limit) if flat else table, source=config.paths[0])
 
 
 def check_schemas(files: Sequence[DatasetFile]) -> bool:

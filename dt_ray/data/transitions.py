@@ -17,6 +17,7 @@ from numpy import ndarray
 from dt_ray.data.returns import returns_to_go
 from dt_ray.errors import DataError
 
+SOURCE_BITS = 56  # of an episode id; those above say which of several datasets it is from
 STEP_FIELDS = ("observations", "actions", "rewards", "terminated", "truncated")
 
 
@@ -87,6 +88,10 @@ class TransitionDataset:
         if not len(self.starts):
             return np.zeros(0)
         return np.add.reduceat(self.rewards.astype(np.float64), self.starts)
+
+    def source_sizes(self, num_sources: int) -> Int[ndarray, "D"]:
+        """Transitions of each of several datasets that were read together."""
+        return np.bincount(self.episode_ids >> SOURCE_BITS, weights=self.lengths, minlength=num_sources).astype(int)
 
     @property
     def timesteps(self) -> Int[ndarray, "N"]:

@@ -5,6 +5,7 @@ Legend: N transitions, E episodes, B windows, T window length, S observation, A 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -68,6 +69,16 @@ def draw_anchors(num_transitions: int, *, batch_size: int, seed: int, draw: int)
     A function of (seed, draw) alone: resuming needs no iterator state.
     """
     return np.random.default_rng([seed, draw]).integers(num_transitions, size=(UPDATES_A_DRAW, batch_size))
+
+
+def draw_mixed_anchors(
+    sizes: Int[ndarray, "D"], shares: Sequence[float], *, batch_size: int, seed: int, draw: int
+) -> Int[ndarray, "U B"]:
+    """As `draw_anchors`, for datasets of these sizes one after the other: each with its share of the windows."""
+    random = np.random.default_rng([seed, draw]).random((2, UPDATES_A_DRAW, batch_size))
+    edges = np.cumsum(shares) / np.sum(shares)
+    chosen = np.minimum(np.searchsorted(edges, random[0], side="right"), len(sizes) - 1)
+    return (np.cumsum(sizes) - sizes)[chosen] + (random[1] * sizes[chosen]).astype(np.int64)
 
 
 @dataclass(frozen=True, kw_only=True)
