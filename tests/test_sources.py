@@ -143,6 +143,11 @@ def test_each_dataset_of_a_mix_has_its_share_of_the_windows(
     batches = [source.batch(step) for step in range(20)]
     good = np.mean([(batch.returns_to_go[:, 0] > 0).float().mean() for batch in batches])
     assert good == pytest.approx(3 / 4, abs=0.02)
+    far = replace(make_episodes([5]), episode_ids=np.array([2**60]))
+    write_episodes(far, tmp_path / "bad" / "far.parquet")
+    with pytest.raises(DataError, match="episode ids of datasets that are mixed must be 0..72057594037927935"):
+        read_dataset(settings)
+    (tmp_path / "bad" / "far.parquet").unlink()
     filtered = replace(config, data=replace(settings, top_fraction=0.05))
     with pytest.raises(DataError, match="no episode of .*bad is left to train on"):
         ResidentData.build(read_dataset(settings), pendulum_spec, filtered)

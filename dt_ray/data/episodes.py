@@ -139,8 +139,6 @@ def mark_source(table: pa.Table, source: int) -> pa.Table:
     Raises:
         DataError: the ids leave no room for that.
     """
-    if source == 0:
-        return table
     ids = table["episode_id"].to_numpy()
     if (ids >> SOURCE_BITS).any():
         raise DataError(f"episode ids of datasets that are mixed must be 0..{2**SOURCE_BITS - 1}, got {ids.max()}")

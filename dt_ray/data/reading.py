@@ -100,7 +100,9 @@ def read_file(file: DatasetFile, config: DataConfig, spec: SpaceSpec | None, *, 
             data = replace(data, episode_ids=data.episode_ids + (file.index << 32))
         table = to_table(data.with_time_limit(config.time_limit))
     bounds = (spec.action_low, spec.action_high) if spec is not None and config.out_of_bounds == "clip" else None
-    table = mark_source(scale_actions(table, config.action_scale, bounds=bounds), file.source)
+    table = scale_actions(table, config.action_scale, bounds=bounds)
+    if config.mix:
+        table = mark_source(table, file.source)
     if not len(table):
         raise DataError(f"{file.path} is empty: there is no episode in it")
     raise_faults(from_table(table, source=file.path), spec, source=file.path, hint=SCALE_HINT if flat else "")
