@@ -31,7 +31,7 @@ from dt_ray.data.transitions import TransitionDataset, chosen_episodes, held_out
 from dt_ray.data.windows import UPDATES_A_DRAW, WindowTable
 from dt_ray.errors import DataError
 from dt_ray.models.batch import WindowBatch
-from dt_ray.sources import BatchSource, ResidentData, ResidentSource, ReturnNoise, WindowCutter, check_length
+from dt_ray.sources import BatchSource, Places, ResidentData, ResidentSource, ReturnNoise, WindowCutter, check_length
 
 log = logging.getLogger("dt_ray")
 
@@ -69,7 +69,7 @@ def streams(files: Sequence[DatasetFile], config: RunConfig) -> bool:
     """Whether the data streams, by `data.residency` and its size; says why.
 
     Raises:
-        DataError: it should, but rows of an episode may lie in several files, or some workers would have no file.
+        DataError: it should, but rows of an episode may lie in several files.
     """
     path, settings = ", ".join(config.data.paths), config.data
     size = sum(file.size for file in files) / 2**20
@@ -86,11 +86,6 @@ def streams(files: Sequence[DatasetFile], config: RunConfig) -> bool:
         raise DataError(
             f"{path} has a row per step; streaming reads whole episodes: pack it once with "
             f"`python -m dt_ray.data import {path} --out DIR`, or set data.residency=resident"
-        )
-    if len(files) < (num := config.scaling.max_workers):
-        raise DataError(
-            f"{path} has {len(files)} file(s) for {num} workers, who stream whole files; write more of them, "
-            f"use fewer workers or set data.residency=resident"
         )
     return True
 
@@ -120,7 +115,7 @@ class StreamingData:
         """Splits and fits by the rows of `episode_statistics`, and reads some held-out episodes.
 
         Raises:
-            DataError: too few episodes to hold any out.
+            DataError: too few episodes to hold any out, or fewer files than workers.
         """
         settings = config.data
         ids, lengths, places = (statistics[name].to_numpy() for name in ("episode_id", "length", "file"))
@@ -129,6 +124,12 @@ class StreamingData:
         )
         held_out = held_out_episodes(len(chosen), settings.validation_fraction, seed=config.seed)
         train = np.delete(chosen, held_out)
+        train_files = _files_at(files, places[train])
+        if len(train_files) < (num := config.scaling.max_workers):
+            raise DataError(
+                f"{settings.path} has {len(train_files)} file(s) to train on for {num} workers, who stream whole files; "
+                f"write more of them, use fewer workers or set data.residency=resident"
+            )
         normalizer = _fit(statistics, train, spec, settings)
         shown = _first_within(chosen[held_out], lengths, capacity_of(config, spec, share=VALIDATION_SHARE))
         validation = [
@@ -139,7 +140,7 @@ class StreamingData:
         return cls(
             spec=spec,
             normalizer=normalizer,
-            files=_files_at(files, places[train]),
+            files=train_files,
             train_ids=np.sort(ids[train]),
             num_transitions=int(lengths[train].sum()),
             validation=_lay_out(validation, config) if validation else None,
@@ -184,6 +185,7 @@ class StreamingSource:
         self._next: Future[WindowTable] | None = None
         self._pool: WindowCutter | None = None
         self._anchors, self._used = np.empty((0, 0), np.int64), 0  # of the pool's batches, and how many were taken
+        self._places: Places | None = None  # of the batches that come next
 
     def batch(self, step: int) -> WindowBatch:
         if self._used == len(self._anchors):
@@ -192,6 +194,7 @@ class StreamingSource:
         draw, number = divmod(self._used, UPDATES_A_DRAW)
         if number == 0:
             self._places = self._pool.find(self._anchors[draw * UPDATES_A_DRAW :][:UPDATES_A_DRAW])
+        assert self._places is not None
         self._used += 1
         return self.noise(self._pool.cut(self._places, number), step)
 

@@ -152,6 +152,18 @@ def test_a_run_resumes_on_ray_where_it_stopped(tiny_config: RunConfig) -> None:
     )
 
 
+def test_workers_stream_what_one_process_streams(tiny_config: RunConfig, tmp_path: Path) -> None:
+    """One worker draws the same windows as this process; two read different files and train as well."""
+    data = read_dataset(tiny_config.data)
+    for i in range(4):
+        write_episodes(data.select(range(3 * i, 3 * i + 3)), tmp_path / f"data/{i}.parquet")
+    settings = replace(tiny_config.data, path=str(tmp_path / "data"), residency="streaming", memory_mb=1)
+    runs = [with_workers(tiny_config, num_workers, data=settings) for num_workers in (0, 1, 2)]
+    for run in runs:
+        assert start_run(run).summary["status"] == "finished"
+    np.testing.assert_allclose(losses_of(runs[1]), losses_of(runs[0]), rtol=1e-5)
+
+
 def test_a_run_resumes_with_another_number_of_workers(tiny_config: RunConfig) -> None:
     """One, two and four workers draw the same batches, so they can take turns, up to the order of sums."""
     model, optim = replace(tiny_config.model, dropout=0.0), replace(tiny_config.optim, schedule="constant")

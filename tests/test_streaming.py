@@ -122,13 +122,15 @@ def test_workers_read_different_files(config: RunConfig, data: TransitionDataset
     assert sum(len(each) for each in seen) == len(set.union(*seen)) == len(built.train_ids)
 
 
-def test_what_cannot_stream_is_refused_with_a_way_out(config: RunConfig, tmp_path: Path) -> None:
+def test_what_cannot_stream_is_refused_with_a_way_out(
+    config: RunConfig, pendulum_spec: SpaceSpec, tmp_path: Path
+) -> None:
     flat = write_flat(make_episodes([4, 5]), tmp_path / "flat", num_files=2)
     with pytest.raises(DataError, match=r"has a row per step; .*`python -m dt_ray.data import .*residency=resident"):
         streams(find_files(flat.path), config)
     scaling = replace(config.scaling, num_workers=7)
-    with pytest.raises(DataError, match=r"6 file\(s\) for 7 workers"):
-        streams(find_files(config.data.path), replace(config, scaling=scaling))
+    with pytest.raises(DataError, match=r"6 file\(s\) to train on for 7 workers"):
+        build(replace(config, scaling=scaling), pendulum_spec)
     short = replace(config, model=replace(config.model, max_timesteps=100))
     with pytest.raises(DataError, match=r"has 200 steps .* set model.max_timesteps=200, or model.clamp_timesteps=true"):
         start_run(replace(short, evaluation=replace(short.evaluation, max_timesteps=20)))
