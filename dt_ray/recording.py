@@ -51,6 +51,7 @@ class Recorder:
         self.is_writer = context.rank == 0
         self.log = MetricsLog(run.metrics_file, resumed_at=learner.step) if self.is_writer else None
         self.writer = BackgroundWriter()
+        self.saving = self.writer.submit(lambda: None)  # the newest checkpoint
         self.losses: list[Tensor] = []
         self.evaluations: dict[int, Future[dict[str, Any]]] = {}
         self.first_step, self.wall_s_before, self.began = learner.step, wall_s, time.perf_counter()
@@ -78,7 +79,7 @@ class Recorder:
         if self.is_due(config.logging.every):
             self._log_metrics(metrics, validating=evaluating)
         if saving:
-            self._save()
+            self._save(needed=save or evaluating or self.learner.step == config.total_timesteps)
         if evaluating:
             self.evaluate()
         self._collect_evaluations(lambda future: future.done())
@@ -174,11 +175,13 @@ class Recorder:
     def _mean_over_workers(self, values: Tensor) -> Tensor:
         return self.context.sum(values.to(self.context.device)) / self.context.world_size
 
-    def _save(self) -> None:
-        if self.is_writer:
+    def _save(self, *, needed: bool) -> None:
+        """A checkpoint, unless an object store still takes the one before and nothing depends on this one."""
+        if self.is_writer and (needed or self.run.folder.is_local or self.saving.done()):
             files = pack_checkpoint(self.learner, config=self.config, state={"train_wall_s": self.wall_s})
             self.writer.wait()  # at most one checkpoint is held in memory
-            self.writer.submit(partial(self._write_checkpoint, self.learner.step, files, spared=set(self.evaluations)))
+            write = partial(self._write_checkpoint, self.learner.step, files, spared=set(self.evaluations))
+            self.saving = self.writer.submit(write)
         self.context.report({"step": self.learner.step})
 
     def _write_checkpoint(self, step: int, files: Mapping[str, bytes], *, spared: set[int]) -> None:

@@ -127,8 +127,8 @@ class StreamingData:
         train_files = _files_at(files, places[train])
         if len(train_files) < (num := config.scaling.max_workers):
             raise DataError(
-                f"{settings.path} has {len(train_files)} file(s) to train on for {num} workers, who stream whole files; "
-                f"write more of them, use fewer workers or set data.residency=resident"
+                f"{settings.path} has {len(train_files)} file(s) to train on for {num} workers, who stream whole "
+                f"files; write more of them, use fewer workers or set data.residency=resident"
             )
         normalizer = _fit(statistics, train, spec, settings)
         shown = _first_within(chosen[held_out], lengths, capacity_of(config, spec, share=VALIDATION_SHARE))

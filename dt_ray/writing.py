@@ -17,14 +17,15 @@ class BackgroundWriter:
         self._newest: Future[None] | None = None
         self._failure: BaseException | None = None
 
-    def submit(self, write: Callable[[], object]) -> None:
-        """Begins a write.
+    def submit(self, write: Callable[[], object]) -> Future[None]:
+        """Begins a write; the future is done when it is.
 
         Raises:
             StorageError: an earlier one failed.
         """
         self._raise_failure()
         self._newest = self._thread.submit(self._run, write)
+        return self._newest
 
     def wait(self) -> None:
         """Returns when all is written.

@@ -1,6 +1,7 @@
 """Runs whose storage is an object store, and one that doesn't answer for a while."""
 
 import json
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -158,3 +159,29 @@ def test_an_object_store_gets_the_metrics_now_and_then_and_all_of_them_in_the_en
     assert [json.loads(line)["step"] for line in file.read_text().splitlines()] == [5, 10, 15]
     MetricsLog(file, resumed_at=10)
     assert [json.loads(line)["step"] for line in file.read_text().splitlines()] == [5, 10]
+
+
+def test_training_does_not_wait_for_a_store_that_is_slow(
+    tiny_config: RunConfig, bucket: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dt_ray import recording
+
+    write, taken = recording.write_checkpoint, []
+
+    def slowly(folder: Folder, files: dict[str, bytes]) -> None:
+        time.sleep(0.5)
+        write(folder, files)
+        taken.append(folder.name)
+
+    monkeypatch.setattr(recording, "write_checkpoint", slowly)
+    there = replace(
+        tiny_config,
+        storage_path=str(bucket),
+        total_timesteps=400,
+        checkpoint=replace(tiny_config.checkpoint, every=1),
+        evaluation=replace(tiny_config.evaluation, every=200),
+    )
+    summary = start_run(there).summary
+    assert summary["train_wall_s"] < 60 < 400 * 0.5
+    assert len(taken) < 100
+    assert {"step-00000200", "step-00000400"} <= set(taken)  # an evaluation waits for the one, a resume for the other
