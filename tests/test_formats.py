@@ -83,6 +83,13 @@ def test_a_missing_step_is_named(tmp_path: Path) -> None:
         read_dataset(DataConfig(path=str(tmp_path)))
 
 
+def test_a_row_that_is_there_twice_is_named(tmp_path: Path) -> None:
+    rows = flatten(to_table(make_episodes([5, 8])))
+    pq.write_table(rows.take([*range(9), *range(8, 13)]), tmp_path / "rows.parquet")
+    with pytest.raises(DataError, match="episode 1: timestep 3 is followed by 3; a step is missing or twice there"):
+        read_dataset(DataConfig(path=str(tmp_path)))
+
+
 def test_columns_and_action_scale_are_settings(tmp_path: Path) -> None:
     data = make_episodes([4, 4])
     rows = flatten(to_table(data)).rename_columns(["id", "k", "o", "a", "r", "d", "c"])
