@@ -462,7 +462,8 @@ def main() -> None:
     if options.out:
         page = options.out.read_text()
         before, after = page.split(BEGIN)[0], page.split(END)[1]
-        options.out.write_text(f"{before}{BEGIN}\n{console.export_text()}{END}{after}")
+        rows = "\n".join(line.rstrip() for line in console.export_text().splitlines() if line.strip())
+        options.out.write_text(f"{before}{BEGIN}\n{rows}\n{END}{after}")
     sys.exit(any(not outcome.finished for outcome in outcomes))
 
 
