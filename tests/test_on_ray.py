@@ -47,7 +47,7 @@ def with_workers(config: RunConfig, num_workers: int, **changes) -> RunConfig:
     return replace(config, name=f"workers-{num_workers}", scaling=scaling, **changes)
 
 
-@pytest.mark.parametrize("kind", ["episodes", "flat", "flat without ids"])
+@pytest.mark.parametrize("kind", ["episodes", "flat", "flat without ids", "flat, an episode a file"])
 def test_ray_data_lays_out_what_one_process_reads(
     kind: str, tiny_config: RunConfig, pendulum_spec: SpaceSpec, tmp_path: Path
 ) -> None:
@@ -57,7 +57,9 @@ def test_ray_data_lays_out_what_one_process_reads(
             write_episodes(data.select([i]), tmp_path / "data" / f"{i}.parquet")
     else:
         drop = ("episode_id", "timestep") if "without" in kind else ()
-        write_flat(data, tmp_path / "data", num_files=5, drop=drop)
+        parts = [data.select([i]) for i in range(7)] if "a file" in kind else [data]
+        for i, part in enumerate(parts):
+            write_flat(part, tmp_path / "data" / f"{i}", num_files=5 // len(parts) or 1, drop=drop)
     config = replace(tiny_config, data=replace(tiny_config.data, path=str(tmp_path / "data")))
     there = ray.get(prepare_data(config, pendulum_spec))
     here = ResidentData.build(read_dataset(config.data, pendulum_spec), pendulum_spec, config)

@@ -12,6 +12,7 @@ from hashlib import blake2b
 
 import numpy as np
 import pyarrow as pa
+from jaxtyping import Int
 from numpy import ndarray
 
 from dt_ray.data.episodes import from_table, to_table, vectors_of
@@ -90,6 +91,18 @@ def count_ends(table: pa.Table, names: ColumnNames) -> int:
     return int(_ends(table, names).sum())
 
 
+def episodes_of_rows(table: pa.Table, names: ColumnNames, *, num_ends_before: int, source: str) -> Int[ndarray, "N"]:
+    """The id of each row's episode: the logged one, or the number of ends before it.
+
+    Raises:
+        DataError: a missing id, or one that is neither a whole number nor a text.
+    """
+    if "episode_id" in names:
+        return _episode_ids(table[names["episode_id"][0]], f"{source}, {names['episode_id'][0]}")
+    ends_before = np.cumsum(_ends(table, names))
+    return num_ends_before + np.concatenate([[0], ends_before[:-1]]) if len(table) else ends_before
+
+
 def cut_fragments(
     table: pa.Table, names: ColumnNames, *, file_index: int, num_ends_before: int, source: str
 ) -> pa.Table:
@@ -100,11 +113,7 @@ def cut_fragments(
     Raises:
         DataError: missing values, vectors of different dimensions, or an episode that goes on after its end.
     """
-    if "episode_id" in names:
-        episode = _episode_ids(table[names["episode_id"][0]], f"{source}, {names['episode_id'][0]}")
-    else:
-        ends_before = np.cumsum(_ends(table, names))
-        episode = num_ends_before + np.concatenate([[0], ends_before[:-1]]) if len(table) else ends_before
+    episode = episodes_of_rows(table, names, num_ends_before=num_ends_before, source=source)
     # Stable: without timesteps, the rows of an episode keep their order.
     order = np.lexsort((table[names["timestep"][0]].to_numpy(), episode) if "timestep" in names else (episode,))
     episode_ids, starts = np.unique(episode[order], return_index=True)

@@ -5,19 +5,22 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from itertools import accumulate, chain, islice
+from itertools import accumulate, islice
 
+import numpy as np
 import pyarrow as pa
+from jaxtyping import Int
+from numpy import ndarray
 
 from dt_ray.config import DataConfig
 from dt_ray.data.checks import find_faults
 from dt_ray.data.episodes import from_table, mark_source, read_metadata, scale_actions, to_table
 from dt_ray.data.files import DatasetFile, find_files
-from dt_ray.data.flat import column_names, count_ends, cut_fragments, join_fragments
-from dt_ray.data.formats import EPISODE_READERS, is_flat, read_rows, row_names
+from dt_ray.data.flat import ColumnNames, column_names, count_ends, cut_fragments, episodes_of_rows, join_fragments
+from dt_ray.data.formats import EPISODE_READERS, is_flat, read_rows
 from dt_ray.data.formats.tables import read_parquet
 from dt_ray.data.spaces import SpaceSpec
-from dt_ray.data.transitions import TransitionDataset
+from dt_ray.data.transitions import SOURCE_BITS, TransitionDataset
 from dt_ray.errors import DataError
 
 SHOWN_FAULTS = 5
@@ -73,11 +76,15 @@ def find_fault_in(file: DatasetFile, config: DataConfig, spec: SpaceSpec | None)
 
 def count_ends_in(file: DatasetFile, config: DataConfig) -> int:
     """Episodes that end in a flat file without episode ids; 0 where they aren't needed."""
-    names = column_names(row_names(file), config.columns, source=file.path)
-    if "episode_id" in names:
-        return 0
-    wanted = [column for name in ("terminated", "truncated") for column in names.get(name, ())]
-    return count_ends(read_rows(file, wanted), names)
+    rows, names = _read_named(file, config, "terminated", "truncated")
+    return 0 if "episode_id" in names else count_ends(rows, names)
+
+
+def episode_ids_in(file: DatasetFile, config: DataConfig, *, num_ends_before: int) -> Int[ndarray, "E"]:
+    """The episodes that have rows in a flat file."""
+    rows, names = _read_named(file, config, "episode_id", "terminated", "truncated")
+    ids = np.unique(episodes_of_rows(rows, names, num_ends_before=num_ends_before, source=file.path))
+    return ids + (file.source << SOURCE_BITS)
 
 
 def read_file(file: DatasetFile, config: DataConfig, spec: SpaceSpec | None, *, num_ends_before: int = 0) -> pa.Table:
@@ -88,8 +95,7 @@ def read_file(file: DatasetFile, config: DataConfig, spec: SpaceSpec | None, *, 
     """
     flat = is_flat(file)
     if flat:
-        names = column_names(row_names(file), config.columns, source=file.path)
-        rows = read_rows(file, list(chain(*names.values())))
+        rows, names = _read_named(file, config)
         table = cut_fragments(rows, names, file_index=file.index, num_ends_before=num_ends_before, source=file.path)
     else:
         read = EPISODE_READERS.get(file.format)
@@ -107,6 +113,18 @@ def read_file(file: DatasetFile, config: DataConfig, spec: SpaceSpec | None, *, 
         raise DataError(f"{file.path} is empty: there is no episode in it")
     raise_faults(from_table(table, source=file.path), spec, source=file.path, hint=SCALE_HINT if flat else "")
     return table
+
+
+def _read_named(file: DatasetFile, config: DataConfig, *wanted: str) -> tuple[pa.Table, ColumnNames]:
+    """A flat file's rows in our columns, or in the `wanted` ones of them, and what the file calls each of ours."""
+    names: dict[str, tuple[str, ...]] = {}
+
+    def choose(available: Sequence[str]) -> list[str]:
+        names.update(column_names(available, config.columns, source=file.path))
+        return [column for name in wanted or names for column in names.get(name, ())]
+
+    rows = read_rows(file, choose)
+    return rows, names
 
 
 def read_episodes(file: DatasetFile, config: DataConfig, spec: SpaceSpec | None) -> TransitionDataset:

@@ -19,6 +19,7 @@ from dt_ray.data.reading import (
     check_schemas,
     count_ends_in,
     ends_before,
+    episode_ids_in,
     find_fault_in,
     read_file,
     sound_files,
@@ -56,7 +57,7 @@ def episode_dataset(
 ) -> ray.data.Dataset:
     """The checked episodes of a dataset's sound files, or of `files`, a row each, in the columns of `data.episodes`.
 
-    Flat transitions are cut into fragments file by file; the fragments of one episode meet by the hash of its id.
+    Flat transitions are cut into fragments file by file; where files share episodes, their fragments meet by a shuffle.
 
     Raises:
         DataError: nothing there, or files of both kinds; what is wrong inside a file is raised when it is read.
@@ -79,12 +80,19 @@ def episode_dataset(
     dataset.context.enable_progress_bars = False
     dataset.context.execution_options.preserve_order = True  # episodes keep the order of their files
     dataset = dataset.map_batches(read, batch_format="pyarrow", batch_size=None)
-    if flat and len(files) > 1:
+    if flat and _share_episodes(files, config, before):
         dataset.context.target_max_block_size = None  # a partition cut into blocks could cut an episode
         dataset = dataset.repartition(min(len(files), MAX_PARTITIONS), keys=["episode_id"])
     if flat:
         dataset = dataset.map_batches(join, batch_format="pyarrow", batch_size=None)
     return dataset
+
+
+def _share_episodes(files: Sequence[DatasetFile], config: DataConfig, before: Sequence[int]) -> bool:
+    """Whether an episode has rows in several files: only then is all of the data shuffled."""
+    calls = [_episode_ids.remote(file, config, num) for file, num in zip(files, before, strict=False)]
+    ids = np.concatenate(ray.get(calls))
+    return len(np.unique(ids)) < len(ids)
 
 
 def episode_tables(config: DataConfig, spec: SpaceSpec | None) -> Iterator[pa.Table]:
@@ -132,6 +140,11 @@ def _sound_files(config: DataConfig, spec: SpaceSpec | None) -> tuple[list[Datas
 def _episode_returns(table: pa.Table) -> pa.Table:
     data = from_table(table, source="")
     return pa.table({"episode_id": data.episode_ids, "return": data.episode_returns})
+
+
+@ray.remote
+def _episode_ids(file: DatasetFile, config: DataConfig, num_ends_before: int) -> np.ndarray:
+    return episode_ids_in(file, config, num_ends_before=num_ends_before)
 
 
 @ray.remote

@@ -34,21 +34,10 @@ def is_flat(file: DatasetFile) -> bool:
     return not ours or not pa.types.is_nested(schema.field("rewards").type)
 
 
-def row_names(file: DatasetFile) -> list[str]:
-    """The columns of a flat file."""
+def read_rows(file: DatasetFile, choose: Callable[[Sequence[str]], Sequence[str]]) -> pa.Table:
+    """The rows of a flat file in the columns that `choose` takes of those that it has."""
     if file.format in ("parquet", "lerobot") and not is_episodes(schema := read_schema(file)):
-        return schema.names
-    return read_rows(file).column_names
-
-
-def read_rows(file: DatasetFile, columns: Sequence[str] | None = None) -> pa.Table:
-    """The rows of a flat file in the columns that it has, or in these."""
-    if file.format == "csv":
-        rows = read_csv(file)
-    elif file.format == "rllib-json":
-        rows = read_json(file)
-    elif is_episodes(read_schema(file)):
-        rows = read_episodes(file)
-    else:
-        rows = decode_rows(read_parquet(file, columns))
-    return rows if columns is None else rows.select(list(columns))
+        return decode_rows(read_parquet(file, choose(schema.names)))
+    readers = {"csv": read_csv, "rllib-json": read_json}
+    rows = readers.get(file.format, read_episodes)(file)
+    return rows.select(list(choose(rows.column_names)))
