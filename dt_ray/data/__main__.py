@@ -114,7 +114,7 @@ def collect_episodes(options: argparse.Namespace) -> None:
 
 def import_dataset(options: argparse.Namespace) -> None:
     from dt_ray.data.episodes import from_table, to_table
-    from dt_ray.data.reading import read_dataset
+    from dt_ray.data.reading import read_parts
     from dt_ray.data.spaces import read_spaces
 
     spec = read_spaces(options.env) if options.env else None
@@ -122,7 +122,7 @@ def import_dataset(options: argparse.Namespace) -> None:
     config = _config(options)
     with _cluster(options):
         if options.workers == 0:
-            tables = [to_table(read_dataset(config, spec))]
+            tables = map(to_table, read_parts(config, spec))
         else:
             from dt_ray.distributed.data import episode_tables
 
@@ -158,11 +158,12 @@ def describe(options: argparse.Namespace) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from dt_ray.data.reading import read_dataset
+    from dt_ray.data.reading import read_parts
     from dt_ray.data.summary import DatasetSummary
 
     summary = DatasetSummary()
-    summary.add(read_dataset(_config(options)))
+    for part in read_parts(_config(options)):
+        summary.add(part)
     table = Table(title=options.path, show_header=False)
     for row in summary.rows().items():
         table.add_row(*row)
@@ -178,17 +179,20 @@ def describe(options: argparse.Namespace) -> None:
 
 
 def validate(options: argparse.Namespace) -> None:
-    from dt_ray.data.reading import read_dataset
+    from dt_ray.data.reading import read_parts
     from dt_ray.data.spaces import read_spaces
     from dt_ray.data.traps import find_traps
     from dt_ray.errors import DataError
 
     spec = read_spaces(options.env) if options.env else None
-    data = read_dataset(_config(options), spec)
-    if traps := list(find_traps(data, spec, options.env)):
+    num_episodes, num_steps, traps = 0, 0, []
+    for part in read_parts(_config(options), spec):
+        num_episodes, num_steps = num_episodes + part.num_episodes, num_steps + part.num_transitions
+        traps = traps or list(find_traps(part, spec, options.env))  # of the first file that has any
+    if traps:
         raise DataError("\n  ".join([f"{options.path} can be trained on, but looks wrong:", *traps]))
     against = f"fits {options.env}" if options.env else "pass --env to check it against an environment"
-    print(f"{options.path} is sound: {data.num_episodes} episodes, {data.num_transitions} steps; {against}")
+    print(f"{options.path} is sound: {num_episodes} episodes, {num_steps} steps; {against}")
 
 
 def _config(options: argparse.Namespace) -> DataConfig:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import accumulate, islice
 
@@ -147,6 +147,24 @@ def read_dataset(
     check_dimensions({file.path: table.schema for file, table in zip(files, tables, strict=True)})
     table = pa.concat_tables(tables)
     return from_table(join_fragments(table, time_limit=config.time_limit) if flat else table, source=config.paths[0])
+
+
+def read_parts(config: DataConfig, spec: SpaceSpec | None = None) -> Iterator[TransitionDataset]:
+    """The episodes of a dataset file by file, in this process; all at once where an episode may lie in several files.
+
+    Raises:
+        DataError: as `read_dataset`.
+    """
+    files = sound_files_here(config, spec)[0]
+    if check_schemas(files):
+        yield read_dataset(config, spec, files=files)
+        return
+    first: dict[str, pa.Schema] = {}
+    for file in files:
+        table = read_file(file, config, spec)
+        first = first or {file.path: table.schema}
+        check_dimensions(first | {file.path: table.schema})
+        yield from_table(table, source=file.path)
 
 
 def check_schemas(files: Sequence[DatasetFile]) -> bool:
