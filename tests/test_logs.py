@@ -13,6 +13,7 @@ import minari
 import msgpack
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
@@ -278,9 +279,17 @@ def write_lerobot(data: TransitionDataset, folder: Path, *, rewards: bool) -> No
     pq.write_table(pa.table({"episode_index": data.episode_ids}), folder / "meta/episodes/chunk-000/file-000.parquet")
 
 
-def test_lerobot_stores_vectors_of_one_number_as_numbers(tmp_path: Path) -> None:
+@pytest.mark.parametrize("version", ["v2.1, a file an episode", "v3"])
+def test_lerobot_stores_vectors_of_one_number_as_numbers(version: str, tmp_path: Path) -> None:
     data = make_episodes(LENGTHS)
     write_lerobot(data, tmp_path, rewards=True)
+    if version != "v3":
+        file = tmp_path / "data/chunk-000/file-000.parquet"
+        rows = pq.read_table(file)
+        for i in range(data.num_episodes):
+            of_episode = pc.equal(rows["episode_index"], i)
+            pq.write_table(rows.filter(of_episode), file.with_name(f"episode_{i:06d}.parquet"))
+        file.unlink()
     assert_same(read(tmp_path), data)
 
 
