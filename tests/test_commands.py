@@ -79,7 +79,7 @@ def test_collect_import_describe_validate(tmp_path: Path) -> None:
     collect = ["collect", "--behavior", "mixed", "--episodes", "4", "--max-timesteps", "20", "--workers", "0"]
     succeed("data", *collect, "--out", "packed", cwd=tmp_path)
     succeed("data", *collect, "--out", "flat", "--flat", cwd=tmp_path)
-    arguments = ["--env", "Pendulum-v1", "--licence", "CC0", "--workers", "0"]
+    arguments = ["--env", "Pendulum-v1", "--licence", "CC0"]
     succeed("data", "import", "flat", "--out", "imported", *arguments, cwd=tmp_path)
     card = (tmp_path / "imported.README.md").read_text()
     for fact in ("| source | flat |", "| licence | CC0 |", "| episodes | 4 |", "| steps | 80 |", "█"):

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
     from dt_ray.config import DataConfig
 
+SMALL = 2**26  # bytes of a log that is imported before Ray would have started
+
 
 def main(arguments: Sequence[str]) -> None:
     options = make_parser().parse_args(arguments)
@@ -85,7 +87,9 @@ def make_parser() -> argparse.ArgumentParser:
         command.add_argument("--out", required=True, metavar="DIR")
         command.add_argument("--overwrite", action="store_true", help="replace the folder")
         command.add_argument("--licence", metavar="TEXT", help="for the card beside the dataset, DIR.README.md")
-        command.add_argument("--workers", type=int, metavar="N", help="0: in this process, without Ray")
+        command.add_argument(
+            "--workers", type=int, metavar="N", help="0: in this process, without Ray (small imports are)"
+        )
         command.add_argument("--verbose", action="store_true", help="show Ray's own messages too")
     return parser
 
@@ -114,12 +118,15 @@ def collect_episodes(options: argparse.Namespace) -> None:
 
 def import_dataset(options: argparse.Namespace) -> None:
     from dt_ray.data.episodes import from_table, to_table
+    from dt_ray.data.files import find_files
     from dt_ray.data.reading import read_parts
     from dt_ray.data.spaces import read_spaces
 
     spec = read_spaces(options.env) if options.env else None
     facts = {"env_id": options.env, "action_low": spec.action_low, "action_high": spec.action_high} if spec else {}
     config = _config(options)
+    if options.workers is None and sum(file.size for file in find_files(config.path, config.format)) < SMALL:
+        options.workers = 0
     with _cluster(options):
         if options.workers == 0:
             tables = map(to_table, read_parts(config, spec))
