@@ -15,13 +15,14 @@ from dt_ray.distributed.data import window_dataset
 
 
 def main(path: str, *, num_epochs: int = 1) -> tuple[float, float]:
-    """Trains and returns the first and the last loss."""
+    """Trains and returns the mean loss of the first third of the updates and of the last."""
+    torch.manual_seed(0)
     windows = window_dataset(load_config("decision_transformer/pendulum", [f"data.path={path}"]))
     model = torch.nn.Linear(3 + 1, 1)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     losses = []
     for _ in range(num_epochs):
-        for batch in windows.iter_torch_batches(batch_size=64, local_shuffle_buffer_size=1000):
+        for batch in windows.iter_torch_batches(batch_size=64, local_shuffle_buffer_size=1000, local_shuffle_seed=0):
             features = torch.cat([batch["observations"], batch["returns_to_go"][..., None] / 1000], dim=-1)
             error = F.mse_loss(model(features), batch["actions"], reduction="none").mean(dim=-1)
             loss = (error * batch["mask"]).sum() / batch["mask"].sum()
@@ -29,7 +30,8 @@ def main(path: str, *, num_epochs: int = 1) -> tuple[float, float]:
             loss.backward()
             optimizer.step()
             losses.append(loss.item())
-    return losses[0], losses[-1]
+    third = max(1, len(losses) // 3)
+    return sum(losses[:third]) / third, sum(losses[-third:]) / third
 
 
 if __name__ == "__main__":

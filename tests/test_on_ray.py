@@ -242,7 +242,7 @@ def test_flat_files_are_read_by_the_commands_settings(
 
 def test_the_windows_feed_another_trainer(pendulum_data: Path) -> None:
     example = Path(__file__).parent.parent / "examples" / "windows_for_another_trainer.py"
-    first, last = runpy.run_path(str(example))["main"](str(pendulum_data), num_epochs=3)
+    first, last = runpy.run_path(str(example))["main"](str(pendulum_data), num_epochs=5)
     assert last < first
 
 
