@@ -59,8 +59,9 @@ class ResidentData:
             DataError: too few episodes to hold any out, or longer ones than the model's timestep table.
         """
         train, validation, normalizer = split_and_fit(data, spec, config)
-        sizes = train.source_sizes(len(config.data.paths))
-        for path, size in zip(config.data.paths, sizes, strict=True):
+        mix = config.data.mix  # without one, episode ids may be anything
+        sizes = train.source_sizes(len(mix)) if mix else np.array([train.num_transitions])
+        for path, size in zip(mix, sizes, strict=False):
             if size == 0:
                 raise DataError(f"no episode of {path} is left to train on, and data.mix gives it a share")
 

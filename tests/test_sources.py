@@ -151,3 +151,9 @@ def test_each_dataset_of_a_mix_has_its_share_of_the_windows(
     filtered = replace(config, data=replace(settings, top_fraction=0.05))
     with pytest.raises(DataError, match="no episode of .*bad is left to train on"):
         ResidentData.build(read_dataset(settings), pendulum_spec, filtered)
+
+
+def test_a_single_dataset_may_have_any_episode_ids(tiny_config: RunConfig, pendulum_spec: SpaceSpec) -> None:
+    data = replace(make_episodes([9, 30, 12, 5]), episode_ids=np.array([-3, 2**56, 10**18, 2**62]))
+    built = ResidentData.build(data, pendulum_spec, tiny_config)
+    assert built.train.num_transitions + (built.validation.num_transitions if built.validation else 0) == 56
