@@ -21,7 +21,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable
 from contextlib import contextmanager, suppress
@@ -35,7 +34,7 @@ import torch
 from ours import SPEC, configure, make_dataset
 from rich.console import Console
 from rich.table import Table
-from work import ACTION, CONTEXT, EPISODE_STEPS, STATE, Measure, rate
+from work import ACTION, CONTEXT, EPISODE_STEPS, STATE, Measure, rate, watching
 
 from dt_ray.collection import flatten
 from dt_ray.config import RunConfig
@@ -211,25 +210,19 @@ def importing(folder: Path, steps: int) -> dict[str, float]:
 @contextmanager
 def peak_of_tree():
     """The largest sum over Ray's processes and the command of what each holds alone, in MB."""
-    peak, stop = [0.0], threading.Event()
+    peak = [0.0]
 
-    def watch() -> None:
-        while not stop.wait(0.1):
-            total = 0
-            for place in Path("/proc").glob("[0-9]*"):
-                with suppress(OSError, IndexError):
-                    line = (place / "cmdline").read_bytes()
-                    if b"ray::" in line or b"dt_ray.data" in line:
-                        total += int((place / "smaps_rollup").read_text().split("Pss:")[1].split()[0])
-            peak[0] = max(peak[0], total / 1024)
+    def look() -> None:
+        total = 0
+        for place in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError, IndexError):
+                line = (place / "cmdline").read_bytes()
+                if b"ray::" in line or b"dt_ray.data" in line:
+                    total += int((place / "smaps_rollup").read_text().split("Pss:")[1].split()[0])
+        peak[0] = max(peak[0], total / 1024)
 
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    try:
+    with watching(look, every_s=0.1):
         yield peak
-    finally:
-        stop.set()
-        watcher.join()
 
 
 def stream_data(config: RunConfig) -> StreamingData:

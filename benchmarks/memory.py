@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import os
 import tempfile
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -24,7 +23,7 @@ import pyarrow.parquet as pq
 from ours import configure, make_dataset
 from rich.console import Console
 from rich.table import Table
-from work import ACTION, EPISODE_STEPS, STATE
+from work import ACTION, EPISODE_STEPS, STATE, watching
 
 from dt_ray.config import EvaluationConfig, RunConfig
 from dt_ray.data.episodes import to_table
@@ -90,23 +89,16 @@ def measure(config: RunConfig, num_steps: int) -> tuple[float, float, float]:
 def peak_of_workers() -> Iterator[dict[int, int]]:
     """The peak resident memory of each Ray Train worker that lives meanwhile, in kB by process."""
     peaks: dict[int, int] = {}
-    stop = threading.Event()
 
-    def watch() -> None:
-        while not stop.wait(0.05):
-            for process in Path("/proc").glob("[0-9]*"):
-                with suppress(OSError, IndexError):  # it may end while we look
-                    if b"RayTrainWorker" in (process / "cmdline").read_bytes():
-                        status = (process / "status").read_text()
-                        peaks[int(process.name)] = int(status.split("VmHWM:")[1].split()[0])
+    def look() -> None:
+        for process in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError, IndexError):  # it may end while we look
+                if b"RayTrainWorker" in (process / "cmdline").read_bytes():
+                    status = (process / "status").read_text()
+                    peaks[int(process.name)] = int(status.split("VmHWM:")[1].split()[0])
 
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    try:
+    with watching(look, every_s=0.05):
         yield peaks
-    finally:
-        stop.set()
-        watcher.join()
 
 
 if __name__ == "__main__":

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,6 +36,24 @@ class Episodes:
             actions=generator.uniform(-1, 1, size=(num, EPISODE_STEPS, ACTION)).astype(np.float32),
             rewards=generator.normal(size=(num, EPISODE_STEPS)).astype(np.float32),
         )
+
+
+@contextmanager
+def watching(look: Callable[[], None], *, every_s: float) -> Iterator[None]:
+    """Looks again and again, from a thread, while the block runs."""
+    stop = threading.Event()
+
+    def watch() -> None:
+        while not stop.wait(every_s):
+            look()
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        watcher.join()
 
 
 def rate(count: float, work: Callable[[], object]) -> float:

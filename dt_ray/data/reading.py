@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import accumulate, islice
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -37,12 +38,12 @@ def sound_files(
     Raises:
         DataError: nothing there, nothing sound there, or a row per step, where an episode can go on in a lost file.
     """
-    found = [
+    all_files = [
         replace(file, source=source)
         for source, path in enumerate(config.paths)
         for file in find_files(path, config.format)
     ]
-    files = [replace(file, index=index) for index, file in enumerate(found)]
+    files = [replace(file, index=index) for index, file in enumerate(all_files)]
     if config.on_corrupt == "stop":
         return files, 0
     found = find_faults_of(files)
@@ -74,17 +75,34 @@ def find_fault_in(file: DatasetFile, config: DataConfig, spec: SpaceSpec | None)
     return None
 
 
-def count_ends_in(file: DatasetFile, config: DataConfig) -> int:
-    """Episodes that end in a flat file without episode ids; 0 where they aren't needed."""
-    rows, names = _read_named(file, config, "terminated", "truncated")
-    return 0 if "episode_id" in names else count_ends(rows, names)
+class FlatFile(NamedTuple):
+    """What must be known of a flat file beside others."""
+
+    num_ends: int  # of episodes, where the log doesn't number them
+    episode_ids: Int[ndarray, "E"]  # of those with rows in it; counted from 0 where the log doesn't number them
+    are_numbered: bool
 
 
-def episode_ids_in(file: DatasetFile, config: DataConfig, *, num_ends_before: int) -> Int[ndarray, "E"]:
-    """The episodes that have rows in a flat file."""
+def look_into(file: DatasetFile, config: DataConfig) -> FlatFile:
+    """Which episodes have rows in a flat file, without its steps."""
     rows, names = _read_named(file, config, "episode_id", "terminated", "truncated")
-    ids = np.unique(episodes_of_rows(rows, names, num_ends_before=num_ends_before, source=file.path))
-    return ids + (file.source << SOURCE_BITS)
+    ids = np.unique(episodes_of_rows(rows, names, num_ends_before=0, source=file.path))
+    are_numbered = "episode_id" in names
+    return FlatFile(0 if are_numbered else count_ends(rows, names), ids, are_numbered)
+
+
+def ends_before(looks: Sequence[FlatFile]) -> list[int]:
+    """For each file, the episodes that end in the files before it."""
+    return list(accumulate((look.num_ends for look in looks), initial=0))
+
+
+def share_episodes(files: Sequence[DatasetFile], looks: Sequence[FlatFile]) -> bool:
+    """Whether an episode has rows in several of these files."""
+    ids = [
+        look.episode_ids + (0 if look.are_numbered else before) + (file.source << SOURCE_BITS)
+        for file, look, before in zip(files, looks, ends_before(looks), strict=False)
+    ]
+    return len(np.unique(np.concatenate(ids))) < sum(map(len, ids))
 
 
 def read_file(file: DatasetFile, config: DataConfig, spec: SpaceSpec | None, *, num_ends_before: int = 0) -> pa.Table:
@@ -142,7 +160,8 @@ def read_dataset(
     """
     files = sound_files_here(config, spec)[0] if files is None else files
     flat = check_schemas(files)
-    before = ends_before(count_ends_in(file, config) for file in files) if flat else [0] * len(files)
+    several = flat and len(files) > 1
+    before = ends_before([look_into(file, config) for file in files]) if several else [0] * len(files)
     tables = [read_file(file, config, spec, num_ends_before=num) for file, num in zip(files, before, strict=False)]
     check_dimensions({file.path: table.schema for file, table in zip(files, tables, strict=True)})
     table = pa.concat_tables(tables)
@@ -195,11 +214,6 @@ def check_dimensions(schemas: Mapping[str, pa.Schema]) -> None:
                 f"{first} has (observation, action) dimensions {facts[first]} but {path} has {facts[path]}; "
                 f"a dataset has files of one kind"
             )
-
-
-def ends_before(counts: Iterable[int]) -> list[int]:
-    """For each file, the episodes that end in the files before it."""
-    return list(accumulate(counts, initial=0))
 
 
 def raise_faults(data: TransitionDataset, spec: SpaceSpec | None, *, source: str, hint: str = "") -> None:

@@ -16,12 +16,13 @@ from dt_ray.data.episodes import from_table
 from dt_ray.data.files import DatasetFile
 from dt_ray.data.flat import join_fragments
 from dt_ray.data.reading import (
+    FlatFile,
     check_schemas,
-    count_ends_in,
     ends_before,
-    episode_ids_in,
     find_fault_in,
+    look_into,
     read_file,
+    share_episodes,
     sound_files,
 )
 from dt_ray.data.spaces import SpaceSpec, read_spaces
@@ -64,9 +65,9 @@ def episode_dataset(
     """
     files = _sound_files(config, spec)[0] if files is None else files
     flat = check_schemas(files)
-    before = [0] * len(files)
-    if flat:
-        before = ends_before(ray.get([_count_ends.remote(file, config) for file in files]))
+    several = flat and len(files) > 1
+    looks = ray.get([_look_into.remote(file, config) for file in files]) if several else []
+    before = ends_before(looks) if several else [0] * len(files)
 
     def read(units: pa.Table) -> Iterator[pa.Table]:
         for index in units["index"].to_pylist():
@@ -80,19 +81,12 @@ def episode_dataset(
     dataset.context.enable_progress_bars = False
     dataset.context.execution_options.preserve_order = True  # episodes keep the order of their files
     dataset = dataset.map_batches(read, batch_format="pyarrow", batch_size=None)
-    if flat and _share_episodes(files, config, before):
+    if several and share_episodes(files, looks):
         dataset.context.target_max_block_size = None  # a partition cut into blocks could cut an episode
         dataset = dataset.repartition(min(len(files), MAX_PARTITIONS), keys=["episode_id"])
     if flat:
         dataset = dataset.map_batches(join, batch_format="pyarrow", batch_size=None)
     return dataset
-
-
-def _share_episodes(files: Sequence[DatasetFile], config: DataConfig, before: Sequence[int]) -> bool:
-    """Whether an episode has rows in several files: only then is all of the data shuffled."""
-    calls = [_episode_ids.remote(file, config, num) for file, num in zip(files, before, strict=False)]
-    ids = np.concatenate(ray.get(calls))
-    return len(np.unique(ids)) < len(ids)
 
 
 def episode_tables(config: DataConfig, spec: SpaceSpec | None) -> Iterator[pa.Table]:
@@ -143,11 +137,6 @@ def _episode_returns(table: pa.Table) -> pa.Table:
 
 
 @ray.remote
-def _episode_ids(file: DatasetFile, config: DataConfig, num_ends_before: int) -> np.ndarray:
-    return episode_ids_in(file, config, num_ends_before=num_ends_before)
-
-
-@ray.remote
 def _statistics(file: DatasetFile, config: RunConfig, spec: SpaceSpec) -> pa.Table:
     return episode_statistics(file, config, spec)
 
@@ -158,8 +147,8 @@ def _find_fault(file: DatasetFile, config: DataConfig, spec: SpaceSpec | None) -
 
 
 @ray.remote
-def _count_ends(file: DatasetFile, config: DataConfig) -> int:
-    return count_ends_in(file, config)
+def _look_into(file: DatasetFile, config: DataConfig) -> FlatFile:
+    return look_into(file, config)
 
 
 @ray.remote
