@@ -1,6 +1,6 @@
 """Windows a second out of memory and through it, memory over a run, and importing: each beside the bare minimum.
 
-    python benchmarks/data.py [--steps N] [--import-steps N] [--json FILE]
+    python benchmarks/data.py [--steps N] [--memory-steps N] [--import-steps N] [--plot FILE] [--json FILE]
 
 One thread. Sides that are compared take turns in one run; a ratio is the median over the rounds of ratios within one.
 
@@ -8,7 +8,7 @@ One thread. Sides that are compared take turns in one run; a ratio is the median
   a contiguous run, anchors drawn anew for each batch: nothing can be less.
 - streaming: the same from files, against Ray Data's plain way, windows cut in `map_batches` and read by
   `iter_torch_batches`, with and without a local shuffle.
-- memory: resident set size while batches are drawn from data ten times larger than `data.memory_mb`.
+- memory: resident set size of a run on data ten times larger than `data.memory_mb`, beside one that holds it.
 - import: `python -m dt_ray.data import`, against pyarrow reading the same files and writing them again.
 """
 
@@ -26,6 +26,7 @@ from collections.abc import Callable
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -37,10 +38,11 @@ from rich.table import Table
 from work import ACTION, CONTEXT, EPISODE_STEPS, STATE, Measure, rate, watching
 
 from dt_ray.collection import flatten
-from dt_ray.config import RunConfig
+from dt_ray.config import DataConfig, EvaluationConfig, ModelConfig, OptimConfig, RunConfig, ScalingConfig
 from dt_ray.data import slice_windows
 from dt_ray.data.episodes import from_table, to_table
 from dt_ray.data.files import find_files
+from dt_ray.launch import name_run, start_run
 from dt_ray.sources import BatchSource, ResidentData, ResidentSource
 from dt_ray.streaming import StreamingData, StreamingSource, episode_statistics
 
@@ -53,6 +55,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=1_000_000, help="transitions of the datasets")
     parser.add_argument("--import-steps", type=int, default=10_000_000)
+    parser.add_argument("--memory-steps", type=int, default=4_000_000)
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the memory of the runs (PNG)")
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -61,7 +65,9 @@ def main() -> None:
         config = write(Path(folder), options.steps)
         figures |= resident(config, options.steps)
         figures |= streaming(config, options.steps)
-        figures |= memory(config, options.steps)
+    with tempfile.TemporaryDirectory() as folder:
+        steps = options.memory_steps
+        figures |= memory(write(Path(folder), steps), steps, options.plot)
     with tempfile.TemporaryDirectory() as folder:
         figures |= importing(Path(folder), options.import_steps)
     table = Table("what", "figure")
@@ -141,33 +147,59 @@ def streaming(config: RunConfig, steps: int) -> dict[str, float]:
     return medians(found) | {"streaming / map_batches with local shuffle (at least 5)": ratio(shuffled)}
 
 
-def memory(config: RunConfig, steps: int) -> dict[str, float]:
-    """Resident set size of a process of its own, which draws three passes of batches."""
+def memory(config: RunConfig, steps: int, plot: Path | None) -> dict[str, float]:
+    """Resident set size of a process of its own that trains for two passes, streaming or with the data resident."""
     megabytes = max(1, steps * ROW_BYTES // 2**20 // 10)
-    config = replace(config, data=replace(config.data, residency="streaming", memory_mb=megabytes))
-    command = [sys.executable, __file__, "--draw", config.data.path, str(megabytes), str(3 * steps // BATCH)]
-    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    curve = json.loads(output)
-    parts = np.array_split(np.array(curve), 6)
-    figures = {
-        f"resident set, {i}/6 to {i + 1}/6 of three passes, MB": float(part.max()) for i, part in enumerate(parts)
-    }
-    return {"data, MB": steps * ROW_BYTES / 2**20, "data.memory_mb": float(megabytes), **figures}
+    curves = {}
+    for residency in ("streaming", "resident"):
+        command = [sys.executable, __file__, "--train", config.data.path, str(megabytes), residency]
+        command.append(str(2 * steps // BATCH))
+        output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        curves[residency] = np.array(json.loads(output))
+    if plot:
+        draw(curves, plot, title=f"{steps / 1e6:g} M transitions, data.memory_mb={megabytes}")
+    data = steps * ROW_BYTES / 2**20
+    figures = {"data, MB": data, "data.memory_mb": float(megabytes)}
+    for name, curve in curves.items():
+        parts = np.array_split(curve, 4)
+        figures |= {f"{name} run, quarter {i + 1}, MB": float(part.max()) for i, part in enumerate(parts)}
+    return figures
 
 
-def draw(path: str, megabytes: int, count: int) -> None:
-    """Draws batches and prints the process's resident set size on the way, in MB, above what it had before."""
-    config = replace(configure(), optim=replace(configure().optim, batch_size=BATCH))
-    config = replace(config, data=replace(config.data, path=path, residency="streaming", memory_mb=megabytes))
-    data = stream_data(config)
+def train(path: str, megabytes: int, residency: Literal["streaming", "resident"], num_updates: int) -> None:
+    """Trains a small model in this process; prints the resident set size on the way, in MB above the start's."""
+    config = replace(
+        configure(),
+        env_id="memory:OneStep-v0",
+        total_timesteps=num_updates,
+        scaling=ScalingConfig(num_workers=0),
+        storage_path=tempfile.mkdtemp(dir=Path(path).parent),
+        data=DataConfig(path=path, residency=residency, memory_mb=megabytes, validation_fraction=0.0),
+        model=ModelConfig(context_length=CONTEXT, num_layers=1, width=16, max_timesteps=EPISODE_STEPS),
+        optim=OptimConfig(batch_size=BATCH),
+        evaluation=EvaluationConfig(target_returns=(0.0,), num_episodes=1, max_timesteps=1),
+    )
     torch.set_num_threads(1)
-    before = resident_set()
-    source, curve = StreamingSource(data, config), []
-    for step in range(count):
-        source.batch(step)
-        if step % 20 == 0:
-            curve.append(resident_set() - before)
+    before, curve = resident_set(), []
+    with watching(lambda: curve.append(resident_set() - before), every_s=0.2):
+        start_run(name_run(config, "memory"))
     print(json.dumps(curve))
+
+
+def draw(curves: dict[str, np.ndarray], file: Path, *, title: str) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 3.5), layout="constrained")
+    axes = figure.add_subplot()
+    for (name, curve), color in zip(curves.items(), ("#0072B2", "#D55E00"), strict=True):
+        axes.plot(np.linspace(0, 2, len(curve)), curve, color=color, label=f"data.residency={name}")
+    axes.set_xlabel("passes over the data (the first points: reading it)")
+    axes.set_ylabel("resident memory above the start's (MB)")
+    axes.set_title(title)
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False)
+    figure.savefig(file, dpi=150)
 
 
 def resident_set() -> float:
@@ -258,7 +290,9 @@ def ratio(found: dict[str, list[float]]) -> float:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--draw"]:
-        draw(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
+    if sys.argv[1:2] == ["--train"]:
+        train(
+            sys.argv[2], int(sys.argv[3]), "streaming" if sys.argv[4] == "streaming" else "resident", int(sys.argv[5])
+        )
     else:
         main()

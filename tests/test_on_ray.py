@@ -107,6 +107,19 @@ def test_the_window_dataset_has_the_episodes_that_are_trained_on(
     np.testing.assert_allclose(batch["returns_to_go"][first, 0].sum(), best, rtol=1e-5)
 
 
+@pytest.mark.parametrize("command", ["describe", "validate"])
+def test_a_log_is_looked_through_by_tasks_as_by_one_process(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = write_flat(make_episodes([9, 30, 12, 5, 7, 21, 3]), tmp_path / "log", num_files=3).path
+    printed = []
+    for workers in ("2", "0"):
+        run_data([command, log, "--workers", workers])
+        printed.append(capsys.readouterr().out)
+    assert "87" in printed[0]
+    assert printed[0] == printed[1]
+
+
 def test_a_log_is_imported_by_tasks_as_by_one_process(tmp_path: Path) -> None:
     data = make_episodes([9, 30, 12, 5, 7, 21, 3])
     source = write_flat(data, tmp_path / "log", num_files=3).path

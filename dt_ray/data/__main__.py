@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from dt_ray.config import DataConfig
+    from dt_ray.data.spaces import SpaceSpec
+    from dt_ray.data.transitions import TransitionDataset
 
 SMALL = 2**26  # bytes of a log that is imported before Ray would have started
 
@@ -58,6 +60,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     collect.add_argument("--target-return", type=float, metavar="R", help="what to ask of a checkpoint")
     collect.add_argument("--flat", action="store_true", help="write a row per step instead of a row per episode")
+    _add_cluster_arguments(collect)
     collect.set_defaults(run=collect_episodes)
 
     for name, run, text in (
@@ -77,6 +80,7 @@ def make_parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--time-limit", type=int, metavar="T", help="episodes that end at step T were cut, whatever the log says"
         )
+        _add_cluster_arguments(command)
         command.set_defaults(run=run)
         if name == "describe":
             command.add_argument("--plot", metavar="FILE", help="draw the histogram of returns (PNG, SVG or PDF)")
@@ -87,11 +91,12 @@ def make_parser() -> argparse.ArgumentParser:
         command.add_argument("--out", required=True, metavar="DIR")
         command.add_argument("--overwrite", action="store_true", help="replace the folder")
         command.add_argument("--licence", metavar="TEXT", help="for the card beside the dataset, DIR.README.md")
-        command.add_argument(
-            "--workers", type=int, metavar="N", help="0: in this process, without Ray (small imports are)"
-        )
-        command.add_argument("--verbose", action="store_true", help="show Ray's own messages too")
     return parser
+
+
+def _add_cluster_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--workers", type=int, metavar="N", help="0: in this process, without Ray (small logs are)")
+    command.add_argument("--verbose", action="store_true", help="show Ray's own messages too")
 
 
 def collect_episodes(options: argparse.Namespace) -> None:
@@ -117,25 +122,13 @@ def collect_episodes(options: argparse.Namespace) -> None:
 
 
 def import_dataset(options: argparse.Namespace) -> None:
-    from dt_ray.data.episodes import from_table, to_table
-    from dt_ray.data.files import find_files
-    from dt_ray.data.reading import read_parts
+    from dt_ray.data.episodes import to_table
     from dt_ray.data.spaces import read_spaces
 
     spec = read_spaces(options.env) if options.env else None
     facts = {"env_id": options.env, "action_low": spec.action_low, "action_high": spec.action_high} if spec else {}
-    config = _config(options)
-    if options.workers is None and sum(file.size for file in find_files(config.path, config.format)) < SMALL:
-        options.workers = 0
-    with _cluster(options):
-        if options.workers == 0:
-            tables = map(to_table, read_parts(config, spec))
-        else:
-            from dt_ray.distributed.data import episode_tables
-
-            tables = episode_tables(config, spec)
-        packed = (to_table(from_table(table, source=options.path), facts) for table in tables)
-        _write(options, packed, source=options.path)
+    with _parts(options, spec) as parts:
+        _write(options, (to_table(part, facts) for part in parts), source=options.path)
 
 
 def _write(options: argparse.Namespace, tables: Iterable[pa.Table], *, source: str) -> None:
@@ -147,6 +140,25 @@ def _write(options: argparse.Namespace, tables: Iterable[pa.Table], *, source: s
     )
     rows = summary.rows()
     print(f"wrote {rows['episodes']} episodes of {rows['steps']} steps to {options.out}")
+
+
+@contextmanager
+def _parts(options: argparse.Namespace, spec: SpaceSpec | None) -> Iterator[Iterator[TransitionDataset]]:
+    """The checked episodes of the dataset, part by part: read by Ray's tasks, or here where the log is small."""
+    from dt_ray.data.episodes import from_table
+    from dt_ray.data.files import find_files
+    from dt_ray.data.reading import read_parts
+
+    config = _config(options)
+    if options.workers is None and sum(file.size for file in find_files(config.path, config.format)) < SMALL:
+        options.workers = 0
+    with _cluster(options):
+        if options.workers == 0:
+            yield read_parts(config, spec)
+        else:
+            from dt_ray.distributed.data import episode_tables
+
+            yield (from_table(table, source=options.path) for table in episode_tables(config, spec))
 
 
 @contextmanager
@@ -165,12 +177,12 @@ def describe(options: argparse.Namespace) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from dt_ray.data.reading import read_parts
     from dt_ray.data.summary import DatasetSummary
 
     summary = DatasetSummary()
-    for part in read_parts(_config(options)):
-        summary.add(part)
+    with _parts(options, None) as parts:
+        for part in parts:
+            summary.add(part)
     table = Table(title=options.path, show_header=False)
     for row in summary.rows().items():
         table.add_row(*row)
@@ -186,16 +198,16 @@ def describe(options: argparse.Namespace) -> None:
 
 
 def validate(options: argparse.Namespace) -> None:
-    from dt_ray.data.reading import read_parts
     from dt_ray.data.spaces import read_spaces
     from dt_ray.data.traps import find_traps
     from dt_ray.errors import DataError
 
     spec = read_spaces(options.env) if options.env else None
     num_episodes, num_steps, traps = 0, 0, []
-    for part in read_parts(_config(options), spec):
-        num_episodes, num_steps = num_episodes + part.num_episodes, num_steps + part.num_transitions
-        traps = traps or list(find_traps(part, spec, options.env))  # of the first file that has any
+    with _parts(options, spec) as parts:
+        for part in parts:
+            num_episodes, num_steps = num_episodes + part.num_episodes, num_steps + part.num_transitions
+            traps = traps or list(find_traps(part, spec, options.env))  # of the first file that has any
     if traps:
         raise DataError("\n  ".join([f"{options.path} can be trained on, but looks wrong:", *traps]))
     against = f"fits {options.env}" if options.env else "pass --env to check it against an environment"
