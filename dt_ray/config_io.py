@@ -7,7 +7,7 @@ import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_type_hints
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
@@ -27,22 +27,22 @@ def load_config(name_or_file: str, overrides: Sequence[str] = ()) -> RunConfig:
     return decode_config(read_yaml(find_config(name_or_file)), overrides)
 
 
-def find_config(name_or_file: str) -> Path:
-    """The file meant by a path, else by a name in `./configs/`, else by a packaged name."""
-    places = [Path(name_or_file), Path("configs") / f"{name_or_file}.yaml", PACKAGED / f"{name_or_file}.yaml"]
-    for place in places:
+def find_config(name_or_file: str, kind: Literal["run", "sweep"] = "run") -> Path:
+    """The file meant by a path, else by a name in `./configs/`, else by a packaged name; sweeps are in `sweep/`."""
+    named = f"sweep/{name_or_file}.yaml" if kind == "sweep" else f"{name_or_file}.yaml"
+    for place in (Path(name_or_file), Path("configs") / named, PACKAGED / named):
         if place.is_file():
             return place
-    known = packaged_names()
+    known = packaged_names(kind)
     close = difflib.get_close_matches(name_or_file, known, n=1)
     hint = f"; did you mean {close[0]}?" if close else ""
-    raise ConfigError(
-        f"no configuration {name_or_file!r}: no such file, and no such name among {', '.join(known)}{hint}"
-    )
+    what = "sweep" if kind == "sweep" else "configuration"
+    raise ConfigError(f"no {what} {name_or_file!r}: no such file, and no such name among {', '.join(known)}{hint}")
 
 
-def packaged_names() -> list[str]:
-    return sorted(path.relative_to(PACKAGED).with_suffix("").as_posix() for path in PACKAGED.rglob("*.yaml"))
+def packaged_names(kind: Literal["run", "sweep"] = "run") -> list[str]:
+    names = sorted(path.relative_to(PACKAGED).with_suffix("").as_posix() for path in PACKAGED.rglob("*.yaml"))
+    return [name.removeprefix("sweep/") for name in names if name.startswith("sweep/") == (kind == "sweep")]
 
 
 def read_yaml(file: Path) -> dict[str, Any]:
@@ -65,7 +65,8 @@ def decode_config(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> R
     Raises:
         ConfigError: unknown keys, wrong types, values out of range and conflicts, all in one message.
     """
-    tree, problems = _with_overrides(values, overrides)
+    changes, problems = read_overrides(overrides)
+    tree = with_values(values, changes)
     problems += _unknown_keys(tree, RunConfig)
     config = None
     try:
@@ -121,23 +122,32 @@ def _decoder() -> TypeAdapter[RunConfig]:
     return TypeAdapter(RunConfig)
 
 
-def _with_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-    tree, problems = _copy(values), []
+def read_overrides(overrides: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """The values given as `section.key=value`, by their dotted keys, and what is wrong with others."""
+    changes, problems = {}, []
     for override in overrides:
         dotted, equals, text = override.partition("=")
         if not equals or not dotted:
             problems.append(f"{override}: an override is section.key=value")
             continue
+        try:
+            changes[dotted] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            problems.append(f"{dotted}: {text!r} is not a YAML value; quote it if it is text")
+    return changes, problems
+
+
+def with_values(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of a tree of plain values with those of dotted keys changed."""
+    tree = _copy(values)
+    for dotted, value in changes.items():
         node, *rest = tree, *dotted.split(".")
         for part in rest[:-1]:
             if not isinstance(node.get(part), dict):
                 node[part] = {}
             node = node[part]
-        try:
-            node[rest[-1]] = yaml.safe_load(text)
-        except yaml.YAMLError:
-            problems.append(f"{dotted}: {text!r} is not a YAML value; quote it if it is text")
-    return tree, problems
+        node[rest[-1]] = value
+    return tree
 
 
 def _copy(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -146,7 +156,7 @@ def _copy(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _location(path: Sequence[str | int]) -> str:
     """The dotted key that a problem's path means: the parts of it that users can write."""
-    known, parts = _dotted_keys(RunConfig), []
+    known, parts = dotted_keys(RunConfig), []
     for part in path:
         if isinstance(part, int) or ".".join([*parts, part]) in known:
             parts.append(str(part))
@@ -159,17 +169,18 @@ def _unknown_keys(tree: Mapping[str, Any], cls: type, prefix: str = "") -> list[
     lines = []
     for key, value in tree.items():
         if key not in known:
-            close = difflib.get_close_matches(f"{prefix}{key}", _dotted_keys(RunConfig), n=1)
+            close = difflib.get_close_matches(f"{prefix}{key}", dotted_keys(RunConfig), n=1)
             lines.append(f"{prefix}{key}: no such key" + (f"; did you mean {close[0]}?" if close else ""))
         elif key in sections and isinstance(value, Mapping):
             lines += _unknown_keys(value, sections[key], f"{prefix}{key}.")
     return lines
 
 
-def _dotted_keys(cls: type, prefix: str = "") -> list[str]:
+def dotted_keys(cls: type, prefix: str = "") -> list[str]:
+    """The keys of a section and of the sections in it, as users write them."""
     keys = [f"{prefix}{field.name}" for field in dataclasses.fields(cls)]
     for key, section in _sections(cls):
-        keys += _dotted_keys(section, f"{prefix}{key}.")
+        keys += dotted_keys(section, f"{prefix}{key}.")
     return keys
 
 

@@ -34,6 +34,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--episodes", metavar="N", type=int, help="episodes for each target return")
     parser.add_argument("--seed", metavar="S", type=int, help="seed of the first episode")
     parser.add_argument("--context-length", metavar="K", type=int, help="steps that the policy sees, up to the model's")
+    parser.add_argument("--max-timesteps", metavar="T", type=int, help="cut episodes after so many steps")
     parser.add_argument(
         "--actors", metavar="N", type=int, default=0, help="Ray actors to play on (default 0: this process)"
     )
@@ -62,6 +63,7 @@ def main(arguments: Sequence[str]) -> None:
         num_episodes=options.episodes,
         seed=options.seed,
         context_length=options.context_length,
+        max_timesteps=options.max_timesteps,
     )
     if read_spaces(facts.env_id) != facts.spec:
         raise UserError(f"{facts.env_id} has other spaces here than those the policy was trained for: {facts.spec}")

@@ -7,18 +7,24 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
 from tqdm import tqdm
 
 from dt_ray.config import RunConfig
-from dt_ray.errors import StorageError
+from dt_ray.errors import RunError, StorageError
 from dt_ray.runs import RunFolder
+from dt_ray.sweep_config import SweepConfig, value_of
+from dt_ray.sweeps import SweepFolder, result_of
 
 POLL_S = 0.5
 POLL_OBJECT_STORE_S = 5.0
 PLAIN_LINE_EVERY_S = 5.0
+COLUMNS = ("trial", "status", "updates", "loss", "best return")
 
 
 @contextmanager
@@ -98,6 +104,92 @@ class Watcher:
 
     def _say(self, line: str) -> None:
         tqdm.write(line, file=sys.stderr)
+
+
+@contextmanager
+def sweep_progress(sweep: SweepConfig) -> Iterator[None]:
+    """Shows a sweep's trials on stderr while the block runs."""
+    watcher = SweepWatcher(sweep)
+    thread = threading.Thread(target=watcher.watch, daemon=True, name="progress")
+    thread.start()
+    try:
+        yield
+    finally:
+        watcher.stop.set()
+        thread.join()
+
+
+class SweepWatcher:
+    """Reads what the trials' runs write: a live table of them on a terminal, a line for each that ends elsewhere."""
+
+    def __init__(self, sweep: SweepConfig) -> None:
+        self.sweep, self.folder = sweep, SweepFolder.of(sweep)
+        # In a population a trial that stops goes on from another one's checkpoint.
+        stopped = set() if sweep.settings.scheduler == "pbt" else {"stopped"}
+        self.final = {"finished", "failed", "diverged"} | stopped
+        self.stop = threading.Event()
+        self.rows: dict[str, tuple[str, ...]] = {}
+        self.ended = {name for name in self.folder.trial_names() if self._row(name)[1] in self.final}  # before a resume
+
+    def watch(self) -> None:
+        every = 2 * POLL_S if self.folder.folder.is_local else POLL_OBJECT_STORE_S
+        console = Console(stderr=True)
+        live = Live(console=console, refresh_per_second=2) if console.is_terminal else None
+        with live or nullcontext():
+            going_on = True
+            while going_on:
+                going_on = not self.stop.wait(every)
+                with suppress(StorageError, ValueError):  # ValueError: half of a line is written
+                    self.look()
+                    if live is not None:
+                        live.update(self.table())
+
+    def look(self) -> None:
+        """Reads the trials that have not ended; says which have."""
+        for name in self.folder.trial_names():
+            if name not in self.ended and self.folder.trial(name).metrics_file.parent.exists():
+                self.rows[name] = self._row(name)
+                if self.rows[name][1] in self.final:
+                    self.ended.add(name)
+                    if not sys.stderr.isatty():
+                        print(self._line(name), file=sys.stderr)
+
+    def table(self) -> Table:
+        table = Table(title=f"{self.folder.folder.name}: {len(self.ended)} of {self.sweep.num_trials} trials ended")
+        for column in (*COLUMNS, *(axis.key for axis in self.sweep.training_axes)):
+            table.add_column(column)
+        for row in self.rows.values():
+            table.add_row(*row)
+        return table
+
+    def _line(self, name: str) -> str:
+        _, status, updates, loss, best, *values = self.rows[name]
+        keys = [axis.key for axis in self.sweep.training_axes]
+        chosen = "  ".join(f"{key}={value}" for key, value in zip(keys, values, strict=True))
+        what = f"after {updates} updates, loss {loss}, best return {best}"
+        return f"trial {len(self.ended)}/{self.sweep.num_trials} {status} {what}  {chosen}"
+
+    def _row(self, name: str) -> tuple[str, ...]:
+        run = self.folder.trial(name)
+        try:
+            config = run.read_config()
+        except RunError:
+            return name, "starting", "", "", "", *("" for _ in self.sweep.training_axes)
+        status, report = result_of(run)
+        newest: dict[str, Any] = {}
+        with suppress(FileNotFoundError):
+            lines = [line for line in run.metrics_file.read_text().splitlines() if line.endswith("}")]
+            newest = json.loads(lines[-1]) if lines else {}
+        best = max((target["return_mean"] for target in report["targets"]), default=None) if report else None
+        return (
+            name,
+            "training" if status == "unfinished" else status,
+            str(max(newest.get("step", 0), report["step"] if report else 0)),
+            f"{newest['train/loss']:.4f}" if newest else "",
+            "" if best is None else f"{best:.1f}",
+            *(f"{value:.4g}" if isinstance(value, float) else str(value)
+              for value in (value_of(config, axis.key) for axis in self.sweep.training_axes)),
+        )  # fmt: skip
 
 
 def _evaluation_line(report: dict[str, Any]) -> str:

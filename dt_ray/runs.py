@@ -111,6 +111,9 @@ class RunFolder:
     def has_evaluation(self, step: int) -> bool:
         return self.evaluation(step).exists()
 
+    def read_evaluation(self, step: int) -> dict[str, Any]:
+        return json.loads(self.evaluation(step).read_text())
+
     def write_evaluation(self, report: Mapping[str, Any]) -> None:
         self.evaluation(report["step"]).write_text(json.dumps(report, indent=1) + "\n")
 
@@ -136,6 +139,13 @@ class RunFolder:
         }
         (self.folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
         return summary
+
+    def read_summary(self) -> dict[str, Any] | None:
+        """What `summary.json` says; None while there is none."""
+        try:
+            return json.loads((self.folder / "summary.json").read_text())
+        except FileNotFoundError:
+            return None
 
 
 class MetricsLog:

@@ -157,8 +157,11 @@ class ResidentSource:
         self.noise = ReturnNoise(config, data.normalizer, rank=rank, world_size=world_size)
         shares = tuple(config.data.mix.values())
         mixed = partial(draw_mixed_anchors, data.sizes, shares) if shares else None
-        self.train = self._cutter(data.train, device, seed=config.seed, draw=mixed)
-        self.validation = None if data.validation is None else self._cutter(data.validation, device, seed=0)
+        train, validation = data.train.shortened(config.window_length), data.validation
+        self.train = self._cutter(train, device, seed=config.seed, draw=mixed)
+        self.validation = None
+        if validation is not None:
+            self.validation = self._cutter(validation.shortened(config.window_length), device, seed=0)
 
     def batch(self, step: int) -> WindowBatch:
         return self.noise(self.train.batch(step), step)

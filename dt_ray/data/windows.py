@@ -6,7 +6,7 @@ Legend: N transitions, E episodes, B windows, T window length, S observation, A 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -120,6 +120,11 @@ class WindowTable:
             observation_dim=observation_dim,
             action_dim=action_dim,
         )
+
+    def shortened(self, length: int) -> WindowTable:
+        """The same rows, for windows of up to `length` steps."""
+        assert length <= self.length, (length, self.length)
+        return replace(self, length=length)
 
     def find(self, anchors: Int[ndarray, "*any"]) -> Int[ndarray, "3 *any"]:
         """For each transition the row in front of it, its timestep, and the steps from it to its episode's end."""

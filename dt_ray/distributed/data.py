@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
-from typing import Literal
+from dataclasses import asdict, replace
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -33,6 +33,10 @@ from dt_ray.sources import ResidentData
 from dt_ray.streaming import StreamingData, episode_statistics, streams
 
 MAX_PARTITIONS = 16
+# Settings that matter only after the episodes are read.
+SETTINGS_READ_LATER = ("max_episodes", "top_fraction", "return_source", "return_scale", "return_noise", "discount",
+                       "validation_fraction", "window_length")  # fmt: skip
+READ_ALIKE: dict[str, Any] = {name: getattr(DataConfig(), name) for name in SETTINGS_READ_LATER}
 WINDOWS_PER_BLOCK = 4096
 
 
@@ -42,14 +46,31 @@ def prepare_data(config: RunConfig, spec: SpaceSpec) -> ray.ObjectRef:
     Raises:
         DataError: the dataset can't be read or trained on; the file, the episode and the step are named.
     """
+    return prepare_layouts([config], spec)[0]
+
+
+def prepare_layouts(configs: Sequence[RunConfig], spec: SpaceSpec) -> list[ray.ObjectRef]:
+    """`prepare_data` for several runs; what they read alike is read once.
+
+    Raises:
+        DataError: as `prepare_data`.
+    """
+    read: dict[str, tuple[Sequence[Any], int]] = {}  # blocks of episodes, and how many files were left out
+    laid_out = []
     with user_errors():
-        files, num_skipped = _sound_files(config.data, spec)
-        if streams(files, config):
-            statistics = pa.concat_tables(ray.get([_statistics.remote(file, config, spec) for file in files]))
-            return ray.put(StreamingData.build(files, statistics, spec, config, num_skipped_files=num_skipped))
-        blocks = episode_dataset(config.data, spec, files=files).materialize().to_arrow_refs()
-        laid_out = _lay_out.remote(config, spec, num_skipped, *blocks)
-        ray.get(_check.remote(laid_out))
+        for config in configs:
+            key = repr(replace(config.data, **READ_ALIKE))
+            if key not in read:
+                files, num_skipped = _sound_files(config.data, spec)
+                if streams(files, config):
+                    statistics = pa.concat_tables(ray.get([_statistics.remote(file, config, spec) for file in files]))
+                    data = StreamingData.build(files, statistics, spec, config, num_skipped_files=num_skipped)
+                    laid_out.append(ray.put(data))
+                    continue
+                read[key] = episode_dataset(config.data, spec, files=files).materialize().to_arrow_refs(), num_skipped
+            blocks, num_skipped = read[key]
+            laid_out.append(_lay_out.remote(config, spec, num_skipped, *blocks))
+        ray.get([_check.remote(data) for data in laid_out])
     return laid_out
 
 

@@ -8,8 +8,9 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import AbstractContextManager
 from typing import Any
 
 import ray
@@ -115,8 +116,17 @@ class RayTrainContext:
         return evaluate_here(policy, self.config, step=step)
 
 
-def train_on_ray(config: RunConfig, data: ray.ObjectRef, plan: ResourcePlan, *, verbose: bool = False) -> TrainResult:
+def train_on_ray(
+    config: RunConfig,
+    data: ray.ObjectRef,
+    plan: ResourcePlan,
+    *,
+    stopping: Callable[[Callable[[], object]], AbstractContextManager[None]] = stops_asked_of,
+    verbose: bool = False,
+) -> TrainResult:
     """Trains with a `TorchTrainer` on the cluster that is joined; lost workers are replaced.
+
+    Meanwhile `stopping` is entered: it is given what to call for an end after the update under way.
 
     Raises:
         UserError: what a worker ended with, if the user can mend it.
@@ -141,7 +151,7 @@ def train_on_ray(config: RunConfig, data: ray.ObjectRef, plan: ResourcePlan, *, 
         ),
     )
     try:
-        with quiet(verbose), stops_asked_of(lambda: sign.ask.remote()):
+        with quiet(verbose), stopping(lambda: sign.ask.remote()):
             outcome = _fit(trainer, max_failures=config.scaling.max_failures)
     finally:
         for actor in (*actors, sign):

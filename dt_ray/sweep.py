@@ -1,0 +1,138 @@
+"""Sweeps settings with Ray Tune: trains every combination once and asks each model for every target return.
+
+    python -m dt_ray.sweep                                     context lengths 1, 5, 20 and eight target returns
+    python -m dt_ray.sweep name=mine num_seeds=3 'model.context_length={grid: [5, 10]}'
+    python -m dt_ray.sweep 'optim.learning_rate={log_uniform: [1e-4, 1e-2]}' num_samples=20 \\
+        scheduler=asha evaluation.every=500
+    python -m dt_ray.sweep --sweep FILE --config FILE
+    python -m dt_ray.sweep --resume sweeps/mine                what is finished is not run again
+
+A value {grid: [...]}, {choice: [...]}, {uniform: [low, high]} or {log_uniform: [low, high]} sweeps its key. Further
+keys: num_samples, num_seeds, metric, scheduler (none, asha, median, pbt), search (random, optuna), max_concurrent.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from dt_ray.command import run_command, show_log
+
+if TYPE_CHECKING:
+    from dt_ray.sweep_config import SweepConfig
+    from dt_ray.sweeps import SweepFolder
+
+log = logging.getLogger("dt_ray")
+
+DEFAULT_SWEEP = "target_return_context_length"
+
+
+def main(arguments: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m dt_ray.sweep", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", metavar="NAME|FILE", help="configuration to start from")
+    parser.add_argument("--sweep", metavar="NAME|FILE", help=f"what to sweep (default {DEFAULT_SWEEP})")
+    parser.add_argument("--resume", metavar="SWEEP", help="go on with this sweep")
+    parser.add_argument("--overwrite", action="store_true", help="replace a sweep of the same name")
+    parser.add_argument("--print-config", action="store_true", help="print the resolved sweep and stop")
+    parser.add_argument("--verbose", action="store_true", help="show Ray's own messages too")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings to change or to sweep")
+    options = parser.parse_intermixed_args(arguments)
+    if options.resume and (options.config or options.sweep or options.overwrite or options.overrides):
+        parser.error("--resume takes all settings from the sweep: give nothing else")
+
+    from dt_ray.runs import default_name
+    from dt_ray.storage import Folder
+    from dt_ray.sweep_config import load_sweep
+    from dt_ray.sweeps import SweepFolder
+
+    if options.resume:
+        sweep = SweepFolder(Folder.at(options.resume)).read()
+    else:
+        name = options.sweep or DEFAULT_SWEEP
+        sweep = load_sweep(name, options.config, options.overrides, default_name=default_name(name))
+    if options.print_config:
+        print(sweep.to_yaml(), end="")
+        return
+    show_log()
+    best = run_sweep(sweep, resume=bool(options.resume), overwrite=options.overwrite, verbose=options.verbose)
+    show_results(SweepFolder.of(sweep), best)
+
+
+def run_sweep(
+    sweep: SweepConfig, *, resume: bool = False, overwrite: bool = False, verbose: bool = False
+) -> dict[str, Any] | None:
+    """Runs what a sweep has not run yet and writes its tables; returns what `best.json` says.
+
+    Raises:
+        UserError: anything that the user can mend, named before a trial starts where it can be known.
+    """
+    from dt_ray.distributed.cluster import connection, environment
+    from dt_ray.distributed.collect import collect_on_ray
+    from dt_ray.distributed.tuning import TUNE_SETTINGS, tune_on_ray
+    from dt_ray.launch import check_run, make_dataset, name_run, needs_dataset
+    from dt_ray.progress import sweep_progress
+    from dt_ray.sweeps import SweepFolder
+
+    sweep = replace(sweep, base=name_run(sweep.base, "sweep"))
+    folder = SweepFolder.of(sweep)
+    spec = check_run(sweep.base)
+    if not resume:
+        folder.create(sweep, overwrite=overwrite)
+    try:
+        with environment(TUNE_SETTINGS), connection(verbose=verbose):
+            if needs_dataset(sweep.base):
+                make_dataset(sweep.base, collect_on_ray)
+            with sweep_progress(sweep):
+                tune_on_ray(sweep, spec, resume=resume, verbose=verbose)
+    except KeyboardInterrupt:
+        log.warning("stopped; go on with: python -m dt_ray.sweep --resume %s", folder)
+        raise
+    return write_results(sweep, folder)
+
+
+def write_results(sweep: SweepConfig, folder: SweepFolder) -> dict[str, Any] | None:
+    """Writes `trials.csv`, `best.json` and the report of what the trials gave."""
+    import json
+
+    import torch
+
+    from dt_ray.sweeps import evaluate_best, find_best, read_rows, write_table
+
+    rows = read_rows(sweep, folder)
+    write_table(rows, folder.folder / "trials.csv")
+    best = find_best(rows, sweep)
+    if best is None:
+        return None
+    run = folder.trial(best["trial"])
+    asked = best["settings"]
+    (evaluation,) = (
+        replace(evaluation, target_returns=(asked["target_return"],))
+        for evaluation in sweep.evaluations(run.read_config())
+        if all(getattr(evaluation, key.removeprefix("evaluation.")) == value
+               for key, value in asked.items() if key.startswith("evaluation."))
+    )  # fmt: skip
+    torch.set_num_threads(1)  # as the command, whose every digit depends on it
+    best = evaluate_best(best, evaluation)
+    (folder.folder / "best.json").write_text(json.dumps(best, indent=1) + "\n")
+    return best
+
+
+def show_results(folder: SweepFolder, best: dict[str, Any] | None) -> None:
+    if best is None:
+        print("no trial came to an evaluation; what they ended with is in their error.txt")
+        return
+    settings = "  ".join(f"{key}={value}" for key, value in best["settings"].items())
+    print(f"best    {settings}")
+    print(f"        {best['metric']} {best['metric_mean']:.1f}, the mean of {best['num_seeds']} seed(s)")
+    print(f"sweep   {folder}")
+    print(f"table   {folder}/trials.csv")
+    print(f"next    {best['command']}")
+
+
+if __name__ == "__main__":
+    run_command(main)
