@@ -15,11 +15,14 @@ from __future__ import annotations
 
 import argparse
 import logging
+import threading
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from dt_ray.command import run_command, show_log
+from dt_ray.interrupts import raise_on_sigterm
 
 if TYPE_CHECKING:
     from dt_ray.sweep_config import SweepConfig
@@ -81,16 +84,20 @@ def run_sweep(
     sweep = replace(sweep, base=name_run(sweep.base, "sweep"))
     folder = SweepFolder.of(sweep)
     spec = check_run(sweep.base)
-    if not resume:
-        folder.create(sweep, overwrite=overwrite)
+    if not resume and not overwrite:
+        folder.check_free()
+    prepare_folder = (lambda: None) if resume else partial(folder.create, sweep, overwrite=overwrite)
     try:
         with environment(TUNE_SETTINGS), connection(verbose=verbose):
+            if threading.current_thread() is threading.main_thread():
+                raise_on_sigterm()  # Ray has its own way
             if needs_dataset(sweep.base):
                 make_dataset(sweep.base, collect_on_ray)
             with sweep_progress(sweep):
-                tune_on_ray(sweep, spec, resume=resume, verbose=verbose)
+                tune_on_ray(sweep, spec, prepare_folder, resume=resume, verbose=verbose)
     except KeyboardInterrupt:
-        log.warning("stopped; go on with: python -m dt_ray.sweep --resume %s", folder)
+        if folder.is_sweep():
+            log.warning("stopped; go on with: python -m dt_ray.sweep --resume %s", folder)
         raise
     return write_results(sweep, folder)
 

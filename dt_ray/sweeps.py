@@ -37,18 +37,25 @@ class SweepFolder:
     def __str__(self) -> str:
         return str(self.folder)
 
+    def check_free(self) -> None:
+        """Raises:
+        RunError: a sweep of this name exists.
+        """
+        if self.folder.exists():
+            raise RunError(
+                f"{self} exists already; choose another name=…, go on with --resume {self}, "
+                f"or replace it with --overwrite"
+            )
+
     def create(self, sweep: SweepConfig, *, overwrite: bool = False) -> None:
         """Makes the folder with `sweep.yaml` in it.
 
         Raises:
             RunError: something of this name exists and may not be replaced.
         """
-        if self.folder.exists():
-            if not overwrite:
-                raise RunError(
-                    f"{self} exists already; choose another name=…, go on with --resume {self}, "
-                    f"or replace it with --overwrite"
-                )
+        if not overwrite:
+            self.check_free()
+        elif self.folder.exists():
             if not self.is_sweep():
                 raise RunError(f"{self} exists and is no sweep; --overwrite replaces sweeps only")
             self.folder.delete()

@@ -35,7 +35,7 @@ from dt_ray.runs import RunFolder
 from dt_ray.storage import Folder
 from dt_ray.streaming import make_source
 from dt_ray.sweep_config import Axis, SweepConfig, configure
-from dt_ray.sweeps import SweepFolder, evaluate_checkpoint, further_evaluations
+from dt_ray.sweeps import SweepFolder, evaluate_checkpoint, further_evaluations, result_of
 
 TUNE_SETTINGS = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # a run writes its own metrics
@@ -44,10 +44,18 @@ TUNE_SETTINGS = {
 }
 MAX_FAILURES = 3  # lost processes that a trial survives
 POLL_S = 0.5
+ENDS_WITHIN_S = 60  # what a trial that is ended early may take for its last checkpoint; Tune gives 2
 DATA_KEYS_READ_LATER = ("data.return_noise",)  # by the source of batches, not when the data is laid out
 
 
-def tune_on_ray(sweep: SweepConfig, spec: SpaceSpec, *, resume: bool = False, verbose: bool = False) -> None:
+def tune_on_ray(
+    sweep: SweepConfig,
+    spec: SpaceSpec,
+    prepare_folder: Callable[[], None],
+    *,
+    resume: bool = False,
+    verbose: bool = False,
+) -> None:
     """Trains and evaluates all trials of a sweep on the cluster that is joined; results are in their run folders.
 
     Raises:
@@ -55,7 +63,9 @@ def tune_on_ray(sweep: SweepConfig, spec: SpaceSpec, *, resume: bool = False, ve
     """
     folder = SweepFolder.of(sweep)
     cpus, num_concurrent = plan_trials(sweep, cpus=ray.cluster_resources().get("CPU", 0))
+    search = make_search(sweep)
     layouts = share_data(sweep, spec)
+    prepare_folder()
     workers = sweep.base.scaling.max_workers
     gpus = {"GPU": 1} if sweep.base.scaling.use_gpu else {}
     # With several workers a trial's own process only waits for them; they ask for CPUs themselves.
@@ -76,7 +86,7 @@ def tune_on_ray(sweep: SweepConfig, spec: SpaceSpec, *, resume: bool = False, ve
                     metric=sweep.settings.metric,
                     mode=sweep.settings.mode,
                     num_samples=sweep.num_trials if sweep.is_searched else 1,
-                    search_alg=make_search(sweep),
+                    search_alg=search,
                     scheduler=make_scheduler(sweep),
                     max_concurrent_trials=num_concurrent,
                     reuse_actors=True,
@@ -89,7 +99,18 @@ def tune_on_ray(sweep: SweepConfig, spec: SpaceSpec, *, resume: bool = False, ve
                 ),
             )
         tuner.fit()
+    for name in folder.trial_names():
+        note_end(folder.trial(name))
     evaluate_further(sweep, folder)
+
+
+def note_end(run: RunFolder) -> None:
+    """Writes the summary of a trial that Tune ended before it could do so itself."""
+    status, report = result_of(run)
+    if status == "unfinished" and report is not None:
+        algorithm = run.read_config().algorithm
+        unknown = dict.fromkeys(("num_parameters", "train_wall_s", "updates_per_s"))
+        run.write_summary(status="stopped", step=report["step"], algorithm=algorithm, **unknown)
 
 
 def evaluate_further(sweep: SweepConfig, folder: SweepFolder) -> None:
@@ -268,6 +289,7 @@ def train_trial(
     drawn: dict[str, Any], *, sweep: SweepConfig, layouts: Mapping[tuple[Any, ...], ray.ObjectRef], cpus: float
 ) -> None:
     """One trial, from its newest checkpoint if it has one."""
+    os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = str(ENDS_WITHIN_S)  # read in this process
     folder = SweepFolder.of(sweep)
     chosen = dict(drawn)
     if (name := chosen.pop("trial", None)) is not None:
