@@ -125,6 +125,7 @@ class ScalingConfig:
 @dataclass(frozen=True, kw_only=True)
 class LoggingConfig:
     every: Annotated[int, Ge(1)] = 50  # updates between lines of metrics.jsonl
+    trackers: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = ()  # that get them too
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,6 +25,7 @@ from dt_ray.runs import RunFolder, default_name
 from dt_ray.sources import ResidentData
 from dt_ray.storage import Folder
 from dt_ray.streaming import StreamingData, episode_statistics, make_source, streams
+from dt_ray.trackers import check_trackers
 
 log = logging.getLogger("dt_ray")
 
@@ -105,6 +106,7 @@ def check_run(config: RunConfig) -> SpaceSpec:
     """
     if config.algorithm not in LEARNERS:
         raise ConfigError(f"algorithm: one of {', '.join(LEARNERS)}, got {config.algorithm!r}")
+    check_trackers(config)
     return read_spaces(config.env_id)
 
 

@@ -21,6 +21,7 @@ from dt_ray.learners import Learner
 from dt_ray.losses import Metrics
 from dt_ray.runs import MetricsLog, RunFolder
 from dt_ray.sources import BatchSource
+from dt_ray.trackers import evaluation_values, make_trackers
 from dt_ray.writing import BackgroundWriter
 
 NUM_VALIDATION_BATCHES = 8
@@ -50,6 +51,7 @@ class Recorder:
         self.run, self.config, self.context, self.learner, self.source = run, config, context, learner, source
         self.is_writer = context.rank == 0
         self.log = MetricsLog(run.metrics_file, resumed_at=learner.step) if self.is_writer else None
+        self.trackers = make_trackers(config, run, step=learner.step) if self.is_writer else []
         self.writer = BackgroundWriter()
         self.saving = self.writer.submit(lambda: None)  # the newest checkpoint
         self.losses: list[Tensor] = []
@@ -110,6 +112,8 @@ class Recorder:
     def close(self) -> None:
         """Writes what is still to be written, also where training ends with an error."""
         self.writer.close()
+        for tracker in self.trackers:
+            tracker.close()
 
     def finish(self) -> TrainResult:
         """Waits for the evaluations under way and writes the summary."""
@@ -160,8 +164,14 @@ class Recorder:
             values["time/updates_per_s"] = (step - self.logged_step) / (now - self.logged_at)
             values["time/wall_s"] = self.wall_s
             values["time/workers"] = self.context.world_size
-            self.writer.submit(partial(self.log.write, step, values))
+            self.writer.submit(partial(self._write_metrics, step, values))
         self.logged_step, self.logged_at = step, now
+
+    def _write_metrics(self, step: int, values: Mapping[str, float]) -> None:
+        if self.log is not None:
+            self.log.write(step, values)
+        for tracker in self.trackers:
+            tracker.log(step, values)
 
     def _validate(self) -> Metrics:
         metrics = []
@@ -201,6 +211,8 @@ class Recorder:
 
     def _write_evaluation(self, step: int, report: Mapping[str, Any], *, spared: set[int]) -> None:
         self.run.write_evaluation(report)
+        for tracker in self.trackers:
+            tracker.log(report["step"], evaluation_values(report))
         self._prune(step, spared)
 
     def _prune(self, step: int, spared: set[int]) -> None:

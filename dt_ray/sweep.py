@@ -63,7 +63,12 @@ def main(arguments: Sequence[str]) -> None:
         return
     show_log()
     best = run_sweep(sweep, resume=bool(options.resume), overwrite=options.overwrite, verbose=options.verbose)
-    show_results(SweepFolder.of(sweep), best)
+    folder = SweepFolder.of(sweep)
+    if best is not None:
+        from dt_ray.reporting import write_report
+
+        write_report([str(folder)], folder.folder / "report")
+    show_results(folder, best)
 
 
 def run_sweep(
@@ -103,7 +108,7 @@ def run_sweep(
 
 
 def write_results(sweep: SweepConfig, folder: SweepFolder) -> dict[str, Any] | None:
-    """Writes `trials.csv`, `best.json` and the report of what the trials gave."""
+    """Writes `trials.csv` and `best.json`, of what the trials gave."""
     import json
 
     import torch
@@ -138,6 +143,7 @@ def show_results(folder: SweepFolder, best: dict[str, Any] | None) -> None:
     print(f"        {best['metric']} {best['metric_mean']:.1f}, the mean of {best['num_seeds']} seed(s)")
     print(f"sweep   {folder}")
     print(f"table   {folder}/trials.csv")
+    print(f"report  {folder}/report/report.html")
     print(f"next    {best['command']}")
 
 
