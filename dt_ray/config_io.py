@@ -70,7 +70,7 @@ def decode_config(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> R
     problems += _unknown_keys(tree, RunConfig)
     config = None
     try:
-        config = _decoder().validate_python(tree)
+        config = _adapter(RunConfig).validate_python(tree)
     except ValidationError as error:
         # The branches of a union report one by one, under names of their own: the first speaks for all of them.
         found = {_location(problem["loc"]): problem for problem in reversed(error.errors())}
@@ -114,12 +114,12 @@ def to_yaml(config: RunConfig) -> str:
 
 def to_plain(config: Any) -> dict[str, Any]:
     """A configuration, or one section of it, as dicts, lists, strings and numbers."""
-    return TypeAdapter(type(config)).dump_python(config, mode="json")
+    return _adapter(type(config)).dump_python(config, mode="json")
 
 
 @cache
-def _decoder() -> TypeAdapter[RunConfig]:
-    return TypeAdapter(RunConfig)
+def _adapter(cls: type) -> TypeAdapter[Any]:
+    return TypeAdapter(cls)
 
 
 def read_overrides(overrides: Sequence[str]) -> tuple[dict[str, Any], list[str]]:

@@ -11,7 +11,7 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from numpy import ndarray
 
-from dt_ray.reports import Group, over_seeds
+from dt_ray.reports import Group, interval_of, over_seeds
 from dt_ray.rollout import Rollouts
 from dt_ray.sweeps import Row
 
@@ -46,7 +46,7 @@ def draw_learning(groups: Sequence[Group]) -> Figure:
                 axes.plot(steps, means, color=color, label=group.label, marker="o" if len(steps) < 12 else None)
                 if half is not None:
                     axes.fill_between(steps, means - half, means + half, color=color, alpha=0.2, linewidth=0)
-    left.set(ylabel="training loss (squared action error, model's units)", yscale="log")
+    left.set(ylabel="training loss (squared, of actions in [-1, 1])", yscale="log")
     right.set(ylabel="mean return at the highest target")
     for axes in (left, right):
         axes.set_xlabel("gradient updates")
@@ -68,18 +68,21 @@ def draw_obedience(groups: Sequence[Group], dataset: Float[ndarray, "E"] | None)
     for group, color in zip(groups, colors_of(groups), strict=True):
         found = means[group.label]
         targets = np.array(list(found))
-        axes.plot(targets, [found[t].mean() for t in targets], color=color, marker="o", label=group.label)
+        intervals = np.array([interval_of(returns) for returns in group.by_target().values()])
+        centers = np.array([values.mean() for values in found.values()])
+        axes.errorbar(targets, centers, yerr=np.abs(intervals.T - centers), color=color, marker="o", capsize=3,
+                      label=group.label)  # fmt: skip
         for target, values in found.items():
             axes.scatter(np.full(len(values), target), values, s=10, color=color, alpha=0.5, linewidths=0)
     if dataset is None:
         above.set_axis_off()
     else:
-        above.hist(dataset, bins=40, color=GREY)
+        above.hist(dataset, bins=80, color=GREY)
         above.set(ylabel="episodes in\nthe data", yticks=[])
-        for begin, end in ((low - 2 * margin, dataset.min()), (dataset.max(), high + 2 * margin)):
-            if begin < end:
-                axes.axvspan(begin, end, color=GREY, alpha=0.15, linewidth=0)
-        axes.plot([], [], color=GREY, alpha=0.3, linewidth=8, label="beyond the data")
+        beyond = [(low - 2 * margin, dataset.min()), (dataset.max(), high + 2 * margin)]
+        spans = [axes.axvspan(*span, color=GREY, alpha=0.15, linewidth=0) for span in beyond if span[0] < span[1]]
+        for span in spans[:1]:
+            span.set_label("beyond the data")
     axes.set(xlabel="target return (sum of rewards)", ylabel="mean return reached (sum of rewards)")
     axes.set_xlim(low - margin, high + margin)
     axes.grid(alpha=0.25)
@@ -144,7 +147,8 @@ def draw_parallel(rows: Sequence[Row], keys: Sequence[str], *, metric: str) -> F
     for column, key in enumerate(columns):
         axes.axvline(column, color="black", linewidth=0.8)
         for place, text in places[key][1]:
-            axes.annotate(text, (column, place), xytext=(4, 0), textcoords="offset points", fontsize=8, va="center")
+            axes.annotate(text, (column, place), xytext=(4, 0), textcoords="offset points", fontsize=8, va="center",
+                          bbox={"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 1})  # fmt: skip
     axes.set_xticks(range(len(columns)), [key.replace("_", " ") for key in columns])
     axes.set_yticks([])
     axes.set_xlim(-0.1, len(columns) - 0.6)
@@ -186,6 +190,7 @@ def draw_time(rows: Sequence[Row], groups: Sequence[Group]) -> Figure:
     left.set(xlabel="gradient updates", ylabel="updates a second")
     left.set_ylim(bottom=0)
     left.grid(alpha=0.25)
+    _legend(figure, left)
     names, places = [row["run"] for row in rows], np.arange(len(rows))
     for offset, (key, label) in enumerate((("train_wall_s", "training"), ("evaluations_wall_s", "evaluations"))):
         right.barh(places + 0.4 * offset, [row[key] or 0 for row in rows], height=0.38, color=OKABE_ITO[offset],

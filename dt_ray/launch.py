@@ -44,7 +44,9 @@ def name_run(config: RunConfig, config_name: str) -> RunConfig:
     )
 
 
-def start_run(config: RunConfig, *, overwrite: bool = False, verbose: bool = False) -> TrainResult:
+def start_run(
+    config: RunConfig, *, overwrite: bool = False, verbose: bool = False, dashboard: bool = False
+) -> TrainResult:
     """Trains a new run; its folder appears once its data has been read and found good.
 
     Raises:
@@ -54,7 +56,7 @@ def start_run(config: RunConfig, *, overwrite: bool = False, verbose: bool = Fal
     spec = check_run(config)
     if not overwrite:
         run.check_free()
-    return _train(config, spec, lambda: run.create(config, overwrite=overwrite), verbose=verbose)
+    return _train(config, spec, lambda: run.create(config, overwrite=overwrite), verbose=verbose, dashboard=dashboard)
 
 
 def resumed_config(path: str, overrides: Sequence[str] = ()) -> RunConfig:
@@ -74,7 +76,7 @@ def resumed_config(path: str, overrides: Sequence[str] = ()) -> RunConfig:
     return config
 
 
-def resume_run(config: RunConfig, *, verbose: bool = False) -> TrainResult:
+def resume_run(config: RunConfig, *, verbose: bool = False, dashboard: bool = False) -> TrainResult:
     """Goes on with a run from its newest complete checkpoint; `config` comes from `resumed_config`.
 
     Raises:
@@ -87,7 +89,7 @@ def resume_run(config: RunConfig, *, verbose: bool = False) -> TrainResult:
     if checkpoint is None:
         raise RunError(f"{run} has no complete checkpoint to go on from; start it again with --overwrite")
     log.info("going on from %s", checkpoint)
-    return _train(config, check_run(config), lambda: run.write_config(config), verbose=verbose)
+    return _train(config, check_run(config), lambda: run.write_config(config), verbose=verbose, dashboard=dashboard)
 
 
 def tell_how_to_resume(config: RunConfig) -> None:
@@ -137,7 +139,9 @@ def make_dataset(config: RunConfig, collect: Callable[[CollectionPlan], Iterable
     log.info("wrote %s", config.data.path)
 
 
-def _train(config: RunConfig, spec: SpaceSpec, prepare_folder: Callable[[], None], *, verbose: bool) -> TrainResult:
+def _train(
+    config: RunConfig, spec: SpaceSpec, prepare_folder: Callable[[], None], *, verbose: bool, dashboard: bool
+) -> TrainResult:
     if config.scaling.num_workers == 0:
         return _train_here(config, spec, prepare_folder)
 
@@ -147,7 +151,7 @@ def _train(config: RunConfig, spec: SpaceSpec, prepare_folder: Callable[[], None
     from dt_ray.distributed.data import prepare_data
     from dt_ray.distributed.training import train_on_ray
 
-    with connection(verbose=verbose):
+    with connection(verbose=verbose, dashboard=dashboard):
         plan = plan_on_cluster(config)
         for note in plan.notes:
             log.warning(note)

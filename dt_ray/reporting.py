@@ -97,8 +97,9 @@ def write_report(places: Sequence[str], out: Folder, *, video: bool = False) -> 
     aggregates = aggregate_rows(groups)
     report.add_figure(
         "obedience", "Obedience", figures.draw_obedience(groups, dataset),
-        "The mean return of the newest evaluation against the return that was asked for. Small dots are single seeds; "
-        "above, the returns of the episodes in the data; shaded, targets beyond them.", aggregates,
+        "The mean return of the newest evaluation against the return that was asked for. Small dots are single seeds, "
+        "bars 95% intervals of the mean: over seeds where there are several, else over episodes. Above, the returns of "
+        "the episodes in the data; shaded, targets beyond them.",
     )  # fmt: skip
     for sweep, folder in sweeps:
         _add_sweep(report, sweep, folder)

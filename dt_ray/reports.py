@@ -17,6 +17,7 @@ from dt_ray.config_io import to_plain
 from dt_ray.data.files import find_files
 from dt_ray.data.reading import read_parts
 from dt_ray.errors import DataError, RunError, StorageError
+from dt_ray.evaluation import bootstrap_interval
 from dt_ray.runs import RunFolder
 from dt_ray.storage import Folder
 from dt_ray.sweep_config import SweepConfig, value_of
@@ -213,6 +214,16 @@ def time_rows(groups: Sequence[Group]) -> list[Row]:
         for group in groups
         for run in group.runs
     ]
+
+
+def interval_of(returns: Float[ndarray, "seeds episodes"]) -> tuple[float, float]:
+    """95% interval of the mean: over seeds (Student's t) where there are several, else over episodes (bootstrap)."""
+    if len(returns) == 1:
+        low, high = bootstrap_interval(returns[0])
+        return low, high
+    means = returns.mean(axis=1)
+    half = float(stats.t.ppf(0.975, len(means) - 1) * means.std(ddof=1) / np.sqrt(len(means)))
+    return float(means.mean()) - half, float(means.mean()) + half
 
 
 def over_seeds(curves: Sequence[Mapping[int, float]]) -> tuple[ndarray, ndarray, ndarray | None]:

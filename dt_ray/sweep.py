@@ -42,6 +42,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--resume", metavar="SWEEP", help="go on with this sweep")
     parser.add_argument("--overwrite", action="store_true", help="replace a sweep of the same name")
     parser.add_argument("--print-config", action="store_true", help="print the resolved sweep and stop")
+    parser.add_argument("--dashboard", action="store_true", help="start Ray's dashboard with a cluster started here")
     parser.add_argument("--verbose", action="store_true", help="show Ray's own messages too")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings to change or to sweep")
     options = parser.parse_intermixed_args(arguments)
@@ -62,7 +63,13 @@ def main(arguments: Sequence[str]) -> None:
         print(sweep.to_yaml(), end="")
         return
     show_log()
-    best = run_sweep(sweep, resume=bool(options.resume), overwrite=options.overwrite, verbose=options.verbose)
+    best = run_sweep(
+        sweep,
+        resume=bool(options.resume),
+        overwrite=options.overwrite,
+        verbose=options.verbose,
+        dashboard=options.dashboard,
+    )
     folder = SweepFolder.of(sweep)
     if best is not None:
         from dt_ray.reporting import write_report
@@ -72,7 +79,12 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def run_sweep(
-    sweep: SweepConfig, *, resume: bool = False, overwrite: bool = False, verbose: bool = False
+    sweep: SweepConfig,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    verbose: bool = False,
+    dashboard: bool = False,
 ) -> dict[str, Any] | None:
     """Runs what a sweep has not run yet and writes its tables; returns what `best.json` says.
 
@@ -93,7 +105,7 @@ def run_sweep(
         folder.check_free()
     prepare_folder = (lambda: None) if resume else partial(folder.create, sweep, overwrite=overwrite)
     try:
-        with environment(TUNE_SETTINGS), connection(verbose=verbose):
+        with environment(TUNE_SETTINGS), connection(verbose=verbose, dashboard=dashboard):
             if threading.current_thread() is threading.main_thread():
                 raise_on_sigterm()  # Ray has its own way
             if needs_dataset(sweep.base):

@@ -17,6 +17,7 @@ from dt_ray.errors import ConfigError
 from dt_ray.runs import RunFolder
 
 PROJECT = "dt_ray"
+MLFLOW_URI = "MLFLOW_TRACKING_URI"
 PACKAGES = {"tensorboard": "tensorboardX", "mlflow": "mlflow", "wandb": "wandb"}
 
 
@@ -43,12 +44,12 @@ class TensorBoardTracker:
 
 
 class MLflowTracker:
-    """A run of the experiment `dt_ray` at MLFLOW_TRACKING_URI, or in `./mlruns`."""
+    """A run of the experiment `dt_ray` at MLFLOW_TRACKING_URI, else in `mlflow.db` beside the runs."""
 
     def __init__(self, config: RunConfig, run: RunFolder, *, step: int) -> None:
         from mlflow import MlflowClient
 
-        self.client = MlflowClient()
+        self.client = MlflowClient(os.environ.get(MLFLOW_URI) or f"sqlite:///{run.folder.parent}/mlflow.db")
         experiment = self.client.get_experiment_by_name(PROJECT)
         place = experiment.experiment_id if experiment else self.client.create_experiment(PROJECT)
         known = self.client.search_runs([place], f"tags.`dt_ray.run` = '{run}'", max_results=1) if step else []
@@ -106,9 +107,11 @@ def check_trackers(config: RunConfig) -> None:
     for name in config.logging.trackers:
         if importlib.util.find_spec(PACKAGES[name]) is None:
             raise ConfigError(f'logging.trackers: {name} is not installed: pip install "dt-ray[{name}]"')
-    if set(config.logging.trackers) - {"mlflow"} and not RunFolder.of(config).folder.is_local:
+    here = set(config.logging.trackers) - ({"mlflow"} if MLFLOW_URI in os.environ else set())
+    if here and not RunFolder.of(config).folder.is_local:
         raise ConfigError(
-            f"logging.trackers: tensorboard and wandb write to a local folder, and the run is at {config.storage_path}"
+            f"logging.trackers: {', '.join(sorted(here))} would write to a local folder, and the run is at "
+            f"{config.storage_path}; for mlflow set {MLFLOW_URI}"
         )
 
 

@@ -26,6 +26,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--resume", metavar="RUN", help="go on with this run from its newest complete checkpoint")
     parser.add_argument("--overwrite", action="store_true", help="replace a run of the same name")
     parser.add_argument("--print-config", action="store_true", help="print the resolved configuration and stop")
+    parser.add_argument("--dashboard", action="store_true", help="start Ray's dashboard with a cluster started here")
     parser.add_argument("--verbose", action="store_true", help="show Ray's own messages too")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings to change")
     options = parser.parse_intermixed_args(arguments)
@@ -55,9 +56,11 @@ def main(arguments: Sequence[str]) -> None:
     try:
         with progress(config):
             if options.resume is None:
-                result = launch.start_run(config, overwrite=options.overwrite, verbose=options.verbose)
+                result = launch.start_run(
+                    config, overwrite=options.overwrite, verbose=options.verbose, dashboard=options.dashboard
+                )
             else:
-                result = launch.resume_run(config, verbose=options.verbose)
+                result = launch.resume_run(config, verbose=options.verbose, dashboard=options.dashboard)
     except KeyboardInterrupt:
         launch.tell_how_to_resume(config)
         raise
@@ -65,7 +68,8 @@ def main(arguments: Sequence[str]) -> None:
         print_evaluation(result.summary["last"])
     print(f"run         {result.run}")
     print(f"checkpoint  {RunFolder.of(config).checkpoint(result.summary['step'])}")
-    print("next        " + f"python -m dt_ray.evaluate {result.run} --target-return -200 --plot obedience.png")
+    print("next        " + f"python -m dt_ray.report {result.run}")
+    print("            " + f"python -m dt_ray.evaluate {result.run} --target-return -200 --plot obedience.png")
     print("            " + f"python -m dt_ray.train --resume {result.run} total_timesteps={2 * config.total_timesteps}")
 
 

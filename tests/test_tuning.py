@@ -204,7 +204,9 @@ def test_trials_with_several_workers_start_a_trainer_inside(tiny_config: RunConf
     config = SweepFolder.of(sweep).trial("00000").read_config()
     alone = replace(config, storage_path=str(tmp_path / "alone"), scaling=replace(config.scaling, num_workers=0))
     start_run(alone)
-    np.testing.assert_allclose(losses_of(SweepFolder.of(sweep).trial("00000")), losses_of(RunFolder.of(alone)), rtol=1e-4)
+    np.testing.assert_allclose(
+        losses_of(SweepFolder.of(sweep).trial("00000")), losses_of(RunFolder.of(alone)), rtol=1e-4
+    )
 
 
 def test_what_can_not_be_run_is_refused_before_a_folder_is_made(tiny_config: RunConfig, tmp_path: Path) -> None:

@@ -31,20 +31,29 @@ NO_DASHBOARD = {"RAY_API_SERVER_ADDRESS": "http://127.0.0.1:9"}
 NOISY_LOGGERS = ("ray", "ray.data", "ray.train", "ray.tune", "ray._private.worker")
 
 
+log = logging.getLogger("dt_ray")
+
+
 @contextmanager
-def connection(*, verbose: bool = False) -> Iterator[None]:
-    """Joins the cluster of `RAY_ADDRESS`, or one joined already; else starts one here and ends it afterwards."""
+def connection(*, verbose: bool = False, dashboard: bool = False) -> Iterator[None]:
+    """Joins the cluster of `RAY_ADDRESS`, or one joined already; else starts one here and ends it afterwards.
+
+    `dashboard` starts Ray's dashboard with a cluster that is started here; the address of any is logged.
+    """
     if ray.is_initialized():
         with environment(_unset(SETTINGS)):
             yield
         return
     joins = "RAY_ADDRESS" in os.environ
-    settings = _unset(SETTINGS) if joins else _unset(SETTINGS | LOCAL_SETTINGS) | NO_DASHBOARD
+    settings = _unset(SETTINGS) if joins else _unset(SETTINGS | LOCAL_SETTINGS)
+    if not joins and not dashboard:
+        settings |= NO_DASHBOARD
     with quiet(verbose), environment(settings):
         options = {"log_to_driver": verbose, "logging_level": logging.INFO if verbose else logging.ERROR}
         if not joins:
-            options |= {"address": "local", "include_dashboard": False}
-        ray.init(**options)
+            options |= {"address": "local", "include_dashboard": dashboard}
+        if url := ray.init(**options).dashboard_url:
+            log.info("Ray's dashboard: http://%s", url)
         try:
             yield
         finally:
