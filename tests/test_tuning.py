@@ -89,8 +89,9 @@ def test_a_trial_that_fails_does_not_stop_the_others(tiny_config: RunConfig, tmp
 
 
 def test_a_killed_trial_goes_on_from_its_checkpoint(tiny_config: RunConfig, tmp_path: Path) -> None:
-    tiny = replace(tiny_config, total_timesteps=2000, evaluation=replace(tiny_config.evaluation, every=0))
-    sweep = sweep_of(tiny, tmp_path, "killed", "checkpoint.every=100", seed={"grid": [0, 1]})
+    tiny = replace(tiny_config, total_timesteps=1000, evaluation=replace(tiny_config.evaluation, every=0))
+    settings = ("checkpoint.every=100", "scaling.cpus_per_worker=1")
+    sweep = sweep_of(tiny, tmp_path, "killed", *settings, seed={"grid": [0, 1]})
     folder = SweepFolder.of(sweep)
     done = threading.Event()
     killed: list[int] = []

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
@@ -17,6 +18,7 @@ from typing import Any
 import ray
 import ray.tune
 import torch
+from pyarrow import fs
 from ray.tune.schedulers import ASHAScheduler, MedianStoppingRule, PopulationBasedTraining, TrialScheduler
 from ray.tune.search import Searcher
 
@@ -267,12 +269,29 @@ class TrialContext(LocalContext):
         step = self._evaluated
         if step > self._reported and step < self.config.total_timesteps and run.has_evaluation(step):
             self._reported = step
-            checkpoint = ray.tune.Checkpoint.from_directory(str(run.checkpoint(step))) if self.hands_on else None
-            ray.tune.report(metrics_of(run.read_evaluation(step), self.sweep), checkpoint=checkpoint)
+            metrics = metrics_of(run.read_evaluation(step), self.sweep)
+            if not self.hands_on:
+                ray.tune.report(metrics)
+                return
+            with tempfile.TemporaryDirectory() as copy:  # the run's own may be pruned while Tune reads them
+                copy_newest_checkpoint(run, copy)
+                ray.tune.report(metrics, checkpoint=ray.tune.Checkpoint.from_directory(copy))
 
     def latest_checkpoint(self) -> Folder | None:
         given = ray.tune.get_checkpoint() if self.hands_on else None  # that of a better trial
         return Folder(given.path) if given is not None else super().latest_checkpoint()
+
+
+def copy_newest_checkpoint(run: RunFolder, target: str) -> None:
+    """Copies the newest complete checkpoint, or a newer one that takes its place meanwhile."""
+    while True:
+        newest, _ = run.latest_checkpoint()
+        assert newest is not None, run
+        try:
+            fs.copy_files(newest.uri, target)
+            return
+        except FileNotFoundError:
+            continue
 
 
 def metrics_of(report: Mapping[str, Any], sweep: SweepConfig) -> dict[str, float]:
