@@ -3,7 +3,7 @@
     python benchmarks/sweep.py [--updates N] [--json FILE]
 
 - factored: three context lengths and eight target returns train 3 models; each is asked for all eight in one rollout.
-- naive: the same grid as 24 trials with one target return each.
+- naive: the same grid as 24 trained models, a sweep of three for each target return.
 - overhead: ten trials one after the other on a cluster that is warm; what each takes beyond its own wall time of
   training and evaluation.
 

@@ -33,7 +33,8 @@ class TensorBoardTracker:
     def __init__(self, config: RunConfig, run: RunFolder, *, step: int) -> None:
         from tensorboardX import SummaryWriter
 
-        self.writer = SummaryWriter(str(run.folder / "tensorboard"), purge_step=step + 1 if step else None)
+        purged = step + 1 if step else None  # what is beyond it is done again
+        self.writer = SummaryWriter(str(run.folder / "tensorboard"), purge_step=purged, filename_suffix=f".{step}")
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():

@@ -19,6 +19,7 @@ from dt_ray.config import RunConfig
 from dt_ray.data.episodes import to_table
 from dt_ray.progress import Watcher
 from dt_ray.runs import MetricsLog, RunFolder
+from dt_ray.storage import Folder
 
 
 def run(module: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -219,6 +220,43 @@ def test_a_signal_on_ray_leaves_a_checkpoint_and_no_process(
         time.sleep(0.5)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_sweep_that_is_stopped_and_killed_goes_on(pendulum_data: Path, tmp_path: Path) -> None:
+    """Ctrl-C, then `kill -9`, then to the end: what has ended is not run again, the rest loses nothing."""
+    settings = [*tiny_overrides(pendulum_data, tmp_path), "total_timesteps=1500", "evaluation.every=0"]
+    command = [sys.executable, "-m", "dt_ray.sweep"]
+    swept = ["scaling.num_workers=1", "scaling.cpus_per_worker=1", "model.context_length={grid: [4, 2]}"]
+    run = RunFolder(Folder.at(tmp_path / "runs/tiny/trials/00000"))
+    for arguments, number, code in (
+        ([*settings, *swept], signal.SIGINT, 130),
+        (["--resume", str(tmp_path / "runs/tiny")], signal.SIGKILL, -signal.SIGKILL),
+    ):
+        known = len(run.checkpoint_steps()) and run.checkpoint_steps()[-1]
+        process = subprocess.Popen([*command, *arguments], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+        deadline = time.monotonic() + 90
+        while not (run.checkpoint_steps() and run.checkpoint_steps()[-1] > known):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == code
+        assert ("--resume" in errors) == (number == signal.SIGINT)
+        assert "Traceback" not in errors
+    succeed("sweep", "--resume", str(tmp_path / "runs/tiny"), cwd=tmp_path)
+    best = json.loads((tmp_path / "runs/tiny/best.json").read_text())
+    assert best["updates"] == 1500
+    alone = tmp_path / "alone.yaml"
+    alone.write_text((tmp_path / "runs/tiny/trials/00000/config.yaml").read_text())
+    succeed("train", "--config", str(alone), "name=alone", "scaling.num_workers=0", cwd=tmp_path)
+    losses = [
+        [json.loads(line)["train/loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        for folder in (tmp_path / "runs/tiny/trials/alone", tmp_path / "runs/tiny/trials/00000")
+    ]
+    assert losses[0] == losses[1]
+
+
 def ray_processes() -> set[str]:
     """The processes of Ray on this machine that have not ended."""
     found = set()
@@ -237,7 +275,7 @@ def test_print_config_prints_what_a_run_would_have(tmp_path: Path) -> None:
     assert "seed: 7" in out
 
 
-@pytest.mark.parametrize("module", ["train", "evaluate", "data"])
+@pytest.mark.parametrize("module", ["train", "evaluate", "sweep", "report", "data"])
 def test_help_imports_nothing_heavy(module: str, tmp_path: Path) -> None:
     """Torch and Ray take seconds to import; a help text needs neither."""
     heavy = "{'torch', 'ray', 'gymnasium', 'numpy', 'pyarrow', 'pydantic'}"

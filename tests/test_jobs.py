@@ -1,0 +1,133 @@
+"""`ray job submit` on a cluster that was started by `ray start`: the same commands, unchanged."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import tiny_overrides
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+BIN = Path(sys.executable).parent
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+class JobCluster:
+    """A head node on loopback, with token authentication."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        (folder / "token").write_text("0123456789abcdef" * 4)
+        self.dashboard = free_port()
+        self.environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | {
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": str(folder / "token"),
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "PATH": f"{BIN}:{os.environ['PATH']}",
+        }
+        ports = {
+            "port": free_port(),
+            "dashboard-port": self.dashboard,
+            "dashboard-agent-listen-port": free_port(),
+            "ray-client-server-port": free_port(),
+            "min-worker-port": 21000,
+            "max-worker-port": 21999,
+        }
+        command = [BIN / "ray", "start", "--head", "--block", "--num-cpus=2", f"--temp-dir={folder}/ray"]
+        command += ["--node-ip-address=127.0.0.1", "--include-dashboard=true", "--dashboard-host=127.0.0.1"]
+        command += [f"--{name}={number}" for name, number in ports.items()]
+        self.process = subprocess.Popen(
+            command, env=self.environment, stdout=(folder / "head.log").open("w"), stderr=subprocess.STDOUT
+        )
+
+    def job(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        address = {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{self.dashboard}"}
+        return subprocess.run(
+            [BIN / "ray", "job", *arguments],
+            env=self.environment | address,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    def submit(self, *command: str, options: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+        working_dir = self.folder / "working_dir"
+        working_dir.mkdir(exist_ok=True)
+        arguments = ("submit", "--working-dir", str(working_dir), *options, "--", "python", "-m", *command)
+        deadline = time.monotonic() + 90
+        while True:  # the job server comes up some seconds after the head
+            process = self.job(*arguments)
+            answers = "Failed to connect" not in process.stderr and "ConnectionError" not in process.stderr
+            if answers or time.monotonic() > deadline:
+                return process
+            time.sleep(1)
+
+    def close(self) -> None:
+        self.process.send_signal(signal.SIGTERM)
+        self.process.wait(60)
+        shutil.rmtree(self.folder)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[JobCluster]:
+    # Not pytest's folder: the paths of Ray's sockets may have 107 characters.
+    cluster = JobCluster(Path(tempfile.mkdtemp(prefix="jobs", dir="/tmp")))
+    yield cluster
+    cluster.close()
+
+
+def test_a_job_trains_and_a_wrong_token_does_not(cluster: JobCluster, pendulum_data: Path, tmp_path: Path) -> None:
+    settings = tiny_overrides(pendulum_data, tmp_path)
+    process = cluster.submit("dt_ray.train", *settings, "scaling.num_workers=1", "scaling.cpus_per_worker=0.5")
+    assert process.returncode == 0, process.stdout[-3000:] + process.stderr[-3000:]
+    summary = json.loads((tmp_path / "runs/tiny/summary.json").read_text())
+    assert (summary["status"], summary["step"]) == ("finished", 20)
+    wrong = cluster.folder / "wrong"
+    wrong.write_text("f" * 64)
+    address = f"http://127.0.0.1:{cluster.dashboard}"
+    environment = cluster.environment | {"RAY_AUTH_TOKEN_PATH": str(wrong), "RAY_API_SERVER_ADDRESS": address}
+    refused = subprocess.run([BIN / "ray", "job", "list"], env=environment, capture_output=True, text=True, check=False)
+    assert refused.returncode != 0
+
+
+def test_a_job_sweeps(cluster: JobCluster, pendulum_data: Path, tmp_path: Path) -> None:
+    settings = tiny_overrides(pendulum_data, tmp_path)
+    process = cluster.submit("dt_ray.sweep", *settings, "scaling.num_workers=1", "model.context_length={grid: [2, 4]}")
+    assert process.returncode == 0, process.stdout[-3000:] + process.stderr[-3000:]
+    assert json.loads((tmp_path / "runs/tiny/best.json").read_text())["num_seeds"] == 1
+    assert (tmp_path / "runs/tiny/report/report.html").exists()
+
+
+def test_a_job_that_is_stopped_goes_on_as_another(cluster: JobCluster, pendulum_data: Path, tmp_path: Path) -> None:
+    settings = [*tiny_overrides(pendulum_data, tmp_path), "scaling.num_workers=1", "scaling.cpus_per_worker=0.5"]
+    endless = ("total_timesteps=1000000", "evaluation.every=0", "checkpoint.every=100")
+    name = "stopped-job"
+    started = cluster.submit("dt_ray.train", *settings, *endless, options=("--no-wait", "--submission-id", name))
+    assert started.returncode == 0, started.stderr
+    run = tmp_path / "runs/tiny"
+    deadline = time.monotonic() + 120
+    while not list(run.glob("checkpoints/step-*/MANIFEST.json")):
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+    assert cluster.job("stop", name).returncode == 0
+    assert "was stopped" in cluster.job("status", name).stdout
+    assert cluster.job("delete", name).returncode == 0
+    step = json.loads((run / "summary.json").read_text())["step"]  # the stop left a checkpoint
+    assert (run / f"checkpoints/step-{step:08d}/MANIFEST.json").exists()
+    process = cluster.submit("dt_ray.train", "--resume", str(run), f"total_timesteps={step + 20}")
+    assert process.returncode == 0, process.stdout[-3000:] + process.stderr[-3000:]
+    assert json.loads((run / "summary.json").read_text())["step"] == step + 20
