@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dt_ray.api import DecisionTransformer, train_decision_transformer
+    from dt_ray.api import IQL, BehaviorCloning, DecisionTransformer, train_decision_transformer
 
-__all__ = ["DecisionTransformer", "train_decision_transformer"]
+__all__ = ["IQL", "BehaviorCloning", "DecisionTransformer", "train_decision_transformer"]
 
 
 def __getattr__(name: str) -> Any:

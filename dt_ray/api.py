@@ -5,23 +5,24 @@ Legend: B windows, N live episodes, A action dimension.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from numpy import ndarray
+from typing_extensions import Self
 
 from dt_ray import launch
 from dt_ray.checkpoint import MANIFEST, load_learner, save_checkpoint
 from dt_ray.config import DEFAULT_CONFIG, RunConfig
-from dt_ray.config_io import change_evaluation, decode_config, load_config, to_plain
+from dt_ray.config_io import change_evaluation, decode_config, load_config, to_plain, with_values
 from dt_ray.data.reading import read_dataset
 from dt_ray.data.windows import Windows
-from dt_ray.errors import RunError
+from dt_ray.errors import ConfigError, RunError
 from dt_ray.evaluation import evaluate
 from dt_ray.learners import LEARNERS, Learner, Policy
 from dt_ray.models.batch import WindowBatch
@@ -32,37 +33,58 @@ from dt_ray.storage import Folder
 
 
 def train_decision_transformer(
-    config: RunConfig | str = DEFAULT_CONFIG, *, overrides: Sequence[str] = (), overwrite: bool = False
+    config: RunConfig | str = "decision_transformer/pendulum_random",
+    *,
+    overrides: Sequence[str] = (),
+    overwrite: bool = False,
+    **settings: Any,
 ) -> TrainResult:
-    """Trains a run from a configuration, its name or its file: what `python -m dt_ray.train` does.
+    """Trains a run: what `python -m dt_ray.train` does. By itself it collects random Pendulum episodes for that.
+
+    Settings are those of `DecisionTransformer`.
 
     Raises:
         UserError: as the command, whose exit code would be 2.
     """
     name = config if isinstance(config, str) else config.algorithm
-    return launch.start_run(launch.name_run(_read_settings(config, overrides), name), overwrite=overwrite)
+    return launch.start_run(launch.name_run(_read_settings(config, overrides, settings), name), overwrite=overwrite)
 
 
-def _read_settings(config: RunConfig | str, overrides: Sequence[str]) -> RunConfig:
-    return load_config(config, overrides) if isinstance(config, str) else decode_config(to_plain(config), overrides)
+def _read_settings(config: RunConfig | str, overrides: Sequence[str], settings: Mapping[str, Any]) -> RunConfig:
+    plain = to_plain(load_config(config)) if isinstance(config, str) else to_plain(config)
+    changes = {
+        (f"{key}.{part}" if part else key): one
+        for key, value in settings.items()
+        for part, one in (value.items() if isinstance(value, Mapping) else [("", value)])
+    }
+    return decode_config(with_values(plain, changes), overrides)
 
 
-class DecisionTransformer:
+class Algorithm:
     """A learner with its data, its run and its policy.
 
-    Settings are a `RunConfig`, a configuration's name or file, and `section.key=value` overrides.
+    Settings are a `RunConfig`, a configuration's name or file; `section.key=value` overrides; and fields by their
+    names, those of a section as a mapping: `DecisionTransformer(total_timesteps=500, model={"width": 32})`.
     """
 
-    def __init__(self, config: RunConfig | str = DEFAULT_CONFIG, *, overrides: Sequence[str] = ()) -> None:
-        self.config = _read_settings(config, overrides)
+    name: ClassVar[str]
+    default_config: ClassVar[str]
+
+    def __init__(
+        self, config: RunConfig | str | None = None, *, overrides: Sequence[str] = (), **settings: Any
+    ) -> None:
+        self.config = _read_settings(config or self.default_config, overrides, settings)
+        if self.config.algorithm != self.name:
+            raise ConfigError(f"{type(self).__name__} trains algorithm={self.name}, got {self.config.algorithm}")
         self._learner: Learner | None = None
 
     @classmethod
-    def load(cls, run_or_checkpoint: str | Path) -> DecisionTransformer:
+    def load(cls, run_or_checkpoint: str | Path) -> Self:
         """The model of a checkpoint, or of a run's newest complete one, ready to act, evaluate and go on learning.
 
         Raises:
             RunError: there is none, or it is damaged.
+            ConfigError: it is of another algorithm.
         """
         learner, config = load_learner(find_checkpoint(Folder.at(run_or_checkpoint)))
         model = cls(config)
@@ -70,7 +92,7 @@ class DecisionTransformer:
         return model
 
     @classmethod
-    def resume(cls, run: str | Path, *, overrides: Sequence[str] = ()) -> DecisionTransformer:
+    def resume(cls, run: str | Path, *, overrides: Sequence[str] = ()) -> Self:
         """Goes on with a run until its `total_timesteps` updates are made, and returns what it became."""
         config = launch.resumed_config(str(run), overrides)
         result = launch.resume_run(config)
@@ -88,7 +110,7 @@ class DecisionTransformer:
     def train(self, *, total_timesteps: int | None = None) -> TrainResult:
         """Trains a new run of `total_timesteps` gradient updates and takes over what it learned."""
         config = self.config if total_timesteps is None else replace(self.config, total_timesteps=total_timesteps)
-        result = train_decision_transformer(config)
+        result = launch.start_run(launch.name_run(config, config.algorithm))
         self._learner, self.config = load_learner(find_checkpoint(Folder.at(result.run)))
         return result
 
@@ -111,8 +133,46 @@ class DecisionTransformer:
 
     eval = evaluate
 
-    def predict(self, windows: Windows) -> Float[ndarray, "B A"]:
-        """The action at the last real step of each window, both in the environment's units."""
+    def predict(
+        self,
+        observations: Float[ndarray, "*any S"] | Windows,
+        *,
+        target_return: float | Float[ndarray, "N"] = 0.0,
+        actions: Float[ndarray, "N T-1 A"] | None = None,
+        rewards: Float[ndarray, "N T-1"] | None = None,
+    ) -> Float[ndarray, "*any A"]:
+        """The next action of one episode or of N live ones, in the environment's units.
+
+        Observations are those of one first step, [S]; of N first steps, [N, S]; or of T steps of N episodes, [N, T, S],
+        with the T - 1 actions and rewards between them. `target_return` is what the whole episode is asked for. A
+        policy (`policy()`) does the same step by step. Of `Windows`, the actions at their last real steps.
+
+        Raises:
+            ConfigError: the shapes don't fit together.
+        """
+        if isinstance(observations, Windows):
+            return self._predict_windows(observations)
+        seen = np.asarray(observations, np.float32)
+        one = seen.ndim == 1
+        seen = seen[None, None] if one else seen[:, None] if seen.ndim == 2 else seen
+        spec, past = self.learner.spec, seen.shape[1] - 1 if seen.ndim == 3 else 0
+        taken = np.zeros((len(seen), 0, spec.action_dim)) if actions is None else np.asarray(actions)
+        earned = np.zeros((len(seen), 0)) if rewards is None else np.asarray(rewards)
+        expected = (len(seen), past, spec.action_dim)
+        if seen.shape[2:] != (spec.observation_dim,) or taken.shape != expected or earned.shape != expected[:2]:
+            raise ConfigError(
+                f"observations are [{spec.observation_dim}], [N, {spec.observation_dim}] or [N, T, "
+                f"{spec.observation_dim}] with actions [N, T-1, {spec.action_dim}] and rewards [N, T-1], got "
+                f"{np.shape(observations)}, {taken.shape} and {earned.shape}"
+            )
+        policy = self.policy()
+        policy.start(seen[:, 0], np.broadcast_to(np.asarray(target_return, np.float64), len(seen)))
+        for step in range(past):
+            policy.observe(taken[:, step].astype(np.float32), earned[:, step], seen[:, step + 1])
+        predicted = policy.act()
+        return predicted[0] if one else predicted
+
+    def _predict_windows(self, windows: Windows) -> Float[ndarray, "B A"]:
         normalizer = self.learner.normalizer
         self.learner.model.eval()
         with torch.inference_mode():
@@ -133,3 +193,24 @@ class DecisionTransformer:
         if place.exists() and place.names() and not (place / MANIFEST).exists():
             raise RunError(f"{place} exists and is no checkpoint; choose another folder")
         save_checkpoint(place, self.learner, config=self.config)
+
+
+class DecisionTransformer(Algorithm):
+    """A transformer that acts to reach the return it is asked for (Chen et al. 2021)."""
+
+    name = "decision_transformer"
+    default_config = DEFAULT_CONFIG
+
+
+class BehaviorCloning(Algorithm):
+    """The same transformer without the return; with `data.top_fraction`, on the best episodes only."""
+
+    name = "behavior_cloning"
+    default_config = "behavior_cloning/pendulum"
+
+
+class IQL(Algorithm):
+    """Implicit Q-learning (Kostrikov et al. 2021): puts good steps of bad episodes together."""
+
+    name = "iql"
+    default_config = "iql/pendulum_random"

@@ -81,6 +81,17 @@ class OptimConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class IQLConfig:
+    """Implicit Q-learning; its networks have `model.num_layers` hidden layers of `model.width`."""
+
+    expectile: Annotated[float, Gt(0), Lt(1)] = 0.9  # of the actions' values that a state's value is
+    temperature: Annotated[float, Ge(0)] = 10.0  # how strongly better actions are preferred
+    discount: Annotated[float, Gt(0), Le(1)] = 0.98  # of values; `data.discount` is that of returns-to-go
+    target_update: Annotated[float, Gt(0), Le(1)] = 0.005  # how far the slow critics move at each update
+    reward_scale: Annotated[float, Gt(0)] = 0.1  # multiplies rewards, and so what the temperature weighs
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
     target_returns: Annotated[tuple[float, ...], MinLen(1)] = (-130.0, -300.0, -600.0, -900.0)
     num_episodes: Annotated[int, Ge(1)] = 100  # for each target return
@@ -141,6 +152,7 @@ class RunConfig:
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    iql: IQLConfig = field(default_factory=IQLConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     scaling: ScalingConfig = field(default_factory=ScalingConfig)
@@ -148,9 +160,16 @@ class RunConfig:
 
     @property
     def window_length(self) -> int:
-        """Steps of a training window."""
+        """Steps of a training window; implicit Q-learning looks at a step and the one after it."""
+        if self.algorithm == "iql":
+            return 2
         multiple = WINDOW_OVER_BAND if self.model.attention == "band" else 1
         return self.data.window_length or multiple * self.model.context_length
+
+    @property
+    def return_source(self) -> Literal["column", "rewards"] | None:
+        """Where returns-to-go come from; implicit Q-learning takes them apart into rewards again."""
+        return "rewards" if self.algorithm == "iql" else self.data.return_source
 
 
 def find_conflicts(config: RunConfig) -> Iterator[str]:
@@ -162,7 +181,12 @@ def find_conflicts(config: RunConfig) -> Iterator[str]:
         yield f"model.num_heads: must divide model.width={model.width}, got {model.num_heads}"
     if model.attention == "band" and model.token_layout != "step":
         yield f"model.attention: band needs model.token_layout=step, got {model.token_layout}"
-    if (length := config.data.window_length) is not None:
+    if config.algorithm == "iql":
+        if config.data.return_source == "column" or config.data.return_noise:
+            yield "algorithm: iql takes rewards from returns-to-go: data.return_source=rewards, data.return_noise=0"
+        if config.data.window_length is not None:
+            yield f"data.window_length: iql trains on single transitions, got {config.data.window_length}"
+    elif (length := config.data.window_length) is not None:
         if model.attention == "window" and length != model.context_length:
             yield (
                 f"data.window_length: under model.attention=window a training window is model.context_length="

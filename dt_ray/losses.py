@@ -5,11 +5,15 @@ Legend: B windows, T window length, A action dimension.
 
 from __future__ import annotations
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from dt_ray.config import IQLConfig
+from dt_ray.models.actor_critic import ActorCriticModel, Transitions
 from dt_ray.models.batch import WindowBatch
 
+MAX_WEIGHT = 100.0  # of an action in the policy's loss, as in the authors' code
 Metrics = dict[str, Tensor]  # name -> scalar; each is the mean over ranks of what the ranks return
 
 
@@ -32,4 +36,42 @@ def decision_transformer_loss(
         "loss": loss.detach(),
         "action_absolute_error": absolute_error / divisor,
         "mask_fraction": real / windows.mask.numel(),
+    }
+
+
+def expectile_loss(differences: Float[Tensor, "B"], expectile: float) -> Float[Tensor, "B"]:
+    """|expectile - 1(u < 0)| u^2 (Kostrikov et al. 2021, equation 4): what is too low weighs `expectile`."""
+    weights = torch.where(differences < 0, 1 - expectile, expectile)
+    return weights * differences.square()
+
+
+def iql_losses(
+    model: ActorCriticModel, batch: Transitions, config: IQLConfig, *, reward_scale: float
+) -> dict[str, Float[Tensor, ""]]:
+    """The losses of V, of both Q and of the policy (Kostrikov et al. 2021, equations 5 to 7), and their sum `loss`.
+
+    V regresses on the slow Q by an expectile; Q on r + discount V(s'), or on r where the environment ended the episode;
+    the policy on logged actions, weighted with exp(temperature (Q - V)), at most `MAX_WEIGHT`. Transitions whose
+    successor a time limit hides train V and the policy only. Means are over all transitions of the batch.
+    """
+    slow = model.target_action_values(batch.observations, batch.actions)
+    values = model.values(batch.observations)
+    value_loss = expectile_loss(slow - values, config.expectile).mean()
+    with torch.no_grad():
+        next_values = model.values(batch.next_observations) * batch.goes_on
+        aims = reward_scale * batch.rewards + config.discount * next_values
+        advantages = slow - values
+        weights = (config.temperature * advantages).exp().clamp(max=MAX_WEIGHT)
+    errors = [aims - each for each in model.action_values(batch.observations, batch.actions)]
+    critic_loss = sum(
+        ((error.square() * batch.is_known).mean() for error in errors), start=torch.zeros_like(value_loss)
+    )
+    policy_loss = -(weights * model.log_likelihood(batch.observations, batch.actions)).mean()
+    return {
+        "loss": value_loss + critic_loss + policy_loss,
+        "value_loss": value_loss,
+        "critic_loss": critic_loss,
+        "policy_loss": policy_loss,
+        "value": values.mean(),
+        "advantage": advantages.mean(),
     }

@@ -97,7 +97,7 @@ def split_and_fit(
     )
     if len(chosen) < data.num_episodes or (np.diff(chosen) < 0).any():  # in their order, whatever that of the files was
         data = data.select(chosen)
-    data = data.with_return_source(settings.return_source)
+    data = data.with_return_source(config.return_source)
     train, validation = data.split(settings.validation_fraction, seed=config.seed)
     normalizer = Normalizer.fit(train, spec, return_scale=settings.return_scale, discount=settings.discount)
     return train, validation, normalizer
@@ -187,6 +187,7 @@ class Places(NamedTuple):
     rows: Int[Tensor, "U B"]  # in front of the anchors
     timesteps: Int[Tensor, "U B T"]
     mask: Bool[Tensor, "U B T"]
+    terminated: Bool[Tensor, "U B"]
 
 
 class WindowCutter:
@@ -223,9 +224,12 @@ class WindowCutter:
 
     def find(self, anchors: Int[ndarray, "U B"]) -> Places:
         """What `cut` needs to know of the windows of several batches."""
-        rows, timesteps, remaining = torch.from_numpy(self.table.find(anchors)).to(self.device).unsqueeze(-1).unbind()
+        found = torch.from_numpy(self.table.find(anchors)).to(self.device).unsqueeze(-1)
+        rows, timesteps, remaining, terminated = found.unbind()
         mask = self.offsets < remaining
-        return Places(rows.squeeze(-1), (timesteps + self.offsets).mul_(mask), mask)
+        return Places(
+            rows.squeeze(-1), (timesteps + self.offsets).mul_(mask), mask, terminated.squeeze(-1).to(torch.bool)
+        )
 
     def cut(self, places: Places, number: int) -> WindowBatch:
         """The windows of one batch of several; what stands at their padding is no zero but other steps."""
@@ -239,4 +243,5 @@ class WindowCutter:
             returns_to_go=block[:, 1:, -1],
             timesteps=places.timesteps[number],
             mask=places.mask[number],
+            terminated=places.terminated[number],
         )

@@ -48,7 +48,7 @@ def episode_statistics(file: DatasetFile, config: RunConfig, spec: SpaceSpec) ->
     data = read_episodes(file, config.data, spec)
     for index, length in enumerate(data.lengths):
         check_length(int(data.episode_ids[index]), int(length), config)
-    data = data.with_return_source(config.data.return_source)
+    data = data.with_return_source(config.return_source)
     observations = data.observations.astype(np.float64)
     mean = np.add.reduceat(observations, data.starts) / data.lengths[:, None]
     deviation = observations - np.repeat(mean, data.lengths, axis=0)
@@ -265,7 +265,7 @@ def _prepare(
     """The file's episodes among these sorted ids, in the model's units and with their returns-to-go."""
     data = read_episodes(file, config.data, spec)
     places = np.minimum(np.searchsorted(ids, data.episode_ids), len(ids) - 1)
-    data = data.select(np.flatnonzero(ids[places] == data.episode_ids)).with_return_source(config.data.return_source)
+    data = data.select(np.flatnonzero(ids[places] == data.episode_ids)).with_return_source(config.return_source)
     if data.num_episodes:
         data = normalizer.normalize(data)
         yield replace(data, returns_to_go=data.to_go(config.data.discount))

@@ -6,9 +6,18 @@ import pytest
 import torch
 from conftest import make_episodes
 
-from dt_ray.config import OptimConfig, RunConfig
+from dt_ray.api import IQL, BehaviorCloning, DecisionTransformer
+from dt_ray.config import IQLConfig, OptimConfig, RunConfig
 from dt_ray.data.spaces import SpaceSpec
+from dt_ray.data.transitions import TransitionDataset
+from dt_ray.errors import ConfigError
+from dt_ray.launch import resume_run, resumed_config, start_run
+from dt_ray.learners import LEARNERS
 from dt_ray.learners.decision_transformer import DecisionTransformerLearner, learning_rate_at, make_optimizer
+from dt_ray.learners.iql import IQLLearner
+from dt_ray.losses import expectile_loss, iql_losses
+from dt_ray.models.actor_critic import Transitions
+from dt_ray.runs import RunFolder
 from dt_ray.sources import ResidentData, ResidentSource
 
 
@@ -78,3 +87,155 @@ def test_a_policy_keeps_the_weights_it_was_made_with(tiny_config: RunConfig, pen
         learner.update(source.batch(step))
     np.testing.assert_array_equal(policy.act(), before)
     assert math.isfinite(float(before.sum()))
+
+
+def with_algorithm(config: RunConfig, algorithm: str) -> RunConfig:
+    return replace(config, algorithm=algorithm, data=replace(config.data, validation_fraction=0.0))
+
+
+@pytest.mark.parametrize("algorithm", LEARNERS)
+def test_a_resumed_run_is_the_unbroken_one_whatever_is_learned(tiny_config: RunConfig, algorithm: str) -> None:
+    constant = replace(tiny_config, optim=replace(tiny_config.optim, schedule="constant"))
+    whole = replace(constant, algorithm=algorithm, name="whole")
+    half = replace(whole, name="half", total_timesteps=10)
+    summary = start_run(whole).summary
+    start_run(half)
+    resumed = resume_run(resumed_config(str(RunFolder.of(half)), ["total_timesteps=20"])).summary
+    assert resumed["last"]["targets"] == summary["last"]["targets"]
+    weights = [(RunFolder.of(each).checkpoint(20) / "policy/model.safetensors").read_bytes() for each in (whole, half)]
+    assert weights[0] == weights[1]
+
+
+@pytest.mark.parametrize("algorithm", ["behavior_cloning", "iql"])
+def test_what_is_not_conditioned_on_returns_acts_alike_whatever_is_asked_for(
+    tiny_config: RunConfig, algorithm: str
+) -> None:
+    first, second = start_run(replace(tiny_config, algorithm=algorithm)).summary["last"]["targets"]
+    assert first["target_return"] != second["target_return"]
+    np.testing.assert_allclose(first["episode_returns"], second["episode_returns"], rtol=1e-4)
+
+
+def test_behavior_cloning_never_sees_a_return(tiny_config: RunConfig, pendulum_spec: SpaceSpec) -> None:
+    source = ResidentSource(ResidentData.build(make_episodes([30] * 8), pendulum_spec, tiny_config), tiny_config)
+    learners = [LEARNERS["behavior_cloning"](tiny_config, source.spec, source.normalizer) for _ in range(2)]
+    batch = source.batch(0)
+    other = replace(batch, returns_to_go=torch.randn_like(batch.returns_to_go))
+    assert learners[0].update(batch)["loss"] == learners[1].update(other)["loss"]
+    assert learners[0].evaluate_loss(batch)["loss"] == learners[1].evaluate_loss(other)["loss"]
+
+
+def ended_episodes(lengths: list[int], *, terminated: list[bool]) -> TransitionDataset:
+    data = make_episodes(lengths)
+    data.terminated[data.ends - 1] = terminated
+    data.truncated[data.ends - 1] = ~np.array(terminated)
+    return data
+
+
+@pytest.mark.parametrize("discount", [1.0, 0.9])
+def test_batches_give_back_the_transitions_of_the_data(
+    discount: float, tiny_config: RunConfig, pendulum_spec: SpaceSpec
+) -> None:
+    """Rewards, successors and how episodes end, though a batch has returns-to-go only."""
+    data = ended_episodes([5, 3, 4], terminated=[False, True, False])
+    config = with_algorithm(tiny_config, "iql")
+    config = replace(config, data=replace(config.data, discount=discount), optim=replace(config.optim, batch_size=64))
+    resident = ResidentData.build(data, pendulum_spec, config)
+    source = ResidentSource(resident, config)
+    places = source.train.find(np.arange(12)[None])
+    found = Transitions.of(source.train.cut(places, 0), discount=discount)
+    normalizer = resident.normalizer
+    rewards = found.rewards.numpy() / normalizer.return_scale
+    np.testing.assert_allclose(rewards, data.rewards, atol=1e-5)
+    observations = normalizer.normalize_observations(data.observations)
+    np.testing.assert_array_equal(found.observations.numpy(), observations)
+    last = np.isin(np.arange(12), data.ends - 1)
+    np.testing.assert_array_equal(found.goes_on.numpy(), ~last)
+    np.testing.assert_array_equal(found.next_observations.numpy()[~last], observations[1:][~last[:-1]])
+    np.testing.assert_array_equal(found.is_known.numpy(), ~last | (np.arange(12) == 7))  # the second episode's end
+
+
+def test_expectiles_weigh_what_is_too_low() -> None:
+    losses = expectile_loss(torch.tensor([2.0, -2.0, 0.0]), 0.9)
+    torch.testing.assert_close(losses, torch.tensor([0.9 * 4, 0.1 * 4, 0.0]))
+    draws = torch.linspace(0, 1, 1001)
+    guess = torch.tensor(0.5, requires_grad=True)
+    for _ in range(2000):
+        (gradient,) = torch.autograd.grad(expectile_loss(draws - guess, 0.9).mean(), guess)
+        guess = (guess - 0.5 * gradient).detach().requires_grad_()
+    assert float(guess.detach()) == pytest.approx(0.75, abs=1e-3)  # of a uniform: t / (1 - t) = sqrt(0.9 / 0.1)
+
+
+class FixedValues:
+    """Three transitions with values by hand: V = 1, slow Q = 2, 1, 0, both Q = 1 and 3."""
+
+    def target_action_values(self, observations: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+        return torch.tensor([2.0, 1.0, 0.0])
+
+    def values(self, observations: torch.Tensor) -> torch.Tensor:
+        return torch.ones(3)
+
+    def action_values(self, observations: torch.Tensor, actions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.ones(3), 3 * torch.ones(3)
+
+    def log_likelihood(self, observations: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+        return torch.tensor([-1.0, -2.0, -3.0])
+
+
+def test_the_losses_of_implicit_q_learning_by_hand() -> None:
+    nothing = torch.zeros(3, 1)
+    batch = Transitions(
+        observations=nothing,
+        actions=nothing,
+        rewards=torch.tensor([1.0, 1.0, 1.0]),
+        next_observations=nothing,
+        goes_on=torch.tensor([True, False, False]),
+        is_known=torch.tensor([True, True, False]),  # the second was ended by the environment, the third cut
+    )
+    config = IQLConfig(expectile=0.9, temperature=2.0, discount=0.5)
+    losses = iql_losses(FixedValues(), batch, config, reward_scale=10.0)  # type: ignore[arg-type]
+    assert float(losses["value_loss"]) == pytest.approx((0.9 * 1 + 0 + 0.1 * 1) / 3)
+    # Aims 10 + 0.5 * 1 and 10 + 0; errors of both critics.
+    expected = ((10.5 - 1) ** 2 + (10 - 1) ** 2 + (10.5 - 3) ** 2 + (10 - 3) ** 2) / 3
+    assert float(losses["critic_loss"]) == pytest.approx(expected)
+    weights = [math.exp(2.0), 1.0, math.exp(-2.0)]
+    assert float(losses["policy_loss"]) == pytest.approx((weights[0] * 1 + weights[1] * 2 + weights[2] * 3) / 3)
+    parts = losses["value_loss"] + losses["critic_loss"] + losses["policy_loss"]
+    torch.testing.assert_close(losses["loss"], parts)
+
+
+def test_each_loss_of_implicit_q_learning_moves_its_own_networks(
+    tiny_config: RunConfig, pendulum_spec: SpaceSpec
+) -> None:
+    config = with_algorithm(tiny_config, "iql")
+    source = ResidentSource(ResidentData.build(make_episodes([30] * 8), pendulum_spec, config), config)
+    learner = IQLLearner(config, source.spec, source.normalizer)
+    own = {"value_loss": "value.", "critic_loss": "critics.", "policy_loss": ("mean.", "log_std")}
+    for loss, prefix in own.items():
+        learner.model.zero_grad()
+        learner.loss(source.batch(0))[loss].backward()
+        moved = {name for name, p in learner.model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+        assert moved
+        assert all(name.startswith(prefix) for name in moved)
+
+
+def test_slow_critics_follow(tiny_config: RunConfig, pendulum_spec: SpaceSpec) -> None:
+    config = with_algorithm(tiny_config, "iql")
+    source = ResidentSource(ResidentData.build(make_episodes([30] * 8), pendulum_spec, config), config)
+    learner = IQLLearner(config, source.spec, source.normalizer)
+    slow = [p.clone() for p in learner.model.target_critics.parameters()]
+    learner.update(source.batch(0))
+    for before, after, fast in zip(
+        slow, learner.model.target_critics.parameters(), learner.model.critics.parameters(), strict=True
+    ):
+        torch.testing.assert_close(after, before + config.iql.target_update * (fast - before))
+
+
+def test_objects_are_of_their_algorithm(tiny_config: RunConfig) -> None:
+    run = start_run(replace(tiny_config, algorithm="iql")).run
+    assert IQL.load(run).learner.step == 20
+    with pytest.raises(ConfigError, match="DecisionTransformer trains algorithm=decision_transformer, got iql"):
+        DecisionTransformer.load(run)
+    model = BehaviorCloning(total_timesteps=7, model={"width": 32, "num_heads": 2})
+    assert (model.config.total_timesteps, model.config.model.width, model.config.data.top_fraction) == (7, 32, 0.1)
+    with pytest.raises(ConfigError, match="did you mean model.width"):
+        BehaviorCloning(model={"widht": 32})

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,7 @@ def make_batch(*, length: int = 6) -> WindowBatch:
 
 
 def as_float64(batch: WindowBatch) -> WindowBatch:
-    return WindowBatch(**{name: x.double() if x.is_floating_point() else x for name, x in vars(batch).items()})
+    return batch.map(lambda x: x.double() if x.is_floating_point() else x)
 
 
 @LAYOUTS
@@ -84,7 +85,7 @@ def test_the_last_action_is_the_one_at_the_last_real_step(layout: str) -> None:
     torch.testing.assert_close(model.predict_last_action(batch), expected)
     for row in range(len(batch.mask)):
         num = int(batch.mask[row].sum())
-        one = WindowBatch(**{name: value[row : row + 1, :num] for name, value in vars(batch).items()})
+        one = batch.map(itemgetter((slice(row, row + 1), slice(num))))
         alone = model.predict_last_action(one, padded=False)
         torch.testing.assert_close(alone, expected[row : row + 1], atol=1e-5, rtol=1e-5)
 
@@ -160,6 +161,6 @@ def test_the_mean_of_worker_losses_is_the_global_loss() -> None:
     num_real = batch.mask.sum() / 2
     parts = []
     for rows in (slice(0, 3), slice(3, 6)):
-        part = WindowBatch(**{name: value[rows] for name, value in vars(batch).items()})
+        part = batch.map(itemgetter(rows))
         parts.append(decision_transformer_loss(predicted[rows], part, num_real=num_real)[0])
     torch.testing.assert_close(sum(parts) / 2, whole)

@@ -377,6 +377,19 @@ def test_the_managed_object_trains_saves_loads_and_acts(tiny_config: RunConfig, 
     loaded = DecisionTransformer.load(tmp_path / "saved")
     windows = slice_windows(read_dataset(tiny_config.data, pendulum_spec), np.array([0, 48, 49, 60]), length=4)
     np.testing.assert_array_equal(loaded.predict(windows), model.predict(windows))
+    observations = np.stack([windows.observations[i, 0] for i in (0, 3)])
+    policy = model.policy()
+    policy.start(observations, np.array([-100.0, -300.0]))
+    first = policy.act()
+    np.testing.assert_array_equal(model.predict(observations, target_return=np.array([-100.0, -300.0])), first)
+    np.testing.assert_allclose(model.predict(observations[1], target_return=-300.0), first[1], rtol=1e-5)
+    policy.observe(first, np.array([-1.0, -2.0]), observations[::-1].copy())
+    seen = np.stack([observations, observations[::-1]], axis=1)
+    steps = {"actions": first[:, None], "rewards": np.array([[-1.0], [-2.0]])}
+    predicted = model.predict(seen, target_return=np.array([-100.0, -300.0]), **steps)
+    np.testing.assert_array_equal(predicted, policy.act())
+    with pytest.raises(ConfigError, match="observations are"):
+        model.predict(seen, target_return=-100.0)
     report = loaded.evaluate(target_returns=[-100, -300])
     assert report["targets"] == result.summary["last"]["targets"]
     before = loaded.predict(windows)

@@ -93,6 +93,7 @@ class WindowTable:
 
     rows: Float[ndarray, "R W"]
     bounds: Int[ndarray, "E+1"]  # transition at which each episode starts, and the number of them all
+    terminated: Bool[ndarray, "E"]  # by the environment, not by a time limit
     first_timesteps: Int[ndarray, "E"] | None  # of pieces of episodes; None: all start at 0
     length: int  # longest window that can be cut
     observation_dim: int
@@ -115,6 +116,7 @@ class WindowTable:
         return cls(
             rows=table,
             bounds=np.append(data.starts, num_steps).astype(np.int64),
+            terminated=data.terminated[data.ends - 1],
             first_timesteps=data.first_timesteps,
             length=length,
             observation_dim=observation_dim,
@@ -126,11 +128,14 @@ class WindowTable:
         assert length <= self.length, (length, self.length)
         return replace(self, length=length)
 
-    def find(self, anchors: Int[ndarray, "*any"]) -> Int[ndarray, "3 *any"]:
-        """For each transition the row in front of it, its timestep, and the steps from it to its episode's end."""
+    def find(self, anchors: Int[ndarray, "*any"]) -> Int[ndarray, "4 *any"]:
+        """For each transition the row in front of it, its timestep, the steps to its episode's end, and how it ends.
+
+        How: 1 for an episode that the environment ended, else 0.
+        """
         next_ones = np.searchsorted(self.bounds, anchors, side="right")
         episodes = next_ones - 1
         timesteps = anchors - self.bounds[episodes]
         if self.first_timesteps is not None:
             timesteps += self.first_timesteps[episodes]
-        return np.stack([anchors + episodes, timesteps, self.bounds[next_ones] - anchors])
+        return np.stack([anchors + episodes, timesteps, self.bounds[next_ones] - anchors, self.terminated[episodes]])

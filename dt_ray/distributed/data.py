@@ -140,7 +140,7 @@ def window_dataset(config: RunConfig, *, split: Literal["train", "validation"] =
 
     def cut(table: pa.Table) -> Iterator[dict[str, np.ndarray]]:
         data = from_table(table, source=settings.path)
-        data = data.select(np.flatnonzero(np.isin(data.episode_ids, wanted))).with_return_source(settings.return_source)
+        data = data.select(np.flatnonzero(np.isin(data.episode_ids, wanted))).with_return_source(config.return_source)
         for begin in range(0, data.num_transitions, WINDOWS_PER_BLOCK):
             anchors = np.arange(begin, min(begin + WINDOWS_PER_BLOCK, data.num_transitions))
             yield asdict(slice_windows(data, anchors, length=config.model.context_length, discount=settings.discount))

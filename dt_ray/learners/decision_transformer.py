@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,7 +22,10 @@ from dt_ray.models.decision_transformer import DecisionTransformerModel
 
 
 class DecisionTransformerLearner:
-    """AdamW on the masked action error, with warm-up, decay and gradient clipping."""
+    """AdamW on the masked action error, with warm-up, decay and gradient clipping.
+
+    Without `is_conditioned` the model never sees a return: behaviour cloning by the same transformer.
+    """
 
     def __init__(
         self,
@@ -32,7 +36,9 @@ class DecisionTransformerLearner:
         device: torch.device | str = "cpu",
         data_parallel: Callable[[nn.Module], nn.Module] = lambda module: module,
         rank: int = 0,
+        is_conditioned: bool = True,
     ) -> None:
+        self.is_conditioned = is_conditioned
         self.config, self.spec, self.normalizer, self.rank = config, spec, normalizer, rank
         self.step = 0
         torch.manual_seed(config.seed)
@@ -41,7 +47,7 @@ class DecisionTransformerLearner:
         self.optimizer = make_optimizer(self.model, config.optim)
 
     def update(self, batch: WindowBatch, *, num_real: Float[Tensor, ""] | None = None) -> Metrics:
-        config = self.config
+        config, batch = self.config, self._seen(batch)
         # Dropout is a function of (seed, step, rank): a resumed run draws what an unbroken one would have drawn.
         torch.manual_seed(hash((config.seed, self.step, self.rank)))
         learning_rate = learning_rate_at(self.step, config.optim, total=config.total_timesteps)
@@ -60,11 +66,22 @@ class DecisionTransformerLearner:
     @torch.no_grad()
     def evaluate_loss(self, batch: WindowBatch, *, num_real: Float[Tensor, ""] | None = None) -> Metrics:
         self.model.eval()
+        batch = self._seen(batch)
         return decision_transformer_loss(self.model(batch), batch, num_real=num_real)[1]
 
     def policy(self) -> DecisionTransformerPolicy:
         model = copy.deepcopy(self.model).cpu()
-        return DecisionTransformerPolicy(model, self.normalizer, context_length=self.config.evaluation.context_length)
+        return DecisionTransformerPolicy(
+            model,
+            self.normalizer,
+            context_length=self.config.evaluation.context_length,
+            is_conditioned=self.is_conditioned,
+        )
+
+    def _seen(self, batch: WindowBatch) -> WindowBatch:
+        if self.is_conditioned:
+            return batch
+        return replace(batch, returns_to_go=torch.zeros_like(batch.returns_to_go))
 
     def state_dict(self) -> dict[str, Any]:
         return {"step": self.step, "optimizer": self.optimizer.state_dict()}

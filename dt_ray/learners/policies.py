@@ -21,12 +21,18 @@ from dt_ray.models.transformer import KeyValueCache
 
 
 class DecisionTransformerPolicy:
-    """Acts on the last `context_length` steps, asking at each for the return that is still missing."""
+    """Acts on the last `context_length` steps, asking at each for the return that is still missing, or for none."""
 
     def __init__(
-        self, model: DecisionTransformerModel, normalizer: Normalizer, *, context_length: int | None = None
+        self,
+        model: DecisionTransformerModel,
+        normalizer: Normalizer,
+        *,
+        context_length: int | None = None,
+        is_conditioned: bool = True,
     ) -> None:
         self.model = model.eval()
+        self.return_scale = normalizer.return_scale if is_conditioned else 0.0
         self.normalizer = normalizer
         self.context_length = context_length or model.config.context_length
 
@@ -35,7 +41,7 @@ class DecisionTransformerPolicy:
         self._context: Context = make_context(
             self.model,
             self.normalizer.normalize_observations(observations),
-            np.asarray(target_returns, np.float64) * self.normalizer.return_scale,
+            np.asarray(target_returns, np.float64) * self.return_scale,
             context_length=self.context_length,
         )
 
@@ -49,7 +55,7 @@ class DecisionTransformerPolicy:
     ) -> None:
         self._context.append(
             self.normalizer.normalize_actions(actions),
-            np.asarray(rewards, np.float64) * self.normalizer.return_scale,
+            np.asarray(rewards, np.float64) * self.return_scale,
             self.normalizer.normalize_observations(observations),
         )
 
@@ -106,7 +112,7 @@ class CachedContext:
         rows = torch.as_tensor(np.asarray(episodes))
         self._cache.keep(rows)
         self._returns_to_go = self._returns_to_go[episodes]
-        self._newest = WindowBatch(**{name: values[rows] for name, values in vars(self._newest).items()})
+        self._newest = self._newest.map(lambda values: values[rows])
 
     def _begin_step(self, previous_actions: Float[ndarray, "N A"], observations: Float[ndarray, "N S"]) -> None:
         self._cache.begin_token()

@@ -5,7 +5,8 @@ Legend: B windows, T window length, S observation, A action dimension.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -25,6 +26,11 @@ class WindowBatch:
     returns_to_go: Float[Tensor, "B T"]
     timesteps: Int[Tensor, "B T"]
     mask: Bool[Tensor, "B T"]
+    terminated: Bool[Tensor, "B"] | None = None  # the environment ended the episode; only learners of values look
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> WindowBatch:
+        """The batch with each of its tensors changed."""
+        return replace(self, **{name: change(tensor) for name, tensor in vars(self).items() if tensor is not None})
 
     @classmethod
     def from_windows(cls, windows: Windows, normalizer: Normalizer, device: torch.device | str = "cpu") -> WindowBatch:

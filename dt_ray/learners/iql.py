@@ -1,0 +1,114 @@
+"""Implicit Q-learning (Kostrikov et al. 2021): values by expectile regression, a policy by weighted regression."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from numpy import ndarray
+from torch import Tensor, nn
+
+from dt_ray.config import IQLConfig, RunConfig
+from dt_ray.data.normalizer import Normalizer
+from dt_ray.data.spaces import SpaceSpec
+from dt_ray.learners.decision_transformer import learning_rate_at, make_optimizer
+from dt_ray.losses import Metrics, iql_losses
+from dt_ray.models.actor_critic import ActorCriticModel, Transitions
+from dt_ray.models.batch import WindowBatch
+
+
+class IQLLearner:
+    """One AdamW for the values and the policy, whose losses share no parameter."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        spec: SpaceSpec,
+        normalizer: Normalizer,
+        *,
+        device: torch.device | str = "cpu",
+        data_parallel: Callable[[nn.Module], nn.Module] = lambda module: module,
+        rank: int = 0,
+    ) -> None:
+        self.config, self.spec, self.normalizer = config, spec, normalizer
+        self.step = 0
+        torch.manual_seed(config.seed)
+        self.model = ActorCriticModel(config.model, spec).to(device)
+        # Values in rewards of the data's own units, times reward_scale: the temperature is relative to them.
+        self.reward_scale = config.iql.reward_scale / normalizer.return_scale
+        loss = IQLLoss(self.model, config.iql, discount=config.data.discount, reward_scale=self.reward_scale)
+        self.loss = data_parallel(loss)
+        self.optimizer = make_optimizer(self.model, config.optim)
+
+    def update(self, batch: WindowBatch, *, num_real: Float[Tensor, ""] | None = None) -> Metrics:
+        config = self.config
+        learning_rate = learning_rate_at(self.step, config.optim, total=config.total_timesteps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        losses = self.loss(batch)
+        self.optimizer.zero_grad(set_to_none=True)
+        losses["loss"].backward()
+        if config.optim.gradient_clip is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), config.optim.gradient_clip)
+        self.optimizer.step()
+        self.model.follow(config.iql.target_update)
+        self.step += 1
+        metrics = {name: value.detach() for name, value in losses.items()}
+        return metrics | {"learning_rate": torch.tensor(learning_rate)}
+
+    @torch.no_grad()
+    def evaluate_loss(self, batch: WindowBatch, *, num_real: Float[Tensor, ""] | None = None) -> Metrics:
+        return self.loss(batch)
+
+    def policy(self) -> ObservationPolicy:
+        return ObservationPolicy(copy.deepcopy(self.model).cpu(), self.normalizer)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"step": self.step, "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.step = state["step"]
+        self.optimizer.load_state_dict(state["optimizer"])
+
+
+class IQLLoss(nn.Module):
+    """All losses of a batch in one module, whose gradients a data-parallel wrapper averages.
+
+    Means are over the windows of the batch, a constant: those of several workers average to that of the whole batch.
+    """
+
+    def __init__(self, model: ActorCriticModel, config: IQLConfig, *, discount: float, reward_scale: float) -> None:
+        super().__init__()
+        self.model, self.config = model, config
+        self.discount, self.reward_scale = discount, reward_scale
+
+    def forward(self, batch: WindowBatch) -> Metrics:
+        transitions = Transitions.of(batch, discount=self.discount)
+        return iql_losses(self.model, transitions, self.config, reward_scale=self.reward_scale)
+
+
+class ObservationPolicy:
+    """Acts on the newest observation alone; whatever return is asked for."""
+
+    def __init__(self, model: ActorCriticModel, normalizer: Normalizer) -> None:
+        self.model, self.normalizer = model.eval(), normalizer
+
+    def start(self, observations: Float[ndarray, "N S"], target_returns: Float[ndarray, "N"]) -> None:
+        self._observations = observations
+
+    @torch.inference_mode()
+    def act(self) -> Float[ndarray, "N A"]:
+        observations = torch.from_numpy(self.normalizer.normalize_observations(self._observations))
+        return self.normalizer.denormalize_actions(self.model.policy_mean(observations).numpy())
+
+    def observe(
+        self, actions: Float[ndarray, "N A"], rewards: Float[ndarray, "N"], observations: Float[ndarray, "N S"]
+    ) -> None:
+        self._observations = observations
+
+    def keep(self, episodes: Sequence[int] | Int[ndarray, "M"]) -> None:
+        self._observations = self._observations[np.asarray(episodes)]

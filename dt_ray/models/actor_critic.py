@@ -1,0 +1,112 @@
+"""Values and a policy of single transitions, for implicit Q-learning.
+
+Legend: B transitions, S observation, A action dimension, D width.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from dt_ray.config import ModelConfig
+from dt_ray.data.spaces import SpaceSpec
+from dt_ray.models.batch import WindowBatch
+
+LOG_STD_RANGE = (-5.0, 2.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transitions:
+    """The first step of each window and the one after it, in the model's units."""
+
+    observations: Float[Tensor, "B S"]
+    actions: Float[Tensor, "B A"]
+    rewards: Float[Tensor, "B"]
+    next_observations: Float[Tensor, "B S"]
+    goes_on: Bool[Tensor, "B"]  # there is a next observation to bootstrap from
+    is_known: Bool[Tensor, "B"]  # it goes on, or the environment ended it; else a time limit hides what came next
+
+    @classmethod
+    def of(cls, windows: WindowBatch, *, discount: float) -> Transitions:
+        """Rewards are the differences of the returns-to-go, which were summed with `discount`.
+
+        Windows that don't say how their episodes ended were all cut by a time limit.
+        """
+        goes_on = windows.mask[:, 1]
+        terminated = torch.zeros_like(goes_on) if windows.terminated is None else windows.terminated
+        to_go = windows.returns_to_go
+        return cls(
+            observations=windows.observations[:, 0],
+            actions=windows.actions[:, 0],
+            rewards=to_go[:, 0] - discount * to_go[:, 1] * goes_on,
+            next_observations=windows.observations[:, 1],
+            goes_on=goes_on,
+            is_known=goes_on | terminated,
+        )
+
+
+class ActorCriticModel(nn.Module):
+    """V(s), two Q(s, a) with slowly following copies, and a Gaussian policy, each a perceptron of its own."""
+
+    def __init__(self, config: ModelConfig, spec: SpaceSpec) -> None:
+        super().__init__()
+        observation_dim, action_dim = spec.observation_dim, spec.action_dim
+        both = observation_dim + action_dim
+        self.value = make_perceptron(observation_dim, 1, config)
+        self.critics = nn.ModuleList([make_perceptron(both, 1, config) for _ in range(2)])
+        self.target_critics = copy.deepcopy(self.critics).requires_grad_(False)
+        self.mean = make_perceptron(observation_dim, action_dim, config)
+        self.log_std = nn.Parameter(torch.zeros(action_dim))
+
+    def values(self, observations: Float[Tensor, "B S"]) -> Float[Tensor, "B"]:
+        return self.value(observations)[:, 0]
+
+    def action_values(
+        self, observations: Float[Tensor, "B S"], actions: Float[Tensor, "B A"]
+    ) -> tuple[Float[Tensor, "B"], Float[Tensor, "B"]]:
+        """Both critics' values."""
+        both = torch.cat([observations, actions], dim=-1)
+        one, other = (critic(both)[:, 0] for critic in self.critics)
+        return one, other
+
+    def target_action_values(
+        self, observations: Float[Tensor, "B S"], actions: Float[Tensor, "B A"]
+    ) -> Float[Tensor, "B"]:
+        """The lower of the slow critics' values (Fujimoto et al. 2018)."""
+        both = torch.cat([observations, actions], dim=-1)
+        one, other = (critic(both)[:, 0] for critic in self.target_critics)
+        return torch.minimum(one, other)
+
+    def policy_mean(self, observations: Float[Tensor, "B S"]) -> Float[Tensor, "B A"]:
+        """The most likely actions, in [-1, 1]."""
+        return torch.tanh(self.mean(observations))
+
+    def log_likelihood(self, observations: Float[Tensor, "B S"], actions: Float[Tensor, "B A"]) -> Float[Tensor, "B"]:
+        """Of the logged actions, under a Gaussian whose spread does not depend on the observation."""
+        std = self.log_std.clamp(*LOG_STD_RANGE).exp()
+        return torch.distributions.Normal(self.policy_mean(observations), std).log_prob(actions).sum(dim=-1)
+
+    @torch.no_grad()
+    def follow(self, rate: float) -> None:
+        """Moves the slow critics towards the others."""
+        for slow, fast in zip(self.target_critics.parameters(), self.critics.parameters(), strict=True):
+            slow.lerp_(fast, rate)
+
+    def predict_last_action(self, windows: WindowBatch) -> Float[Tensor, "B A"]:
+        """The action at the last real step of each window, which is all of it that is looked at."""
+        last = windows.mask.sum(dim=1) - 1
+        return self.policy_mean(windows.observations[torch.arange(len(last)), last])
+
+
+def make_perceptron(inputs: int, outputs: int, config: ModelConfig) -> nn.Sequential:
+    """`num_layers` hidden layers of `width`."""
+    layers: list[nn.Module] = []
+    width = inputs
+    for _ in range(config.num_layers):
+        layers += [nn.Linear(width, config.width), nn.ReLU()]
+        width = config.width
+    return nn.Sequential(*layers, nn.Linear(width, outputs))
