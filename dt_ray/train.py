@@ -5,6 +5,7 @@
     python -m dt_ray.train name=mine total_timesteps=500 optim.batch_size=128
     python -m dt_ray.train --resume runs/mine total_timesteps=1000
     python -m dt_ray.train --print-config                                   every key and its value
+    python -m dt_ray.train --list                                           the packaged experiments
 
 Exit codes: 0 done; 2 yours to fix, one message says what.
 """
@@ -26,12 +27,17 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--resume", metavar="RUN", help="go on with this run from its newest complete checkpoint")
     parser.add_argument("--overwrite", action="store_true", help="replace a run of the same name")
     parser.add_argument("--print-config", action="store_true", help="print the resolved configuration and stop")
+    parser.add_argument("--list", action="store_true", help="print the packaged experiments and stop")
     parser.add_argument("--dashboard", action="store_true", help="start Ray's dashboard with a cluster started here")
     parser.add_argument("--verbose", action="store_true", help="show Ray's own messages too")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings to change")
     options = parser.parse_intermixed_args(arguments)
     if options.resume and (options.config or options.overwrite):
         parser.error("--resume takes its configuration from the run: leave out --config and --overwrite")
+
+    if options.list:
+        list_experiments()
+        return
 
     from dt_ray.config_io import load_config, to_yaml
 
@@ -47,6 +53,7 @@ def main(arguments: Sequence[str]) -> None:
         return
 
     from dt_ray import launch
+    from dt_ray.experiments import find_experiment
     from dt_ray.progress import progress
     from dt_ray.runs import RunFolder
 
@@ -66,11 +73,29 @@ def main(arguments: Sequence[str]) -> None:
         raise
     if result.summary["last"]:
         print_evaluation(result.summary["last"])
+        if (experiment := find_experiment(config)) is not None:
+            print(f"experiment  {experiment.config}: {experiment.judge(result.summary['last'])}")
     print(f"run         {result.run}")
     print(f"checkpoint  {RunFolder.of(config).checkpoint(result.summary['step'])}")
     print("next        " + f"python -m dt_ray.report {result.run}")
     print("            " + f"python -m dt_ray.evaluate {result.run} --target-return -200 --plot obedience.png")
     print("            " + f"python -m dt_ray.train --resume {result.run} total_timesteps={2 * config.total_timesteps}")
+
+
+def list_experiments() -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from dt_ray.experiments import EXPERIMENTS
+
+    table = Table()
+    for column in ("--config", "what for", "expected return", "beside it"):
+        table.add_column(column, no_wrap=column in ("--config", "beside it"))
+    for each in EXPERIMENTS:
+        low, high = each.expected
+        expected = f"{low:g} .. {high:g} at {each.target_return:g}"
+        table.add_row(each.config, each.purpose, expected, ", ".join(each.baselines))
+    Console(soft_wrap=True).print(table)
 
 
 if __name__ == "__main__":
