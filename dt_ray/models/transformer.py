@@ -88,7 +88,9 @@ class CausalAttention(nn.Module):
         if self.training and x.device.type == "cpu":
             mixed = self._attend(query, key, value, visible(length, self.band, x.device)[read])
         else:
-            is_causal = read == ALL_ROWS and (self.band is None or length <= self.band)  # kernels know this case
+            # Kernels know this case; an exported program has no length yet.
+            is_short = self.band is None or (not torch.compiler.is_exporting() and length <= self.band)
+            is_causal = read == ALL_ROWS and is_short
             mixed = F.scaled_dot_product_attention(
                 query,
                 key,

@@ -1,0 +1,66 @@
+"""Writes a policy as one file that acts without dt_ray, and checks it against the policy over whole episodes.
+
+    python -m dt_ray.export runs/mine --format onnx --out policy.onnx      for onnxruntime
+    python -m dt_ray.export runs/mine --format torch --out policy.pt2      for torch.export.load
+
+Observations, actions and returns are in the environment's units: what training fitted is inside the file.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from dt_ray.command import run_command, show_log
+
+
+def main(arguments: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m dt_ray.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "checkpoint", metavar="RUN|CHECKPOINT", help="a run's folder (its newest checkpoint) or a checkpoint's"
+    )
+    parser.add_argument("--format", choices=("onnx", "torch"), default="onnx", help="(default onnx)")
+    parser.add_argument("--out", metavar="FILE", help="(default: policy.onnx or policy.pt2 here)")
+    parser.add_argument("--overwrite", action="store_true", help="replace the file")
+    options = parser.parse_args(arguments)
+
+    from dt_ray.checkpoint import load_policy
+    from dt_ray.errors import UserError
+    from dt_ray.interchange.exporting import TOLERANCE, export_policy, largest_difference, load_exported
+    from dt_ray.runs import find_checkpoint
+    from dt_ray.storage import Folder
+
+    show_log()
+    out = Folder.at(options.out or {"onnx": "policy.onnx", "torch": "policy.pt2"}[options.format])
+    if out.exists() and not options.overwrite:
+        raise UserError(f"{out} exists already; give another --out, or replace it with --overwrite")
+    place = find_checkpoint(Folder.at(options.checkpoint))
+    policy, facts = load_policy(place)
+    about = {"env_id": facts.env_id, "algorithm": facts.algorithm, "step": facts.step}
+    content = export_policy(policy, options.format, about)
+    act = load_exported(content, options.format)
+    evaluation = facts.evaluation
+    differences = [
+        largest_difference(
+            act,
+            policy,
+            facts.env_id,
+            target_return=target,
+            seed=evaluation.seed,
+            max_timesteps=evaluation.max_timesteps,
+        )
+        for target in evaluation.target_returns
+    ]
+    if max(differences) > TOLERANCE:
+        raise RuntimeError(f"the exported policy differs by {max(differences):.1e} of the action bounds: a bug of ours")
+    out.write_bytes(content)
+    print(f"wrote {out}, {len(content) / 1024:.0f} kB")
+    print(
+        f"over {len(differences)} episodes it acts as the checkpoint does, within {max(differences):.0e} of the bounds"
+    )
+
+
+if __name__ == "__main__":
+    run_command(main)
