@@ -64,7 +64,7 @@ class ModelConfig:
     num_layers: Annotated[int, Ge(1)] = 3
     num_heads: Annotated[int, Ge(1)] = 1
     width: Annotated[int, Ge(1)] = 128
-    activation: Literal["relu", "gelu"] = "gelu"
+    activation: Literal["relu", "gelu", "gelu_tanh"] = "gelu"
     dropout: Annotated[float, Ge(0), Lt(1)] = 0.1
     max_timesteps: Annotated[int, Ge(1)] = 1000  # rows of the timestep table: the longest episode it can act in
     clamp_timesteps: bool = False  # steps past the table's end share its last row, in episodes of any length

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from functools import partial
 from typing import cast
 
 import torch
@@ -20,7 +21,7 @@ from torch.nn import functional as F
 from dt_ray.models.linear import Linear, linear
 
 ALL_ROWS = slice(None)
-ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU}
+ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU, "gelu_tanh": partial(nn.GELU, approximate="tanh")}
 
 
 class Transformer(nn.Module):
