@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from dt_ray.errors import UserError
-from dt_ray.interrupts import Terminated, raise_on_sigterm
+from dt_ray.interrupts import Terminated, raise_on_sigterm, sigterm_received
 
 USER_ERROR = 2
 
@@ -24,7 +24,8 @@ def run_command(main: Callable[[Sequence[str]], None]) -> None:
         sys.exit(USER_ERROR)
     except KeyboardInterrupt as stop:
         print("stopped", file=sys.stderr)
-        sys.exit(128 + (signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT))
+        is_sigterm = isinstance(stop, Terminated) or sigterm_received.is_set()
+        sys.exit(128 + (signal.SIGTERM if is_sigterm else signal.SIGINT))
     except BrokenPipeError:
         sys.exit(141)
 

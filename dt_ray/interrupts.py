@@ -16,6 +16,7 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM, which asks for the same as Ctrl-C."""
 
 
+sigterm_received = threading.Event()  # Ray raises KeyboardInterrupt for whatever a handler raised within its calls
 EXCEPTIONS = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: Terminated}
 
 
@@ -23,6 +24,7 @@ def raise_on_sigterm() -> None:
     """From now on SIGTERM raises `Terminated`, as Ctrl-C raises `KeyboardInterrupt`."""
 
     def handle(number: int, frame: FrameType | None) -> None:
+        sigterm_received.set()
         raise Terminated
 
     signal.signal(signal.SIGTERM, handle)

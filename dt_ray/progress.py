@@ -30,7 +30,19 @@ COLUMNS = ("trial", "status", "updates", "loss", "best return")
 @contextmanager
 def progress(config: RunConfig) -> Iterator[None]:
     """Shows the run's progress on stderr while the block runs."""
-    watcher = Watcher(config)
+    with _watched_by(Watcher(config)):
+        yield
+
+
+@contextmanager
+def sweep_progress(sweep: SweepConfig) -> Iterator[None]:
+    """Shows a sweep's trials on stderr while the block runs."""
+    with _watched_by(SweepWatcher(sweep)):
+        yield
+
+
+@contextmanager
+def _watched_by(watcher: Watcher | SweepWatcher) -> Iterator[None]:
     thread = threading.Thread(target=watcher.watch, daemon=True, name="progress")
     thread.start()
     try:
@@ -104,19 +116,6 @@ class Watcher:
 
     def _say(self, line: str) -> None:
         tqdm.write(line, file=sys.stderr)
-
-
-@contextmanager
-def sweep_progress(sweep: SweepConfig) -> Iterator[None]:
-    """Shows a sweep's trials on stderr while the block runs."""
-    watcher = SweepWatcher(sweep)
-    thread = threading.Thread(target=watcher.watch, daemon=True, name="progress")
-    thread.start()
-    try:
-        yield
-    finally:
-        watcher.stop.set()
-        thread.join()
 
 
 class SweepWatcher:

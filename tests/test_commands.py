@@ -223,13 +223,18 @@ def test_a_signal_on_ray_leaves_a_checkpoint_and_no_process(
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_sweep_that_is_stopped_and_killed_goes_on(pendulum_data: Path, tmp_path: Path) -> None:
-    """Ctrl-C, then `kill -9`, then to the end: what has ended is not run again, the rest loses nothing."""
-    settings = [*tiny_overrides(pendulum_data, tmp_path), "total_timesteps=1500", "evaluation.every=0"]
+    """SIGTERM, then `kill -9`, then to the end: what has ended is not run again, the rest loses nothing."""
+    settings = [
+        *tiny_overrides(pendulum_data, tmp_path),
+        "total_timesteps=1500",
+        "evaluation.every=0",
+        "checkpoint.every=50",
+    ]
     command = [sys.executable, "-m", "dt_ray.sweep"]
     swept = ["scaling.num_workers=1", "scaling.cpus_per_worker=1", "model.context_length={grid: [4, 2]}"]
     run = RunFolder(Folder.at(tmp_path / "runs/tiny/trials/00000"))
     for arguments, number, code in (
-        ([*settings, *swept], signal.SIGINT, 130),
+        ([*settings, *swept], signal.SIGTERM, 143),
         (["--resume", str(tmp_path / "runs/tiny")], signal.SIGKILL, -signal.SIGKILL),
     ):
         known = len(run.checkpoint_steps()) and run.checkpoint_steps()[-1]
@@ -242,7 +247,7 @@ def test_a_sweep_that_is_stopped_and_killed_goes_on(pendulum_data: Path, tmp_pat
         process.send_signal(number)
         _, errors = process.communicate(timeout=60)
         assert process.returncode == code
-        assert ("--resume" in errors) == (number == signal.SIGINT)
+        assert ("--resume" in errors) == (number == signal.SIGTERM)
         assert "Traceback" not in errors
     succeed("sweep", "--resume", str(tmp_path / "runs/tiny"), cwd=tmp_path)
     best = json.loads((tmp_path / "runs/tiny/best.json").read_text())

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import venv
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,9 @@ def test_a_wheel_run_from_another_folder_finds_its_configurations(tmp_path: Path
     build = [sys.executable, "-m", "build", "--wheel", "--outdir", str(tmp_path / "dist"), str(ROOT)]
     subprocess.run(build, check=True, capture_output=True, cwd=tmp_path)
     (wheel,) = (tmp_path / "dist").glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        files = set(archive.namelist())
+    assert {"dt_ray/report.html.jinja", "dt_ray/configs/sweep/target_return_context_length.yaml"} <= files
     venv.create(tmp_path / "env", with_pip=True)
     python = tmp_path / "env" / "bin" / "python"
     # The dependencies of this environment, without dt_ray itself: printing a configuration needs few of them.
