@@ -21,7 +21,7 @@ from dt_ray.config_io import decode_config, to_plain
 from dt_ray.data.normalizer import Normalizer
 from dt_ray.data.spaces import SpaceSpec
 from dt_ray.errors import RunError, StorageError
-from dt_ray.learners import LEARNERS, Learner, Policy
+from dt_ray.learners import Learner, Policy, find_learner
 from dt_ray.storage import Folder
 
 FORMAT_VERSION = 1
@@ -125,7 +125,7 @@ def load_policy(folder: Folder, evaluation: EvaluationConfig | None = None) -> t
     config = RunConfig(
         algorithm=facts.algorithm, env_id=facts.env_id, model=facts.model, evaluation=evaluation or facts.evaluation
     )
-    learner = LEARNERS[facts.algorithm](config, facts.spec, _normalizer(facts))
+    learner = find_learner(facts.algorithm)(config, facts.spec, _normalizer(facts))
     _load_weights(learner, folder, files["policy/model.safetensors"])
     return learner.policy(), facts
 
@@ -139,7 +139,7 @@ def load_learner(folder: Folder) -> tuple[Learner, RunConfig]:
     facts = read_facts(folder)
     state = json.loads(_verified_files(folder, "training/state.json")["training/state.json"])
     config = decode_config(state["config"])
-    learner = LEARNERS[facts.algorithm](config, facts.spec, _normalizer(facts))
+    learner = find_learner(facts.algorithm)(config, facts.spec, _normalizer(facts))
     restore_learner(folder, learner)
     return learner, config
 

@@ -18,7 +18,7 @@ from dt_ray.data.reading import read_dataset, sound_files_here
 from dt_ray.data.spaces import SpaceSpec, read_spaces
 from dt_ray.errors import ConfigError, ResourceError, RunError
 from dt_ray.interrupts import stops_asked_of
-from dt_ray.learners import LEARNERS
+from dt_ray.learners import find_learner
 from dt_ray.loop import run_training
 from dt_ray.recording import TrainResult
 from dt_ray.runs import RunFolder, default_name
@@ -106,8 +106,7 @@ def check_run(config: RunConfig) -> SpaceSpec:
         ConfigError: an unknown algorithm.
         UnsupportedSpaceError: an environment that is out of scope, or isn't there.
     """
-    if config.algorithm not in LEARNERS:
-        raise ConfigError(f"algorithm: one of {', '.join(LEARNERS)}, got {config.algorithm!r}")
+    find_learner(config.algorithm)
     check_trackers(config)
     return read_spaces(config.env_id)
 

@@ -7,7 +7,7 @@ from contextlib import closing
 from dt_ray.checkpoint import restore_learner
 from dt_ray.config import RunConfig
 from dt_ray.context import TrainContext, Wish, mean_real_steps
-from dt_ray.learners import LEARNERS, Learner
+from dt_ray.learners import Learner, find_learner
 from dt_ray.recording import Recorder, TrainResult
 from dt_ray.runs import RunFolder
 from dt_ray.sources import BatchSource
@@ -22,7 +22,7 @@ def run_training(config: RunConfig, source: BatchSource, context: TrainContext) 
         StorageError: a checkpoint can't be read or written.
     """
     run = RunFolder.of(config)
-    learner: Learner = LEARNERS[config.algorithm](
+    learner: Learner = find_learner(config.algorithm)(
         config,
         source.spec,
         source.normalizer,

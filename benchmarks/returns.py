@@ -1,0 +1,80 @@
+"""Returns of every algorithm on every kind of data: Pendulum-v1, seeds 0..99, after training with several seeds.
+
+    python benchmarks/returns.py [--seeds N] [--folder DIR]
+
+Algorithms: the presets of the Decision Transformer, asked for -130; of behaviour cloning on all episodes and on the
+best tenth of them; of implicit Q-learning. Data: 2,000 random, medium, expert or mixed episodes. Each algorithm is a
+sweep over data and seeds in `--folder`; what is there is not run again, so that it can be stopped at any time.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from scipy import stats
+
+from dt_ray.collection import CollectionPlan, collect_here, write_dataset
+from dt_ray.config_io import find_config, read_yaml
+from dt_ray.sweep import run_sweep
+from dt_ray.sweep_config import SweepConfig, decode_sweep
+from dt_ray.sweeps import SweepFolder, read_rows
+
+ALGORITHMS = {
+    "decision_transformer": ("decision_transformer/pendulum", []),
+    "behavior_cloning": ("behavior_cloning/pendulum", ["data.top_fraction=1"]),
+    "behavior_cloning-best_tenth": ("behavior_cloning/pendulum", []),
+    "iql": ("iql/pendulum_random", []),
+}
+BEHAVIORS = ("random", "medium", "expert", "mixed")
+NUM_EPISODES = 2000
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--folder", type=Path, default=Path("returns"))
+    options = parser.parse_args()
+    data = [collect(behavior, options.folder) for behavior in BEHAVIORS]
+    lines = ["| | " + " | ".join(BEHAVIORS) + " |", "|---|" + "---|" * len(BEHAVIORS)]
+    for name, (config, overrides) in ALGORITHMS.items():
+        sweep = make_sweep(name, config, overrides, data=data, folder=options.folder, num_seeds=options.seeds)
+        run_sweep(sweep, resume=SweepFolder.of(sweep).is_sweep())
+        cells = [describe(sweep, path) for path in data]
+        lines.append(f"| `{name}` | " + " | ".join(cells) + " |")
+        Console(width=140).print("\n".join(lines), markup=False)
+
+
+def collect(behavior: str, folder: Path) -> str:
+    """The folder of the episodes of a behaviour, which are played if they aren't there."""
+    path = folder.absolute() / "data" / behavior
+    if not path.exists():
+        plan = CollectionPlan(
+            env_id="Pendulum-v1", behavior=behavior, num_episodes=NUM_EPISODES, seed=100_000, max_timesteps=200
+        )
+        write_dataset(str(path), collect_here(plan), source=plan.source)
+    return str(path)
+
+
+def make_sweep(
+    name: str, config: str, overrides: list[str], *, data: list[str], folder: Path, num_seeds: int
+) -> SweepConfig:
+    tree = {"data.path": {"grid": data}, "data.collect": None, "num_seeds": num_seeds, "evaluation.every": 0}
+    tree |= {"evaluation.target_returns": {"grid": [-130]}, "storage_path": str(folder.absolute() / "sweeps")}
+    return decode_sweep(tree, read_yaml(find_config(config)), [*overrides, f"name={name}"], default_name=name)
+
+
+def describe(sweep: SweepConfig, path: str) -> str:
+    """Mean over training seeds, with its 95% interval (Student's t) where there are several."""
+    rows = read_rows(sweep, SweepFolder.of(sweep))
+    means = np.array([row["return_mean"] for row in rows if row["data.path"] == path and "return_mean" in row])
+    if len(means) < 2:
+        return f"{means.mean():.1f}"
+    half = stats.t.ppf(0.975, len(means) - 1) * means.std(ddof=1) / np.sqrt(len(means))
+    return f"{means.mean():.1f} ± {half:.1f}"
+
+
+if __name__ == "__main__":
+    main()
