@@ -14,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 from rich.console import Console
-from scipy import stats
 
 from dt_ray.collection import CollectionPlan, collect_here, write_dataset
 from dt_ray.config_io import find_config, read_yaml
+from dt_ray.evaluation import student_interval
 from dt_ray.sweep import run_sweep
 from dt_ray.sweep_config import SweepConfig, decode_sweep
 from dt_ray.sweeps import SweepFolder, read_rows
@@ -72,8 +72,7 @@ def describe(sweep: SweepConfig, path: str) -> str:
     means = np.array([row["return_mean"] for row in rows if row["data.path"] == path and "return_mean" in row])
     if len(means) < 2:
         return f"{means.mean():.1f}"
-    half = stats.t.ppf(0.975, len(means) - 1) * means.std(ddof=1) / np.sqrt(len(means))
-    return f"{means.mean():.1f} ± {half:.1f}"
+    return f"{means.mean():.1f} ± {np.ptp(student_interval(means)) / 2:.1f}"
 
 
 if __name__ == "__main__":

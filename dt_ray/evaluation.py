@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 from numpy import ndarray
+from scipy import stats
 
 from dt_ray.config import EvaluationConfig
 from dt_ray.learners.base import Policy
@@ -86,6 +87,13 @@ def bootstrap_interval(values: Float[ndarray, "N"]) -> list[float]:
     """95% percentile interval of the mean, over resamples with a fixed seed (Efron 1979)."""
     draws = np.random.default_rng(0).integers(len(values), size=(NUM_BOOTSTRAP_SAMPLES, len(values)))
     return np.percentile(values[draws].mean(axis=1), [2.5, 97.5]).tolist()
+
+
+def student_interval(values: Float[ndarray, "N"]) -> list[float]:
+    """95% interval of the mean of a few independent values, such as those of training seeds (Student's t)."""
+    values = np.asarray(values, np.float64)
+    half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+    return [float(values.mean() - half), float(values.mean() + half)]
 
 
 def normalized_score(return_mean: float, config: EvaluationConfig) -> float | None:

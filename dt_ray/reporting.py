@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import numpy as np
 import torch
 from matplotlib.figure import Figure
 
@@ -18,6 +19,7 @@ from dt_ray import figures
 from dt_ray.checkpoint import load_policy
 from dt_ray.config import EvaluationConfig
 from dt_ray.errors import RunError
+from dt_ray.evaluation import student_interval
 from dt_ray.plots import record_episodes
 from dt_ray.reports import (
     Group,
@@ -133,10 +135,10 @@ def write_report(places: Sequence[str], out: Folder, *, video: bool = False) -> 
 def _add_sweep(report: Report, sweep: SweepConfig, folder: SweepFolder) -> None:
     metric = sweep.settings.metric
     rows = [
-        {**settings, metric: sum(row[metric] for row in found) / len(found)}
+        {**settings, **_over_seeds(metric, [row[metric] for row in found])}
         for settings, found in over_seeds(read_rows(sweep, folder), sweep)
     ]
-    keys = [key for key in rows[0] if key not in ("target_return", metric)]
+    keys = [axis.key for axis in sweep.axes if axis.key in rows[0]]
     cells: dict[str, dict[float, float]] = {}
     for row in rows:
         label = ", ".join(f"{key.rpartition('.')[2]} {_cell(row[key])}" for key in keys) or folder.folder.name
@@ -149,6 +151,12 @@ def _add_sweep(report: Report, sweep: SweepConfig, folder: SweepFolder) -> None:
     if keys:
         drawn = figures.draw_parallel(rows, [*keys, "target_return"], metric=metric)
         report.add_figure(f"parallel-{name}", f"{name}: all settings", drawn, "A line is a setting; bright is high.")
+
+
+def _over_seeds(metric: str, values: Sequence[float]) -> Row:
+    low, high = student_interval(np.array(values)) if len(values) > 1 else (None, None)
+    mean = sum(values) / len(values)
+    return {metric: mean, f"{metric}_ci95_low": low, f"{metric}_ci95_high": high, "seeds": len(values)}
 
 
 def _best_run(groups: Sequence[Group]) -> RunRecord:

@@ -17,7 +17,7 @@ from dt_ray.config_io import to_plain
 from dt_ray.data.files import find_files
 from dt_ray.data.reading import read_parts
 from dt_ray.errors import DataError, RunError, StorageError
-from dt_ray.evaluation import bootstrap_interval
+from dt_ray.evaluation import bootstrap_interval, student_interval
 from dt_ray.runs import RunFolder
 from dt_ray.storage import Folder
 from dt_ray.sweep_config import SweepConfig, value_of
@@ -221,9 +221,8 @@ def interval_of(returns: Float[ndarray, "seeds episodes"]) -> tuple[float, float
     if len(returns) == 1:
         low, high = bootstrap_interval(returns[0])
         return low, high
-    means = returns.mean(axis=1)
-    half = float(stats.t.ppf(0.975, len(means) - 1) * means.std(ddof=1) / np.sqrt(len(means)))
-    return float(means.mean()) - half, float(means.mean()) + half
+    low, high = student_interval(returns.mean(axis=1))
+    return low, high
 
 
 def over_seeds(curves: Sequence[Mapping[int, float]]) -> tuple[ndarray, ndarray, ndarray | None]:
@@ -232,5 +231,4 @@ def over_seeds(curves: Sequence[Mapping[int, float]]) -> tuple[ndarray, ndarray,
     values = np.array([[curve[step] for step in steps] for curve in curves])
     if len(curves) == 1 or not len(steps):
         return steps, values.mean(axis=0), None
-    half = stats.t.ppf(0.975, len(curves) - 1) * values.std(axis=0, ddof=1) / np.sqrt(len(curves))
-    return steps, values.mean(axis=0), half
+    return steps, values.mean(axis=0), np.array([np.ptp(student_interval(column)) / 2 for column in values.T])

@@ -152,7 +152,9 @@ def show_results(folder: SweepFolder, best: dict[str, Any] | None) -> None:
         return
     settings = "  ".join(f"{key}={value}" for key, value in best["settings"].items())
     print(f"best    {settings}")
-    print(f"        {best['metric']} {best['metric_mean']:.1f}, the mean of {best['num_seeds']} seed(s)")
+    interval = " .. ".join(f"{bound:.1f}" for bound in best["metric_ci95"] or ())
+    seeds = f"the mean of {best['num_seeds']} seeds, 95% interval {interval}" if interval else "one seed"
+    print(f"        {best['metric']} {best['metric_mean']:.1f}, {seeds}")
     print(f"sweep   {folder}")
     print(f"table   {folder}/trials.csv")
     print(f"report  {folder}/report/report.html")

@@ -10,11 +10,13 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from dt_ray.checkpoint import checkpoint_name, load_policy
 from dt_ray.config import EvaluationConfig
 from dt_ray.config_io import parse_yaml
 from dt_ray.errors import RunError
-from dt_ray.evaluation import evaluate
+from dt_ray.evaluation import evaluate, student_interval
 from dt_ray.runs import RunFolder
 from dt_ray.storage import Folder
 from dt_ray.sweep_config import SweepConfig, decode_sweep, value_of
@@ -210,6 +212,7 @@ def find_best(rows: Sequence[Row], sweep: SweepConfig) -> dict[str, Any] | None:
         "settings": settings,
         "num_seeds": len(found),
         "metric_mean": statistics.fmean(values),
+        "metric_ci95": student_interval(np.array(values)) if len(values) > 1 else None,
         "metric_by_seed": {str(each["seed"]): each[metric] for each in found},
         "trial": row["trial"],
         "seed": row["seed"],

@@ -12,12 +12,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import ray
+from torch import Tensor
 
 from dt_ray.checkpoint import find_fault
 from dt_ray.config import RunConfig
 from dt_ray.config_io import to_plain
 from dt_ray.errors import ConfigError, ResourceError
 from dt_ray.launch import start_run
+from dt_ray.learners.decision_transformer import DecisionTransformerLearner
+from dt_ray.losses import Metrics
+from dt_ray.models.batch import WindowBatch
 from dt_ray.runs import RunFolder
 from dt_ray.sweep import run_sweep
 from dt_ray.sweep_config import SweepConfig, decode_sweep
@@ -86,6 +90,24 @@ def test_a_trial_that_fails_does_not_stop_the_others(tiny_config: RunConfig, tmp
     assert statuses_of(sweep) == ["failed", "finished"]
     error = (SweepFolder.of(sweep).trial("00000").folder / "error.txt").read_text()
     assert "the loss became nan at update" in error
+
+
+class Crashing(DecisionTransformerLearner):
+    def update(self, batch: WindowBatch, *, num_real: Tensor | None = None) -> Metrics:
+        if self.step == 7 and self.config.model.width == 8:
+            raise ZeroDivisionError("crashed at update 7")
+        return super().update(batch, num_real=num_real)
+
+
+def test_a_trial_that_crashes_is_named_with_its_reason(tiny_config: RunConfig, tmp_path: Path) -> None:
+    """Not a mistake of the user's: tried again, then reported, and the rest goes on."""
+    settings = ("algorithm=test_tuning:Crashing", "checkpoint.every=5", "evaluation.every=5")
+    sweep = sweep_of(tiny_config, tmp_path, "crash", *settings, model__width={"grid": [8, 16]})
+    best = run_sweep(sweep)
+    assert best is not None
+    assert best["settings"]["model.width"] == 16
+    assert statuses_of(sweep) == ["failed", "finished"]
+    assert "crashed at update 7" in (SweepFolder.of(sweep).trial("00000").folder / "error.txt").read_text()
 
 
 def test_a_killed_trial_goes_on_from_its_checkpoint(tiny_config: RunConfig, tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from dt_ray.distributed.cluster import quiet
 from dt_ray.distributed.data import prepare_layouts
 from dt_ray.distributed.resources import MAX_AUTOMATIC_CPUS_PER_WORKER, ResourcePlan
 from dt_ray.distributed.training import train_on_ray
-from dt_ray.errors import ConfigError, ResourceError, UserError
+from dt_ray.errors import ConfigError, ResourceError, StorageError, UserError
 from dt_ray.learners import Policy
 from dt_ray.loop import run_training
 from dt_ray.recording import TrainResult
@@ -100,10 +100,19 @@ def tune_on_ray(
                     failure_config=ray.tune.FailureConfig(max_failures=MAX_FAILURES),
                 ),
             )
-        tuner.fit()
+        results = tuner.fit()
+    for result in results:
+        name = (result.config or {}).get("trial") or (result.metrics or {}).get("trial_id")
+        if result.error is not None and name is not None:
+            note_failure(folder.trial(name), result.error)
     for name in folder.trial_names():
         note_end(folder.trial(name))
     evaluate_further(sweep, folder)
+
+
+def note_failure(run: RunFolder, error: BaseException) -> None:
+    """Says in a trial's folder what ended it: a crash, or more lost processes than it may survive."""
+    (run.folder / "error.txt").write_text(f"{str(error).strip()}\n")
 
 
 def note_end(run: RunFolder) -> None:
@@ -214,7 +223,7 @@ def make_search(sweep: SweepConfig) -> Searcher | None:
     if sweep.settings.search == "random":
         return None
     if importlib.util.find_spec("optuna") is None:
-        raise ConfigError('search=optuna needs the package optuna: pip install "dt-ray[optuna]"') from None
+        raise ConfigError('search=optuna needs the package optuna: pip install "dt-ray[optuna]"')
     import optuna
     from ray.tune.search import Repeater
     from ray.tune.search.optuna import OptunaSearch
@@ -325,8 +334,10 @@ def train_trial(
         train = _train_with_workers if config.scaling.max_workers > 1 else _train_here
         report = train(config, sweep, data, cpus).summary["last"]
         ray.tune.report(metrics_of(report, sweep))
+    except StorageError:  # Tune tries again
+        raise
     except UserError as error:  # which another attempt would end with as well
-        (run.folder / "error.txt").write_text(f"{error}\n")
+        note_failure(run, error)
         worst = -math.inf if sweep.settings.mode == "max" else math.inf
         ray.tune.report({"step": sweep.base.total_timesteps, sweep.settings.metric: worst})
 
