@@ -280,7 +280,7 @@ def test_print_config_prints_what_a_run_would_have(tmp_path: Path) -> None:
     assert "seed: 7" in out
 
 
-@pytest.mark.parametrize("module", ["train", "evaluate", "sweep", "report", "export", "data"])
+@pytest.mark.parametrize("module", ["train", "evaluate", "sweep", "report", "export", "serve", "data"])
 def test_help_imports_nothing_heavy(module: str, tmp_path: Path) -> None:
     """Torch and Ray take seconds to import; a help text needs neither."""
     heavy = "{'torch', 'ray', 'gymnasium', 'numpy', 'pyarrow', 'pydantic'}"

@@ -1,0 +1,94 @@
+"""A policy behind HTTP, by Ray Serve: one replica holds the sessions, and steps those whose requests come together."""
+
+import logging
+import time
+from typing import Any
+
+import torch
+from fastapi import FastAPI, HTTPException
+from pydantic import BaseModel, Field
+from ray import serve
+
+from dt_ray.checkpoint import load_policy
+from dt_ray.serving import RefusedError, Sessions
+from dt_ray.storage import Folder
+
+# No `from __future__ import annotations` here: FastAPI reads the annotations of the methods below.
+
+log = logging.getLogger("dt_ray")
+
+MAX_BATCH = 256
+BATCH_WAIT_S = 0.002
+
+app = FastAPI(title="dt_ray policy")
+
+
+class Start(BaseModel, extra="forbid"):
+    """The first observation of an episode, and the return that it is asked for."""
+
+    observation: list[float]
+    target_return: float
+
+
+class Step(BaseModel, extra="forbid"):
+    """What the last action earned, what was seen next, and what was done if it wasn't that action."""
+
+    observation: list[float]
+    reward: float
+    action: list[float] | None = Field(default=None)
+
+
+@serve.deployment(ray_actor_options={"num_cpus": 1}, max_ongoing_requests=4 * MAX_BATCH)
+@serve.ingress(app)
+class PolicyServer:
+    """Sessions of one policy."""
+
+    def __init__(self, checkpoint: str, *, max_sessions: int, idle_s: float) -> None:
+        torch.set_num_threads(1)
+        policy, facts = load_policy(Folder(checkpoint))
+        self.facts = {"env_id": facts.env_id, "algorithm": facts.algorithm, "step": facts.step}
+        self.sessions = Sessions(policy, facts.spec, max_sessions=max_sessions, idle_s=idle_s)
+
+    @app.get("/")
+    async def describe(self) -> dict[str, Any]:
+        self.sessions.drop_idle()
+        return {**self.facts, "sessions": len(self.sessions)}
+
+    @app.post("/sessions")
+    async def start(self, request: Start) -> dict[str, Any]:
+        name = _or_refuse(lambda: self.sessions.start(request.observation, request.target_return))
+        return {"session": name, "action": await self.act(name)}
+
+    @app.post("/sessions/{name}/step")
+    async def step(self, name: str, request: Step) -> dict[str, Any]:
+        _or_refuse(lambda: self.sessions.observe(name, request.observation, request.reward, request.action))
+        return {"action": await self.act(name)}
+
+    @app.delete("/sessions/{name}")
+    async def end(self, name: str) -> dict[str, Any]:
+        _or_refuse(lambda: self.sessions.end(name))
+        return {}
+
+    @serve.batch(max_batch_size=MAX_BATCH, batch_wait_timeout_s=BATCH_WAIT_S)
+    async def act(self, names: list[str]) -> list[list[float]]:
+        return self.sessions.act(names).tolist()
+
+
+def _or_refuse(work: Any) -> Any:
+    try:
+        return work()
+    except RefusedError as error:
+        raise HTTPException(error.status, error.reason) from None
+
+
+def serve_policy(checkpoint: str, *, host: str, port: int, max_sessions: int, idle_s: float) -> None:
+    """Serves until it is interrupted, on the cluster that is joined."""
+    serve.start(http_options={"host": host, "port": port})
+    server = PolicyServer.bind(checkpoint, max_sessions=max_sessions, idle_s=idle_s)  # type: ignore[attr-defined]
+    try:
+        serve.run(server, name="policy", route_prefix="/")
+        log.info("serving %s at http://%s:%d", checkpoint, host, port)
+        while True:
+            time.sleep(3600)
+    finally:
+        serve.shutdown()

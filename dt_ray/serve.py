@@ -1,0 +1,59 @@
+"""Serves a policy over HTTP, with Ray Serve (extra `serve`); on this machine only unless --host says otherwise.
+
+    python -m dt_ray.serve runs/mine
+    curl -X POST localhost:8000/sessions -d '{"observation": [1, 0, 0], "target_return": -200}' -H 'content-type: application/json'
+    curl -X POST localhost:8000/sessions/NAME/step -d '{"observation": [1, 0, 0], "reward": -0.1}' -H 'content-type: application/json'
+    curl -X DELETE localhost:8000/sessions/NAME
+
+A session is an episode: it starts with an observation and a target return, and each step answers with an action.
+"""  # noqa: E501
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from dt_ray.command import run_command, show_log
+
+
+def main(arguments: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m dt_ray.serve", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "checkpoint", metavar="RUN|CHECKPOINT", help="a run's folder (its newest checkpoint) or a checkpoint's"
+    )
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default 127.0.0.1)")
+    parser.add_argument("--port", type=int, default=8000, help="(default 8000)")
+    parser.add_argument("--max-sessions", type=int, default=1000, metavar="N", help="live at a time (default 1000)")
+    parser.add_argument("--idle-s", type=float, default=600.0, metavar="S", help="after which one is dropped (600)")
+    parser.add_argument("--verbose", action="store_true", help="show Ray's own messages too")
+    options = parser.parse_args(arguments)
+
+    import importlib.util
+
+    from dt_ray.checkpoint import read_facts
+    from dt_ray.errors import UserError
+    from dt_ray.runs import find_checkpoint
+    from dt_ray.storage import Folder
+
+    show_log()
+    if importlib.util.find_spec("fastapi") is None or importlib.util.find_spec("grpc_reflection") is None:
+        raise UserError('serving needs the extra serve: pip install "dt-ray[serve]"')
+    place = find_checkpoint(Folder.at(options.checkpoint))
+    read_facts(place)  # before anything starts
+    from dt_ray.distributed.cluster import connection
+    from dt_ray.distributed.serving import serve_policy
+
+    with connection(verbose=options.verbose):
+        serve_policy(
+            str(place),
+            host=options.host,
+            port=options.port,
+            max_sessions=options.max_sessions,
+            idle_s=options.idle_s,
+        )
+
+
+if __name__ == "__main__":
+    run_command(main)

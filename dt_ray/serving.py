@@ -1,0 +1,187 @@
+"""Many live episodes of a policy that step when their clients do: what a server keeps of each, and acts on together.
+
+Legend: N episodes that act together, S observation, A action dimension.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy import ndarray
+
+from dt_ray.data.normalizer import Normalizer
+from dt_ray.data.spaces import SpaceSpec
+from dt_ray.learners.base import Policy
+from dt_ray.learners.iql import ObservationPolicy
+from dt_ray.learners.policies import DecisionTransformerPolicy
+from dt_ray.models.batch import WindowBatch
+
+
+class RefusedError(Exception):
+    """A request that can't be answered, with the HTTP status that says so."""
+
+    def __init__(self, status: int, reason: str) -> None:
+        super().__init__(reason)
+        self.status, self.reason = status, reason
+
+
+@dataclass
+class Session:
+    """One episode: the steps that the policy may look at, in the environment's units."""
+
+    missing: float  # of the target return
+    used_at: float
+    observations: list[Float[ndarray, "S"]] = field(default_factory=list)
+    previous_actions: list[Float[ndarray, "A"]] = field(default_factory=list)
+    returns_to_go: list[float] = field(default_factory=list)
+    num_steps: int = 0
+    action: Float[ndarray, "A"] | None = None  # that the newest step was given
+
+    def append(self, observation: Float[ndarray, "S"], previous_action: Float[ndarray, "A"], *, longest: int) -> None:
+        self.observations = [*self.observations, observation][-longest:]
+        self.previous_actions = [*self.previous_actions, previous_action][-longest:]
+        self.returns_to_go = [*self.returns_to_go, self.missing][-longest:]
+        self.num_steps += 1
+
+
+class Sessions:
+    """The live episodes: at most so many, and none that was idle for so long. Each answers as a policy by itself."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        spec: SpaceSpec,
+        *,
+        max_sessions: int = 1000,
+        idle_s: float = 600.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        assert isinstance(policy, DecisionTransformerPolicy | ObservationPolicy)
+        self.policy, self.spec = policy, spec
+        self.max_sessions, self.idle_s, self.clock = max_sessions, idle_s, clock
+        self._sessions: dict[str, Session] = {}
+        self.longest, self.max_timesteps = _limits(policy)
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+    def start(self, observation: Sequence[float], target_return: float) -> str:
+        """Begins an episode; returns its name.
+
+        Raises:
+            RefusedError: the observation is no such, or too many episodes are live.
+        """
+        first = self._checked("observation", observation, self.spec.observation_dim)
+        wanted = float(self._checked("target_return", [target_return], 1)[0])
+        self.drop_idle()
+        if len(self._sessions) >= self.max_sessions:
+            raise RefusedError(503, f"{self.max_sessions} sessions are live already; end one, or wait")
+        name = uuid.uuid4().hex
+        session = Session(missing=wanted, used_at=self.clock())
+        session.append(first, np.zeros(self.spec.action_dim, np.float32), longest=self.longest)
+        self._sessions[name] = session
+        return name
+
+    def observe(
+        self, name: str, observation: Sequence[float], reward: float, action: Sequence[float] | None = None
+    ) -> None:
+        """Notes what a step earned and what was seen next; `action` is what was done, if it wasn't what was given.
+
+        Raises:
+            RefusedError: no such session, its episode is too long, or what was observed is none.
+        """
+        session = self._find(name)
+        seen = self._checked("observation", observation, self.spec.observation_dim)
+        earned = float(self._checked("reward", [reward], 1)[0])
+        if session.action is None:
+            raise RefusedError(409, "the step before has no action yet")
+        done = session.action if action is None else self._checked("action", action, self.spec.action_dim)
+        if self.max_timesteps is not None and session.num_steps >= self.max_timesteps:
+            raise RefusedError(409, f"the policy was trained for episodes of up to {self.max_timesteps} steps")
+        session.missing -= earned
+        session.action = None
+        session.append(seen, done, longest=self.longest)
+
+    @torch.inference_mode()
+    def act(self, names: Sequence[str]) -> Float[ndarray, "N A"]:
+        """The next actions of these episodes, together."""
+        sessions = [self._sessions[name] for name in names]
+        normalizer = self.policy.normalizer
+        if isinstance(self.policy, ObservationPolicy):
+            newest = normalizer.normalize_observations(np.stack([session.observations[-1] for session in sessions]))
+            predicted = self.policy.model.policy_mean(torch.from_numpy(newest))
+        else:
+            batch = _as_batch(sessions, normalizer, return_scale=self.policy.return_scale)
+            predicted = self.policy.model.predict_last_action(batch)
+        actions = normalizer.denormalize_actions(predicted.numpy())
+        for session, action in zip(sessions, actions, strict=True):
+            session.action, session.used_at = action, self.clock()
+        return actions
+
+    def end(self, name: str) -> None:
+        """Forgets an episode.
+
+        Raises:
+            RefusedError: no such session.
+        """
+        self._find(name)
+        del self._sessions[name]
+
+    def drop_idle(self) -> None:
+        """Forgets the episodes that nobody has stepped for `idle_s` seconds."""
+        oldest = self.clock() - self.idle_s
+        self._sessions = {name: each for name, each in self._sessions.items() if each.used_at > oldest}
+
+    def _find(self, name: str) -> Session:
+        self.drop_idle()
+        if name not in self._sessions:
+            raise RefusedError(404, f"no session {name!r}: it was ended, or dropped after {self.idle_s:g} idle seconds")
+        return self._sessions[name]
+
+    def _checked(self, name: str, values: Sequence[float], num: int) -> Float[ndarray, "num"]:
+        array = np.asarray(values, np.float32)
+        if array.shape != (num,) or not np.isfinite(array).all():
+            raise RefusedError(422, f"{name} is {num} finite number(s), got {list(values)}")
+        return array
+
+
+def _limits(policy: DecisionTransformerPolicy | ObservationPolicy) -> tuple[int, int | None]:
+    """Steps that are kept of an episode, and steps that it may have."""
+    if isinstance(policy, ObservationPolicy):
+        return 1, None
+    config = policy.model.config
+    kept = config.max_timesteps if config.attention == "band" else policy.context_length
+    return kept, None if config.clamp_timesteps else config.max_timesteps
+
+
+def _as_batch(sessions: Sequence[Session], normalizer: Normalizer, *, return_scale: float) -> WindowBatch:
+    """The kept steps of each, padded on the right."""
+    lengths = np.array([len(session.observations) for session in sessions])
+    mask = np.arange(lengths.max()) < lengths[:, None]  # [N, T]
+    steps = np.array([session.num_steps for session in sessions])
+    timesteps = np.where(mask, np.arange(lengths.max()) + (steps - lengths)[:, None], 0)
+
+    def padded(values: list[list[ndarray]]) -> Float[ndarray, "N T D"]:
+        table = np.zeros((*mask.shape, values[0][0].shape[0]), np.float32)
+        table[mask] = np.concatenate([np.stack(each) for each in values])
+        return table
+
+    observations = normalizer.normalize_observations(padded([session.observations for session in sessions]))
+    previous = normalizer.normalize_actions(padded([session.previous_actions for session in sessions]))
+    previous = np.where((timesteps > 0)[..., None], previous, 0).astype(np.float32)
+    to_go = np.zeros(mask.shape)
+    to_go[mask] = np.concatenate([session.returns_to_go for session in sessions]) * return_scale
+    return WindowBatch(
+        observations=torch.from_numpy(observations * mask[..., None]),
+        actions=torch.from_numpy(np.roll(previous, -1, axis=1)),  # the newest is what is asked for
+        previous_actions=torch.from_numpy(previous),
+        returns_to_go=torch.from_numpy(to_go.astype(np.float32)),
+        timesteps=torch.from_numpy(timesteps),
+        mask=torch.from_numpy(mask),
+    )
