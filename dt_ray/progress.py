@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from dt_ray.config import RunConfig
 from dt_ray.errors import RunError, StorageError
+from dt_ray.evaluation import score
 from dt_ray.runs import RunFolder
 from dt_ray.sweep_config import SweepConfig, value_of
 from dt_ray.sweeps import SweepFolder, result_of
@@ -61,6 +62,7 @@ class Watcher:
         self.is_live = sys.stderr.isatty()
         self.bar: tqdm | None = None
         self.newest: dict[str, Any] = {}
+        self.last_evaluation: dict[str, str] = {}
         self.before = self._lines()  # of a run that is resumed or replaced: nothing new
         self.evaluated: set[str] = set(self.run.evaluations.names())
         self.last_line, self.shown_step = 0.0, 0
@@ -82,7 +84,9 @@ class Watcher:
         for name in names:
             if name.endswith(".json") and not name.startswith(".") and name not in self.evaluated:
                 self.evaluated.add(name)
-                self._say(_evaluation_line(json.loads((self.run.evaluations / name).read_text())))
+                report = json.loads((self.run.evaluations / name).read_text())
+                self.last_evaluation = {"return": f"{score(report):.1f} at {report['step']}"}
+                self._say(_evaluation_line(report))
         if not lines or lines == self.before:
             return
         self.newest = json.loads(lines[-1])
@@ -97,7 +101,7 @@ class Watcher:
             if self.bar is None:
                 self.bar = tqdm(total=total, initial=step, unit="update", file=sys.stderr, dynamic_ncols=True)
             self.bar.update(step - self.bar.n)  # back, too, where updates are made again
-            self.bar.set_postfix(loss=f"{self.newest['train/loss']:.4f}")
+            self.bar.set_postfix({"loss": f"{self.newest['train/loss']:.4f}", **self.last_evaluation})
         elif step == total or time.monotonic() - self.last_line >= PLAIN_LINE_EVERY_S:
             rate = self.newest["time/updates_per_s"]
             self._say(
