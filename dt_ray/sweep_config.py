@@ -8,6 +8,7 @@ evaluation reads multiplies evaluations, never training runs.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import itertools
 import math
 from collections.abc import Mapping, Sequence
@@ -45,13 +46,14 @@ class SweepSettings:
     num_samples: Annotated[int, Ge(1)] = 1  # draws of what isn't a grid, for each point of the grid
     num_seeds: Annotated[int, Ge(1)] = 1  # trainings of each setting, with seeds from `seed` on
     metric: Literal["return_mean", "normalized_score", "obedience_error"] = "return_mean"
+    mode: Literal["max", "min"] | None = None  # which of its values is best; null: the lowest error, the highest else
     scheduler: Literal["none", "asha", "median", "pbt"] = "none"  # what ends trials early, or changes them
     search: Literal["random", "optuna"] = "random"  # who draws
     max_concurrent: Annotated[int, Ge(1)] | None = None  # trials at a time; null: as many as there are CPUs for
 
     @property
-    def mode(self) -> Literal["max", "min"]:
-        return "min" if self.metric == "obedience_error" else "max"
+    def direction(self) -> Literal["max", "min"]:
+        return self.mode or ("min" if self.metric == "obedience_error" else "max")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,7 +177,7 @@ def decode_sweep(
         ConfigError: all of the problems in one message.
     """
     changes, problems = read_overrides(overrides)
-    given = {"storage_path": config.get("storage_path", "sweeps"), **tree, **changes}
+    given = {"storage_path": config.get("storage_path", "sweeps"), **_flat(tree), **_flat(changes)}
     names = {field.name for field in dataclasses.fields(SweepSettings)}
     settings = {key: value for key, value in given.items() if key in names}
     swept = {key: value for key, value in given.items() if key not in names and _is_axis(value)}
@@ -229,6 +231,18 @@ def _value_at(tree: Mapping[str, Any], key: str) -> Any:
     return node
 
 
+def _flat(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a tree by their dotted keys, sections written out or not."""
+    known, values = set(dotted_keys(RunConfig)), {}
+    for key, value in tree.items():
+        parts = value if isinstance(value, Mapping) and not _is_axis(value) else {}
+        if any(f"{key}.{part}" in known for part in parts):
+            values |= {f"{key}.{part}": each for part, each in parts.items()}
+        else:
+            values[key] = value
+    return values
+
+
 def _as_number(value: Any) -> Any:
     """YAML reads 1e-4 as text."""
     try:
@@ -242,8 +256,10 @@ def _is_axis(value: Any) -> bool:
 
 
 def _find_axis_fault(key: str, kind: str, choices: Any, base: RunConfig) -> str | None:
-    if key not in dotted_keys(RunConfig):
-        return f"{key}: no such key of the configuration"
+    known = dotted_keys(RunConfig)
+    if key not in known:
+        close = difflib.get_close_matches(key, known, n=1)
+        return f"{key}: no such key" + (f"; did you mean {close[0]}?" if close else "")
     if key in ("name", "storage_path"):
         return f"{key}: every trial has its own, it can't be swept"
     if not isinstance(choices, list) or not choices:

@@ -195,7 +195,7 @@ def over_seeds(rows: Sequence[Row], sweep: SweepConfig) -> list[tuple[Row, list[
 
 def find_best(rows: Sequence[Row], sweep: SweepConfig) -> dict[str, Any] | None:
     """What `best.json` says, but for the evaluation: the setting that is best on average over its seeds."""
-    metric, sign = sweep.settings.metric, 1 if sweep.settings.mode == "max" else -1
+    metric, sign = sweep.settings.metric, 1 if sweep.settings.direction == "max" else -1
     groups = over_seeds(rows, sweep)
     if not groups:
         return None
@@ -208,7 +208,7 @@ def find_best(rows: Sequence[Row], sweep: SweepConfig) -> dict[str, Any] | None:
     values = [each[metric] for each in found]
     return {
         "metric": metric,
-        "mode": sweep.settings.mode,
+        "mode": sweep.settings.direction,
         "settings": settings,
         "num_seeds": len(found),
         "metric_mean": statistics.fmean(values),

@@ -106,6 +106,20 @@ def test_a_sweep_file_gives_its_sweep_again() -> None:
     assert decode_sweep(again, config, (), default_name="other") == sweep
 
 
+def test_sections_may_be_written_out() -> None:
+    """And leave the rest of their section as it is."""
+    nested = {
+        "model": {"context_length": {"grid": [1, 3]}, "width": 32},
+        "evaluation": {"num_episodes": 7},
+        "mode": "min",
+    }
+    dotted = {"model.context_length": {"grid": [1, 3]}, "model.width": 32, "evaluation.num_episodes": 7, "mode": "min"}
+    assert sweep_of(nested) == sweep_of(dotted)
+    assert sweep_of(nested).base.model.max_timesteps == 200
+    assert sweep_of(nested).settings.direction == "min"
+    assert sweep_of({"metric": "obedience_error"}).settings.direction == "min"
+
+
 def test_an_override_fixes_or_sweeps_its_key() -> None:
     tree = {"model.context_length": {"grid": [1, 3]}}
     fixed = sweep_of(tree, "model.context_length=2", "optim.learning_rate={grid: [1e-3, 1e-2]}")
@@ -117,7 +131,8 @@ def test_an_override_fixes_or_sweeps_its_key() -> None:
 @pytest.mark.parametrize(
     ("tree", "says"),
     [
-        ({"model.contextlength": {"grid": [1]}}, "model.contextlength: no such key"),
+        ({"model.contextlength": {"grid": [1]}}, "no such key; did you mean model.context_length?"),
+        ({"target_return": {"grid": [1]}}, "did you mean evaluation.target_returns?"),
         ({"model.width": {"grid": 3}}, "model.width: grid takes a list, got 3"),
         ({"model.width": {"grid": []}}, "takes a list"),
         ({"optim.learning_rate": {"uniform": [1, 1e-3]}}, "takes [low, high]"),

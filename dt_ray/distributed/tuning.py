@@ -86,7 +86,7 @@ def tune_on_ray(
                 param_space=make_space(sweep),
                 tune_config=ray.tune.TuneConfig(
                     metric=sweep.settings.metric,
-                    mode=sweep.settings.mode,
+                    mode=sweep.settings.direction,
                     num_samples=sweep.num_trials if sweep.is_searched else 1,
                     search_alg=search,
                     scheduler=make_scheduler(sweep),
@@ -229,7 +229,7 @@ def make_search(sweep: SweepConfig) -> Searcher | None:
     from ray.tune.search.optuna import OptunaSearch
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    search = OptunaSearch(metric=sweep.settings.metric, mode=sweep.settings.mode, seed=sweep.base.seed)
+    search = OptunaSearch(metric=sweep.settings.metric, mode=sweep.settings.direction, seed=sweep.base.seed)
     return Repeater(search, repeat=sweep.settings.num_seeds) if sweep.settings.num_seeds > 1 else search
 
 
@@ -338,7 +338,7 @@ def train_trial(
         raise
     except UserError as error:  # which another attempt would end with as well
         note_failure(run, error)
-        worst = -math.inf if sweep.settings.mode == "max" else math.inf
+        worst = -math.inf if sweep.settings.direction == "max" else math.inf
         ray.tune.report({"step": sweep.base.total_timesteps, sweep.settings.metric: worst})
 
 
