@@ -5,6 +5,7 @@
     python -m dt_ray.train name=mine total_timesteps=500 optim.batch_size=128
     python -m dt_ray.train --resume runs/mine total_timesteps=1000
     python -m dt_ray.train --print-config                                   every key and its value
+    python -m dt_ray.train --plan scaling.num_workers=8                     what that asks of the cluster
     python -m dt_ray.train --list                                           the packaged experiments
 
 Exit codes: 0 done; 2 yours to fix, one message says what.
@@ -14,9 +15,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from dt_ray.command import print_evaluation, run_command, show_log
 from dt_ray.config import DEFAULT_CONFIG
+
+if TYPE_CHECKING:
+    from dt_ray.config import RunConfig
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -27,6 +32,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--resume", metavar="RUN", help="go on with this run from its newest complete checkpoint")
     parser.add_argument("--overwrite", action="store_true", help="replace a run of the same name")
     parser.add_argument("--print-config", action="store_true", help="print the resolved configuration and stop")
+    parser.add_argument("--plan", action="store_true", help="print what the run asks of the cluster, and stop")
     parser.add_argument("--list", action="store_true", help="print the packaged experiments and stop")
     parser.add_argument("--dashboard", action="store_true", help="start Ray's dashboard with a cluster started here")
     parser.add_argument("--verbose", action="store_true", help="show Ray's own messages too")
@@ -50,6 +56,10 @@ def main(arguments: Sequence[str]) -> None:
         config = resumed_config(options.resume, options.overrides)
     if options.print_config:
         print(to_yaml(config), end="")
+        return
+
+    if options.plan:
+        show_plan(config, verbose=options.verbose)
         return
 
     from dt_ray import launch
@@ -80,6 +90,17 @@ def main(arguments: Sequence[str]) -> None:
     print("next        " + f"python -m dt_ray.report {result.run}")
     print("            " + f"python -m dt_ray.evaluate {result.run} --target-return -200 --plot obedience.png")
     print("            " + f"python -m dt_ray.train --resume {result.run} total_timesteps={2 * config.total_timesteps}")
+
+
+def show_plan(config: RunConfig, *, verbose: bool) -> None:
+    """Raises:
+    ResourceError: the cluster has not enough for the run.
+    """
+    from dt_ray.distributed.cluster import connection, describe_on_cluster
+
+    with connection(verbose=verbose):
+        for name, value in describe_on_cluster(config).items():
+            print(f"{name:<18} {value}")
 
 
 def list_experiments() -> None:

@@ -18,6 +18,7 @@ from object_store import ObjectStore
 from pyarrow import fs
 from test_formats import assert_same, write_flat
 
+from dt_ray import train
 from dt_ray.collection import CollectionPlan, collect_here
 from dt_ray.config import DataConfig, RunConfig
 from dt_ray.config_io import load_config
@@ -216,6 +217,15 @@ def test_workers_and_data_tasks_come_through_a_failing_store(
     assert start_run(there).summary["status"] == "finished"
     broken.result()
     assert losses_of(there) == losses_of(here)
+
+
+def test_a_plan_says_what_a_run_asks_of_the_cluster(capsys: pytest.CaptureFixture[str]) -> None:
+    train.main(["--plan", "scaling.num_workers=2", "evaluation.num_actors=1", "scaling.cpus_per_worker=1.5"])
+    printed = capsys.readouterr().out
+    assert "2, 1.5 CPU(s) each" in printed
+    assert "4 of 4 CPUs, 0 of 0 GPUs" in printed
+    with pytest.raises(ResourceError, match="ask for 6 CPUs and there are 4"):
+        train.main(["--plan", "scaling.num_workers=4", "scaling.cpus_per_worker=1.5"])
 
 
 def test_actors_report_what_one_process_reports(tiny_config: RunConfig) -> None:

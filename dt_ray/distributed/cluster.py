@@ -12,7 +12,7 @@ import ray
 from ray.exceptions import RayTaskError
 
 from dt_ray.config import RunConfig
-from dt_ray.distributed.resources import ResourcePlan, plan_resources
+from dt_ray.distributed.resources import ResourcePlan, describe_plan, plan_resources
 from dt_ray.errors import UserError
 
 # Set before Ray starts; what the user has set stays.
@@ -83,6 +83,16 @@ def plan_on_cluster(config: RunConfig) -> ResourcePlan:
     """The run's share of the cluster that is joined."""
     there = ray.cluster_resources()
     return plan_resources(config, cpus=there.get("CPU", 0), gpus=there.get("GPU", 0))
+
+
+def describe_on_cluster(config: RunConfig) -> dict[str, str]:
+    """What the run will ask of the cluster that is joined.
+
+    Raises:
+        ResourceError: the cluster has not enough.
+    """
+    there = ray.cluster_resources()
+    return describe_plan(plan_on_cluster(config), cpus=there.get("CPU", 0), gpus=there.get("GPU", 0))
 
 
 @contextmanager

@@ -28,6 +28,23 @@ class ResourcePlan:
     notes: tuple[str, ...] = ()
 
 
+def describe_plan(plan: ResourcePlan, *, cpus: float, gpus: float) -> dict[str, str]:
+    """What a run will ask for and what there is, in words."""
+    workers = f"{plan.num_workers}" if plan.max_workers is None else f"{plan.num_workers} to {plan.max_workers}"
+    gpu = " and a GPU" if plan.use_gpu else ""
+    actors = (
+        f"{plan.num_actors}, {plan.cpus_per_actor:g} CPU each" if plan.num_actors else "none: in the training process"
+    )
+    asked = plan.num_workers * plan.cpus_per_worker + plan.num_actors * plan.cpus_per_actor
+    return {
+        "training workers": f"{workers}, {plan.cpus_per_worker:g} CPU(s){gpu} each",
+        "evaluation actors": actors,
+        "together": f"{asked:g} of {cpus:g} CPUs, {plan.num_workers * plan.use_gpu} of {gpus:g} GPUs",
+        "data tasks": "before the training, one CPU each, as there is room",
+        **({"note": "; ".join(plan.notes)} if plan.notes else {}),
+    }
+
+
 def plan_resources(config: RunConfig, *, cpus: float, gpus: float) -> ResourcePlan:
     """Fits workers and evaluation actors into a cluster of so many CPUs and GPUs.
 
