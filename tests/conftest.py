@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -105,7 +106,8 @@ def ray_cluster(object_store: ObjectStore) -> Iterator[None]:
 
     from dt_ray.distributed.cluster import LOCAL_SETTINGS, NO_DASHBOARD, SETTINGS, environment, quiet
 
-    with quiet(verbose=False), environment(SETTINGS | LOCAL_SETTINGS | NO_DASHBOARD):
+    path = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])}
+    with quiet(verbose=False), environment(SETTINGS | LOCAL_SETTINGS | NO_DASHBOARD | path):
         ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
         yield
         ray.shutdown()

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -38,6 +39,14 @@ class Step(BaseModel, extra="forbid"):
     action: list[float] | None = Field(default=None)
 
 
+# Before the class: Ray Serve copies its methods, with what they can see by then, where it is decorated.
+def _or_refuse(work: Callable[[], Any]) -> Any:
+    try:
+        return work()
+    except RefusedError as error:
+        raise HTTPException(error.status, error.reason) from None
+
+
 @serve.deployment(ray_actor_options={"num_cpus": 1}, max_ongoing_requests=4 * MAX_BATCH)
 @serve.ingress(app)
 class PolicyServer:
@@ -72,13 +81,6 @@ class PolicyServer:
     @serve.batch(max_batch_size=MAX_BATCH, batch_wait_timeout_s=BATCH_WAIT_S)
     async def act(self, names: list[str]) -> list[list[float]]:
         return self.sessions.act(names).tolist()
-
-
-def _or_refuse(work: Any) -> Any:
-    try:
-        return work()
-    except RefusedError as error:
-        raise HTTPException(error.status, error.reason) from None
 
 
 def serve_policy(checkpoint: str, *, host: str, port: int, max_sessions: int, idle_s: float) -> None:
