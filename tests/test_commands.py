@@ -64,6 +64,7 @@ def test_train_then_resume_then_evaluate(trained: Path, tmp_path: Path) -> None:
     assert (tmp_path / "obedience.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_evaluate_takes_fewer_episodes_targets_and_steps_of_context(trained: Path, tmp_path: Path) -> None:
     checkpoint = trained / "checkpoints" / "step-00000020"
     arguments = ["--episodes", "1", "--target-return", "-50", "--context-length", "2", "--json", "report.json"]
@@ -76,6 +77,7 @@ def test_evaluate_takes_fewer_episodes_targets_and_steps_of_context(trained: Pat
     assert "a picture is a .png" in fail("evaluate", str(checkpoint), "--plot", "x.txt", cwd=tmp_path)
 
 
+@pytest.mark.slow
 def test_collect_import_describe_validate(tmp_path: Path) -> None:
     collect = ["collect", "--behavior", "mixed", "--episodes", "4", "--max-timesteps", "20", "--workers", "0"]
     succeed("data", *collect, "--out", "packed", cwd=tmp_path)

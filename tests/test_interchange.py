@@ -19,6 +19,8 @@ from dt_ray.launch import start_run
 from dt_ray.runs import find_checkpoint
 from dt_ray.storage import Folder
 
+pytestmark = pytest.mark.slow  # ONNX takes seconds to write
+
 EXAMPLES = Path(__file__).parent.parent / "examples"
 MODELS = {
     "step": ModelConfig(context_length=4, num_layers=2, width=16, num_heads=2, max_timesteps=60),
