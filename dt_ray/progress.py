@@ -130,6 +130,7 @@ class SweepWatcher:
         # In a population a trial that stops goes on from another one's checkpoint.
         stopped = set() if sweep.settings.scheduler == "pbt" else {"stopped"}
         self.final = {"finished", "failed", "diverged"} | stopped
+        self.num_trials = sweep.num_trials  # which draws them all
         self.stop = threading.Event()
         self.rows: dict[str, tuple[str, ...]] = {}
         self.ended = {name for name in self.folder.trial_names() if self._row(name)[1] in self.final}  # before a resume
@@ -158,7 +159,7 @@ class SweepWatcher:
                         print(self._line(name), file=sys.stderr)
 
     def table(self) -> Table:
-        table = Table(title=f"{self.folder.folder.name}: {len(self.ended)} of {self.sweep.num_trials} trials ended")
+        table = Table(title=f"{self.folder.folder.name}: {len(self.ended)} of {self.num_trials} trials ended")
         for column in (*COLUMNS, *(axis.key for axis in self.sweep.training_axes)):
             table.add_column(column)
         for row in self.rows.values():
@@ -170,7 +171,7 @@ class SweepWatcher:
         keys = [axis.key for axis in self.sweep.training_axes]
         chosen = "  ".join(f"{key}={value}" for key, value in zip(keys, values, strict=True))
         what = f"after {updates} updates, loss {loss}, best return {best}"
-        return f"trial {len(self.ended)}/{self.sweep.num_trials} {status} {what}  {chosen}"
+        return f"trial {len(self.ended)}/{self.num_trials} {status} {what}  {chosen}"
 
     def _row(self, name: str) -> tuple[str, ...]:
         run = self.folder.trial(name)

@@ -66,7 +66,10 @@ class Sessions:
         self.policy, self.spec = policy, spec
         self.max_sessions, self.idle_s, self.clock = max_sessions, idle_s, clock
         self._sessions: dict[str, Session] = {}
-        self.longest, self.max_timesteps = _limits(policy)
+        self.longest = policy.history_length
+        self.max_timesteps: int | None = None  # steps that an episode may have
+        if isinstance(policy, DecisionTransformerPolicy) and not policy.model.config.clamp_timesteps:
+            self.max_timesteps = policy.model.config.max_timesteps
 
     def __len__(self) -> int:
         return len(self._sessions)
@@ -149,15 +152,6 @@ class Sessions:
         if array.shape != (num,) or not np.isfinite(array).all():
             raise RefusedError(422, f"{name} is {num} finite number(s), got {list(values)}")
         return array
-
-
-def _limits(policy: DecisionTransformerPolicy | ObservationPolicy) -> tuple[int, int | None]:
-    """Steps that are kept of an episode, and steps that it may have."""
-    if isinstance(policy, ObservationPolicy):
-        return 1, None
-    config = policy.model.config
-    kept = config.max_timesteps if config.attention == "band" else policy.context_length
-    return kept, None if config.clamp_timesteps else config.max_timesteps
 
 
 def _as_batch(sessions: Sequence[Session], normalizer: Normalizer, *, return_scale: float) -> WindowBatch:

@@ -32,7 +32,6 @@ from dt_ray.config_io import (
 )
 from dt_ray.errors import ConfigError
 
-DEFAULT_SWEEP = "target_return_context_length"
 KINDS = ("grid", "choice", "uniform", "log_uniform")
 EVALUATION_KEYS = tuple(
     f"evaluation.{key}" for key in ("target_returns", "num_episodes", "seed", "max_timesteps", "context_length")

@@ -15,13 +15,9 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from dt_ray.command import print_evaluation, run_command, show_log
-from dt_ray.config import DEFAULT_CONFIG
-
-if TYPE_CHECKING:
-    from dt_ray.config import RunConfig
+from dt_ray.config import DEFAULT_CONFIG, RunConfig
 
 
 def main(arguments: Sequence[str]) -> None:

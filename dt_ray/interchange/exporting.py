@@ -114,7 +114,7 @@ def export_policy(policy: Policy, format: Literal["onnx", "torch"], facts: Mappi
         module, example, dynamic = _window_policy(policy)
     else:
         raise AssertionError(policy)
-    facts = {name: str(value) for name, value in {**facts, "context_length": longest_context(policy)}.items()}
+    facts = {name: str(value) for name, value in {**facts, "context_length": policy.history_length}.items()}
     with torch.no_grad():
         program = torch.export.export(module.eval(), tuple(example.values()), dynamic_shapes=dynamic)
     content = io.BytesIO()
@@ -141,15 +141,6 @@ def export_policy(policy: Policy, format: Literal["onnx", "torch"], facts: Mappi
     return written.model_proto.SerializeToString()
 
 
-def longest_context(policy: Policy) -> int:
-    """How many steps the exported policy is to be given: under a band, all of the episode."""
-    if isinstance(policy, ObservationPolicy):
-        return 1
-    assert isinstance(policy, DecisionTransformerPolicy)
-    config = policy.model.config
-    return config.max_timesteps if config.attention == "band" else policy.context_length
-
-
 def largest_difference(
     act: Any, policy: Policy, env_id: str, *, target_return: float, seed: int, max_timesteps: int
 ) -> float:
@@ -163,7 +154,7 @@ def largest_difference(
     observations, rewards, to_go = [observation], [], [target_return]
     assert env.action_space.shape is not None
     taken = [np.zeros(env.action_space.shape, np.float32)]
-    largest, context = 0.0, longest_context(policy)
+    largest, context = 0.0, policy.history_length  # type: ignore[attr-defined]
     width = np.asarray(policy.normalizer.action_high) - policy.normalizer.action_low  # type: ignore[attr-defined]
     for step in range(max_timesteps):
         action = policy.act()
@@ -213,7 +204,7 @@ def load_exported(content: bytes, format: Literal["onnx", "torch"]) -> Any:
 
 
 def _window_policy(policy: DecisionTransformerPolicy) -> tuple[nn.Module, dict[str, Tensor], Any]:
-    units, longest = policy.normalizer, longest_context(policy)
+    units, longest = policy.normalizer, policy.history_length
     num, steps = 2, min(3, longest)
     example = {
         "observations": torch.zeros(num, steps, len(units.observation_mean)),

@@ -94,6 +94,8 @@ class IQLLoss(nn.Module):
 class ObservationPolicy:
     """Acts on the newest observation alone; whatever return is asked for."""
 
+    history_length = 1  # steps of an episode that an action depends on
+
     def __init__(self, model: ActorCriticModel, normalizer: Normalizer) -> None:
         self.model, self.normalizer = model.eval(), normalizer
 

@@ -36,6 +36,12 @@ class DecisionTransformerPolicy:
         self.normalizer = normalizer
         self.context_length = context_length or model.config.context_length
 
+    @property
+    def history_length(self) -> int:
+        """Steps of an episode that an action can depend on: under a band, through the layers, all of them."""
+        config = self.model.config
+        return config.max_timesteps if config.attention == "band" else self.context_length
+
     def start(self, observations: Float[ndarray, "N S"], target_returns: Float[ndarray, "N"]) -> None:
         make_context = CachedContext if self.model.config.attention == "band" else WindowContext
         self._context: Context = make_context(

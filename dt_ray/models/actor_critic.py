@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from dt_ray.config import ModelConfig
 from dt_ray.data.spaces import SpaceSpec
 from dt_ray.models.batch import WindowBatch
+from dt_ray.models.decision_transformer import last_step
 
 LOG_STD_RANGE = (-5.0, 2.0)
 
@@ -98,8 +99,7 @@ class ActorCriticModel(nn.Module):
 
     def predict_last_action(self, windows: WindowBatch) -> Float[Tensor, "B A"]:
         """The action at the last real step of each window, which is all of it that is looked at."""
-        last = windows.mask.sum(dim=1) - 1
-        return self.policy_mean(windows.observations[torch.arange(len(last)), last])
+        return self.policy_mean(last_step(windows.observations, windows.mask))
 
 
 def make_perceptron(inputs: int, outputs: int, config: ModelConfig) -> nn.Sequential:
