@@ -2,22 +2,31 @@
 
     python benchmarks/returns.py [--seeds N] [--folder DIR]
 
-Algorithms: the presets of the Decision Transformer, asked for -130; of behaviour cloning on all episodes and on the
-best tenth of them; of implicit Q-learning. Data: 2,000 random, medium, expert or mixed episodes. Each algorithm is a
-sweep over data and seeds in `--folder`; what is there is not run again, so that it can be stopped at any time.
+Algorithms: the presets of the Decision Transformer, plain and with learned values, asked for -130; of behaviour cloning
+on all episodes and on the best tenth of them; of implicit Q-learning. Data: 2,000 random, medium, expert or mixed
+episodes. Each algorithm is a sweep over data and seeds in `--folder`, that with values a run for each; what is there is
+not run again, so that it can be stopped at any time.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Float
+from numpy import ndarray
 from rich.console import Console
 
 from dt_ray.collection import CollectionPlan, collect_here, write_dataset
-from dt_ray.config_io import find_config, read_yaml
+from dt_ray.config import RunConfig
+from dt_ray.config_io import find_config, load_config, read_yaml
 from dt_ray.evaluation import student_interval
+from dt_ray.launch import resume_run, resumed_config, start_run
+from dt_ray.runs import RunFolder
 from dt_ray.sweep import run_sweep
 from dt_ray.sweep_config import SweepConfig, decode_sweep
 from dt_ray.sweeps import SweepFolder, read_rows
@@ -28,6 +37,7 @@ ALGORITHMS = {
     "behavior_cloning-best_tenth": ("behavior_cloning/pendulum", []),
     "iql": ("iql/pendulum_random", []),
 }
+STITCHING = "decision_transformer/pendulum_stitching"
 BEHAVIORS = ("random", "medium", "expert", "mixed")
 NUM_EPISODES = 2000
 
@@ -45,6 +55,9 @@ def main() -> None:
         cells = [describe(sweep, path) for path in data]
         lines.append(f"| `{name}` | " + " | ".join(cells) + " |")
         Console(width=140).print("\n".join(lines), markup=False)
+    with_values = stitch(data, folder=options.folder, num_seeds=options.seeds)
+    lines.append(f"| `{STITCHING}` | " + " | ".join(with_values) + " |")
+    Console(width=140).print("\n".join(lines), markup=False)
 
 
 def collect(behavior: str, folder: Path) -> str:
@@ -66,10 +79,47 @@ def make_sweep(
     return decode_sweep(tree, read_yaml(find_config(config)), [*overrides, f"name={name}"], default_name=name)
 
 
+def stitch(data: list[str], *, folder: Path, num_seeds: int) -> list[str]:
+    """For each dataset what `describe` says of runs with learned values, each after a run that learns them."""
+    configs = {
+        path: [
+            load_config(
+                STITCHING,
+                [
+                    *(f"name={Path(path).name}-{seed}", f"storage_path={folder.absolute() / 'stitching'}"),
+                    *(f"seed={seed}", f"data.path={path}", "data.collect=null", "evaluation.target_returns=[-130]"),
+                    *("evaluation.every=0", "scaling.num_workers=0", "scaling.cpus_per_worker=1"),
+                ],
+            )
+            for seed in range(num_seeds)
+        ]
+        for path in data
+    }
+    with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
+        found = {path: pool.map(train_once, each) for path, each in configs.items()}
+        return [describe_means(np.array(list(found[path]))) for path in data]
+
+
+def train_once(config: RunConfig) -> float:
+    """The mean return of a run, which takes place if it hasn't yet."""
+    run = RunFolder.of(config)
+    if not run.folder.exists():
+        start_run(config)
+    elif run.read_summary()["status"] != "finished":
+        resume_run(resumed_config(str(run)))
+    return run.read_summary()["last"]["targets"][0]["return_mean"]
+
+
 def describe(sweep: SweepConfig, path: str) -> str:
-    """Mean over training seeds, with its 95% interval (Student's t) where there are several."""
+    """What `describe_means` says of a sweep's trials on a dataset."""
     rows = read_rows(sweep, SweepFolder.of(sweep))
-    means = np.array([row["return_mean"] for row in rows if row["data.path"] == path and "return_mean" in row])
+    return describe_means(
+        np.array([row["return_mean"] for row in rows if row["data.path"] == path and "return_mean" in row])
+    )
+
+
+def describe_means(means: Float[ndarray, "N"]) -> str:
+    """Mean over training seeds, with its 95% interval (Student's t) where there are several."""
     if len(means) < 2:
         return f"{means.mean():.1f}"
     return f"{means.mean():.1f} ± {np.ptp(student_interval(means)) / 2:.1f}"

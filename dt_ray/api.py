@@ -24,7 +24,7 @@ from dt_ray.data.reading import read_dataset
 from dt_ray.data.windows import Windows
 from dt_ray.errors import ConfigError, RunError
 from dt_ray.evaluation import evaluate
-from dt_ray.learners import Learner, Policy, find_learner
+from dt_ray.learners import Learner, Policy, make_learner
 from dt_ray.models.batch import WindowBatch
 from dt_ray.recording import TrainResult
 from dt_ray.runs import find_checkpoint
@@ -103,8 +103,8 @@ class Algorithm:
         """The learner; a new one is fitted to the units of the configured dataset, which is read for that."""
         if self._learner is None:
             spec = launch.check_run(self.config)
-            *_, normalizer = split_and_fit(read_dataset(self.config.data, spec), spec, self.config)
-            self._learner = find_learner(self.config.algorithm)(self.config, spec, normalizer)
+            *_, normalizer, values = split_and_fit(read_dataset(self.config.data, spec), spec, self.config)
+            self._learner, self.config = make_learner(self.config, spec, normalizer, values)
         return self._learner
 
     def train(self, *, total_timesteps: int | None = None) -> TrainResult:

@@ -43,7 +43,8 @@ class DataConfig:
     action_scale: Annotated[float, Gt(0)] = 1.0  # environment action = logged action * action_scale
     max_episodes: Annotated[int, Ge(1)] | None = None  # only so many, the first by id
     top_fraction: Annotated[float, Gt(0), Le(1)] = 1.0  # of those, the ones with the highest returns
-    return_source: Literal["column", "rewards"] | None = None  # of returns-to-go; null: the column, where there is one
+    return_source: Literal["column", "rewards", "value"] | None = None  # of returns-to-go; null: the column, if any
+    values: str | None = None  # for `value`: a run or checkpoint of iql, or a configuration of it to train first
     return_scale: Annotated[float, Gt(0)] | None = None  # multiplies returns-to-go; null: 1 / largest |return-to-go|
     return_noise: Annotated[float, Ge(0)] = 0.0  # std of an error added to each training window's returns-to-go
     discount: Annotated[float, Gt(0), Le(1)] = 1.0
@@ -54,6 +55,12 @@ class DataConfig:
     def paths(self) -> tuple[str, ...]:
         """The datasets that are read."""
         return tuple(self.mix) or (self.path,)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerceptronConfig:
+    num_layers: Annotated[int, Ge(1)]  # hidden ones
+    width: Annotated[int, Ge(1)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +75,7 @@ class ModelConfig:
     dropout: Annotated[float, Ge(0), Lt(1)] = 0.1
     max_timesteps: Annotated[int, Ge(1)] = 1000  # rows of the timestep table: the longest episode it can act in
     clamp_timesteps: bool = False  # steps past the table's end share its last row, in episodes of any length
+    values: PerceptronConfig | None = None  # that data.return_source=value puts into the model; not to be set
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,21 +176,29 @@ class RunConfig:
 
     @property
     def return_source(self) -> Literal["column", "rewards"] | None:
-        """Where returns-to-go come from; implicit Q-learning takes them apart into rewards again."""
-        return "rewards" if self.algorithm == "iql" else self.data.return_source
+        """Where logged returns-to-go come from; implicit Q-learning takes them apart into rewards again."""
+        if self.algorithm == "iql":
+            return "rewards"
+        return None if self.data.return_source == "value" else self.data.return_source
+
+    @property
+    def relabels(self) -> bool:
+        """Whether learned values take the place of logged returns-to-go."""
+        return self.data.return_source == "value"
 
 
 def find_conflicts(config: RunConfig) -> Iterator[str]:
     """One line for each rule between fields that the configuration breaks."""
     if config.data.mix and config.data.residency == "streaming":
         yield "data.mix: windows are drawn by shares from resident data only, got data.residency=streaming"
+    yield from _find_value_conflicts(config)
     model, evaluation = config.model, config.evaluation
     if model.width % model.num_heads:
         yield f"model.num_heads: must divide model.width={model.width}, got {model.num_heads}"
     if model.attention == "band" and model.token_layout != "step":
         yield f"model.attention: band needs model.token_layout=step, got {model.token_layout}"
     if config.algorithm == "iql":
-        if config.data.return_source == "column" or config.data.return_noise:
+        if config.data.return_source in ("column", "value") or config.data.return_noise:
             yield "algorithm: iql takes rewards from returns-to-go: data.return_source=rewards, data.return_noise=0"
         if config.data.window_length is not None:
             yield f"data.window_length: iql trains on single transitions, got {config.data.window_length}"
@@ -222,3 +238,19 @@ def find_conflicts(config: RunConfig) -> Iterator[str]:
         yield f"scaling.num_workers: at most one per window of optim.batch_size={config.optim.batch_size}"
     if config.name is not None and (not config.name.strip() or "/" in config.name or config.name.startswith(".")):
         yield f"name: the name of a folder, without '/' and not starting with '.', got {config.name!r}"
+
+
+def _find_value_conflicts(config: RunConfig) -> Iterator[str]:
+    data = config.data
+    if not config.relabels:
+        if data.values is not None:
+            yield f"data.values: only data.return_source=value looks at it, got {data.values!r}"
+        if config.model.values is not None:
+            yield "model.values: the sizes of what data.return_source=value puts into the model, not to be set"
+        return
+    if data.values is None:
+        yield "data.return_source: value needs data.values, a run of iql or a configuration like iql/pendulum_random"
+    if config.algorithm == "behavior_cloning":
+        yield "data.return_source: behavior_cloning looks at no returns, got value"
+    if data.residency == "streaming":
+        yield "data.return_source: value relabels resident data only, got data.residency=streaming"

@@ -47,6 +47,13 @@ EXPERIMENTS = (
         purpose="random actions alone: a Decision Transformer is no better than its data",
         target_return=-130,
         expected=(-1260, -1100),
+        baselines=("iql/pendulum_random", "decision_transformer/pendulum_stitching"),
+    ),
+    Experiment(
+        config="decision_transformer/pendulum_stitching",
+        purpose="random actions alone: with learned values it puts good steps of bad episodes together, and obeys",
+        target_return=-130,
+        expected=(-190, -160),
         baselines=("iql/pendulum_random",),
     ),
     Experiment(

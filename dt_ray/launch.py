@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from typing import Any
 
 import pyarrow as pa
 from pyarrow import fs
 
 from dt_ray.collection import CollectionPlan, collect_here, write_dataset
 from dt_ray.config import RunConfig
-from dt_ray.config_io import decode_config, to_plain
+from dt_ray.config_io import decode_config, load_config, to_plain
 from dt_ray.context import LocalContext
 from dt_ray.data.files import absolute, resolve
 from dt_ray.data.reading import read_dataset, sound_files_here
@@ -21,13 +23,15 @@ from dt_ray.interrupts import stops_asked_of
 from dt_ray.learners import find_learner
 from dt_ray.loop import run_training
 from dt_ray.recording import TrainResult
-from dt_ray.runs import RunFolder, default_name
+from dt_ray.runs import RunFolder, default_name, find_checkpoint
 from dt_ray.sources import ResidentData
 from dt_ray.storage import Folder
 from dt_ray.streaming import StreamingData, episode_statistics, make_source, streams
 from dt_ray.trackers import check_trackers
 
 log = logging.getLogger("dt_ray")
+
+Watch = Callable[[RunConfig], AbstractContextManager[Any]]  # shows a run while it takes place
 
 
 def name_run(config: RunConfig, config_name: str) -> RunConfig:
@@ -39,15 +43,23 @@ def name_run(config: RunConfig, config_name: str) -> RunConfig:
         data=replace(
             config.data,
             path=absolute(config.data.path),
+            values=_absolute_run(config.data.values),
             mix={absolute(path): share for path, share in config.data.mix.items()},
         ),
     )
 
 
 def start_run(
-    config: RunConfig, *, overwrite: bool = False, verbose: bool = False, dashboard: bool = False
+    config: RunConfig,
+    *,
+    overwrite: bool = False,
+    verbose: bool = False,
+    dashboard: bool = False,
+    watch: Watch = nullcontext,
 ) -> TrainResult:
     """Trains a new run; its folder appears once its data has been read and found good.
+
+    Where its returns are counted from values of a configuration, a run of that one comes first: `NAME-values`.
 
     Raises:
         UserError: anything that the user can mend, named before training starts where it can be known.
@@ -56,7 +68,69 @@ def start_run(
     spec = check_run(config)
     if not overwrite:
         run.check_free()
-    return _train(config, spec, lambda: run.create(config, overwrite=overwrite), verbose=verbose, dashboard=dashboard)
+    with _one_connection(config, verbose=verbose, dashboard=dashboard):
+        if config.relabels:
+            values = _learn_values(config, overwrite=overwrite, verbose=verbose, watch=watch)
+            config = replace(config, data=replace(config.data, values=str(values)))
+        with watch(config):
+            return _train(
+                config, spec, lambda: run.create(config, overwrite=overwrite), verbose=verbose, dashboard=dashboard
+            )
+
+
+def _one_connection(config: RunConfig, *, verbose: bool, dashboard: bool) -> AbstractContextManager[Any]:
+    """Ray for two runs, one after the other."""
+    if not config.relabels or config.scaling.num_workers == 0:
+        return nullcontext()
+    from dt_ray.distributed.cluster import connection
+
+    return connection(verbose=verbose, dashboard=dashboard)
+
+
+def _learn_values(config: RunConfig, *, overwrite: bool, verbose: bool, watch: Watch) -> Folder:
+    """The checkpoint that `data.values` means; of a configuration, that of its run, which is made or gone on with."""
+    assert config.data.values is not None
+    if (place := Folder.at(config.data.values)).kind() == fs.FileType.Directory:
+        return find_checkpoint(place)
+    first = values_config(config)
+    run = RunFolder.of(first)
+    if overwrite or not run.folder.exists():
+        log.info("learning values first, by %s", config.data.values)
+        start_run(first, overwrite=overwrite, verbose=verbose, watch=watch)
+    elif run.read_config() != first:
+        raise RunError(f"{run} exists already, with other settings; choose another name=… or replace it: --overwrite")
+    else:
+        with watch(first):
+            resume_run(first, verbose=verbose)
+    return find_checkpoint(run.folder)
+
+
+def values_config(config: RunConfig) -> RunConfig:
+    """The run, on the same data, that learns the values which the returns of `config` are counted from.
+
+    Raises:
+        ConfigError: there is no such configuration, it is of another algorithm, or it does not fit the run's data.
+    """
+    assert config.data.values is not None
+    learns = load_config(config.data.values)
+    if learns.algorithm != "iql":
+        raise ConfigError(f"data.values: a configuration of iql, got one of {learns.algorithm}: {config.data.values}")
+    unlike = {"return_source": None, "values": None, "return_noise": 0.0, "return_scale": None, "window_length": None}
+    evaluation = replace(
+        config.evaluation,
+        every=learns.evaluation.every,
+        target_returns=config.evaluation.target_returns[:1],
+        context_length=None,
+    )
+    first = replace(
+        learns,
+        name=f"{config.name}-values",
+        data=replace(config.data, **unlike),
+        model=replace(learns.model, max_timesteps=config.model.max_timesteps),
+        evaluation=evaluation,
+        **{name: getattr(config, name) for name in ("env_id", "seed", "storage_path", "scaling", "logging")},
+    )
+    return decode_config(to_plain(first))
 
 
 def resumed_config(path: str, overrides: Sequence[str] = ()) -> RunConfig:
@@ -90,6 +164,11 @@ def resume_run(config: RunConfig, *, verbose: bool = False, dashboard: bool = Fa
         raise RunError(f"{run} has no complete checkpoint to go on from; start it again with --overwrite")
     log.info("going on from %s", checkpoint)
     return _train(config, check_run(config), lambda: run.write_config(config), verbose=verbose, dashboard=dashboard)
+
+
+def _absolute_run(place: str | None) -> str | None:
+    """A run by its absolute path; what isn't there is a configuration's name."""
+    return place if place is None or Folder.at(place).kind() != fs.FileType.Directory else Folder.at(place).uri
 
 
 def tell_how_to_resume(config: RunConfig) -> None:

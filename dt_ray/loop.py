@@ -7,7 +7,7 @@ from contextlib import closing
 from dt_ray.checkpoint import restore_learner
 from dt_ray.config import RunConfig
 from dt_ray.context import TrainContext, Wish, mean_real_steps
-from dt_ray.learners import Learner, find_learner
+from dt_ray.learners import make_learner
 from dt_ray.recording import Recorder, TrainResult
 from dt_ray.runs import RunFolder
 from dt_ray.sources import BatchSource
@@ -22,10 +22,11 @@ def run_training(config: RunConfig, source: BatchSource, context: TrainContext) 
         StorageError: a checkpoint can't be read or written.
     """
     run = RunFolder.of(config)
-    learner: Learner = find_learner(config.algorithm)(
+    learner, config = make_learner(
         config,
         source.spec,
         source.normalizer,
+        source.values,
         device=context.device,
         data_parallel=context.data_parallel,
         rank=context.rank,

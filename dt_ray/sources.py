@@ -20,6 +20,8 @@ from dt_ray.data.transitions import TransitionDataset, chosen_episodes
 from dt_ray.data.windows import UPDATES_A_DRAW, WindowTable, draw_anchors, draw_mixed_anchors
 from dt_ray.errors import DataError
 from dt_ray.models.batch import WindowBatch
+from dt_ray.models.state_values import StateValues
+from dt_ray.relabeling import LearnedValues
 
 
 class BatchSource(Protocol):
@@ -27,6 +29,7 @@ class BatchSource(Protocol):
 
     spec: SpaceSpec
     normalizer: Normalizer
+    values: StateValues | None  # that returns are counted from, in the model's units
     num_skipped_files: int  # that `data.on_corrupt=skip` left out
 
     def batch(self, step: int) -> WindowBatch:
@@ -46,6 +49,7 @@ class ResidentData:
     normalizer: Normalizer
     train: WindowTable
     validation: WindowTable | None
+    values: StateValues | None
     sizes: Int[ndarray, "D"]  # transitions of each dataset in `train`
     num_skipped_files: int
 
@@ -58,7 +62,7 @@ class ResidentData:
         Raises:
             DataError: too few episodes to hold any out, or longer ones than the model's timestep table.
         """
-        train, validation, normalizer = split_and_fit(data, spec, config)
+        train, validation, normalizer, values = split_and_fit(data, spec, config)
         mix = config.data.mix  # without one, episode ids may be anything
         sizes = train.source_sizes(len(mix)) if mix else np.array([train.num_transitions])
         for path, size in zip(mix, sizes, strict=False):
@@ -74,6 +78,7 @@ class ResidentData:
             normalizer=normalizer,
             train=lay_out(train),
             validation=lay_out(validation) if validation.num_episodes else None,
+            values=values,
             sizes=sizes,
             num_skipped_files=num_skipped_files,
         )
@@ -81,11 +86,14 @@ class ResidentData:
 
 def split_and_fit(
     data: TransitionDataset, spec: SpaceSpec, config: RunConfig
-) -> tuple[TransitionDataset, TransitionDataset, Normalizer]:
-    """The training and the held-out episodes, and the units fitted on the training episodes.
+) -> tuple[TransitionDataset, TransitionDataset, Normalizer, StateValues | None]:
+    """The training and the held-out episodes, the units fitted on the training episodes, and the values in them.
+
+    Values are there under `data.return_source=value`, whose `data.values` is a checkpoint.
 
     Raises:
         DataError: too few episodes to hold any out, or longer ones than the model's timestep table.
+        RunError: `data.values` is no complete checkpoint.
     """
     settings = config.data
     check_lengths(data, config)
@@ -97,10 +105,16 @@ def split_and_fit(
     )
     if len(chosen) < data.num_episodes or (np.diff(chosen) < 0).any():  # in their order, whatever that of the files was
         data = data.select(chosen)
-    data = data.with_return_source(config.return_source)
+    learned = None
+    if config.relabels:
+        assert settings.values is not None
+        learned = LearnedValues(settings.values)
+        data = learned.relabel(data)
+    else:
+        data = data.with_return_source(config.return_source)
     train, validation = data.split(settings.validation_fraction, seed=config.seed)
     normalizer = Normalizer.fit(train, spec, return_scale=settings.return_scale, discount=settings.discount)
-    return train, validation, normalizer
+    return train, validation, normalizer, learned and learned.inside(normalizer, train)
 
 
 def check_lengths(data: TransitionDataset, config: RunConfig) -> None:
@@ -152,7 +166,8 @@ class ResidentSource:
         world_size: int = 1,
         device: torch.device | str = "cpu",
     ) -> None:
-        self.spec, self.normalizer, self.num_skipped_files = data.spec, data.normalizer, data.num_skipped_files
+        self.spec, self.normalizer, self.values = data.spec, data.normalizer, data.values
+        self.num_skipped_files = data.num_skipped_files
         self.batch_size = config.optim.batch_size
         self.noise = ReturnNoise(config, data.normalizer, rank=rank, world_size=world_size)
         shares = tuple(config.data.mix.values())

@@ -31,6 +31,7 @@ from dt_ray.data.transitions import TransitionDataset, chosen_episodes, held_out
 from dt_ray.data.windows import UPDATES_A_DRAW, WindowTable
 from dt_ray.errors import DataError
 from dt_ray.models.batch import WindowBatch
+from dt_ray.models.state_values import StateValues
 from dt_ray.sources import BatchSource, Places, ResidentData, ResidentSource, ReturnNoise, WindowCutter, check_length
 
 log = logging.getLogger("dt_ray")
@@ -74,7 +75,7 @@ def streams(files: Sequence[DatasetFile], config: RunConfig) -> bool:
     path, settings = ", ".join(config.data.paths), config.data
     size = sum(file.size for file in files) / 2**20
     streaming = settings.residency == "streaming" or (
-        settings.residency == "auto" and size > settings.memory_mb and not settings.mix
+        settings.residency == "auto" and size > settings.memory_mb and not settings.mix and not config.relabels
     )
     log.info(
         "data: %.0f MB in %d file(s), %s (data.residency=%s, data.memory_mb=%d)",
@@ -174,6 +175,7 @@ class StreamingSource:
         device: torch.device | str = "cpu",
     ) -> None:
         self.spec, self.normalizer, self.num_skipped_files = data.spec, data.normalizer, data.num_skipped_files
+        self.values: StateValues | None = None  # relabelling needs all data at once
         self.data, self.config, self.device = data, config, device
         self.rank, self.world_size = rank, world_size
         self.noise = ReturnNoise(config, data.normalizer, rank=rank, world_size=world_size)

@@ -67,13 +67,12 @@ def main(arguments: Sequence[str]) -> None:
     if options.resume is None:
         config = launch.name_run(config, name)
     try:
-        with progress(config):
-            if options.resume is None:
-                result = launch.start_run(
-                    config, overwrite=options.overwrite, verbose=options.verbose, dashboard=options.dashboard
-                )
-            else:
-                result = launch.resume_run(config, verbose=options.verbose, dashboard=options.dashboard)
+        shown = {"verbose": options.verbose, "dashboard": options.dashboard}
+        if options.resume is None:
+            result = launch.start_run(config, overwrite=options.overwrite, watch=progress, **shown)
+        else:
+            with progress(config):
+                result = launch.resume_run(config, **shown)
     except KeyboardInterrupt:
         launch.tell_how_to_resume(config)
         raise

@@ -61,7 +61,7 @@ def test_streaming_trains_on_the_episodes_and_in_the_units_of_resident_data(
 ) -> None:
     for settings in (config.data, replace(config.data, top_fraction=0.4, max_episodes=50)):
         chosen = replace(config, data=settings)
-        train, _, normalizer = split_and_fit(data, pendulum_spec, chosen)
+        train, _, normalizer, _ = split_and_fit(data, pendulum_spec, chosen)
         built = build(chosen, pendulum_spec)
         np.testing.assert_array_equal(built.train_ids, train.episode_ids)
         assert built.num_transitions == train.num_transitions
@@ -73,7 +73,7 @@ def test_a_pass_uses_each_transition_once_and_the_next_one_in_another_order(
     config: RunConfig, data: TransitionDataset, pendulum_spec: SpaceSpec
 ) -> None:
     source = StreamingSource(build(config, pendulum_spec), config)
-    expected, _, normalizer = split_and_fit(data, pendulum_spec, config)
+    expected, _, normalizer, _ = split_and_fit(data, pendulum_spec, config)
     passes = []
     for number in range(2):
         pieces = list(source._read_pass(number))
@@ -90,7 +90,7 @@ def test_windows_of_pools_are_those_of_the_whole_data(
     config: RunConfig, data: TransitionDataset, pendulum_spec: SpaceSpec
 ) -> None:
     """But for those that reach past the end of a piece of a long episode."""
-    train, _, normalizer = split_and_fit(data, pendulum_spec, config)
+    train, _, normalizer, _ = split_and_fit(data, pendulum_spec, config)
     whole = normalizer.normalize(train)
     source = StreamingSource(build(config, pendulum_spec), config)
     place_of = {round(float(value), 5): i for i, value in enumerate(whole.observations[:, 0])}

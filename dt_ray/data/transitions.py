@@ -166,6 +166,25 @@ class TransitionDataset:
         rest = np.setdiff1d(np.arange(self.num_episodes), held_out)
         return self.select(rest), self.select(held_out)
 
+    def without_last_steps(self, episodes: Bool[ndarray, "E"]) -> TransitionDataset:
+        """Without the last step of these episodes, and without those of which nothing remains.
+
+        Raises:
+            DataError: nothing remains at all.
+        """
+        if not episodes.any():
+            return self
+        rows = np.ones(self.num_transitions, bool)
+        rows[self.ends[episodes] - 1] = False
+        lengths = self.lengths - episodes
+        remain = lengths > 0
+        if not remain.any():
+            raise DataError("all episodes are one step long, and what came after it was not logged")
+        columns = dict.fromkeys((*STEP_FIELDS, "returns_to_go"), rows)
+        columns |= dict.fromkeys(("episode_ids", "first_timesteps", "final_observations"), remain)
+        kept = {name: getattr(self, name)[which] for name, which in columns.items() if getattr(self, name) is not None}
+        return TransitionDataset(**kept, starts=(np.cumsum(lengths) - lengths)[remain])
+
     def with_return_source(self, source: Literal["column", "rewards"] | None) -> TransitionDataset:
         """The same with its logged returns-to-go, or without; None takes what is there.
 

@@ -29,13 +29,14 @@ from dt_ray.data.spaces import SpaceSpec, read_spaces
 from dt_ray.data.transitions import chosen_episodes, held_out_episodes
 from dt_ray.data.windows import slice_windows
 from dt_ray.distributed.cluster import user_errors
+from dt_ray.errors import ConfigError
 from dt_ray.sources import ResidentData
 from dt_ray.streaming import StreamingData, episode_statistics, streams
 
 MAX_PARTITIONS = 16
 # Settings that matter only after the episodes are read.
-SETTINGS_READ_LATER = ("max_episodes", "top_fraction", "return_source", "return_scale", "return_noise", "discount",
-                       "validation_fraction", "window_length")  # fmt: skip
+SETTINGS_READ_LATER = ("max_episodes", "top_fraction", "return_source", "values", "return_scale", "return_noise",
+                       "discount", "validation_fraction", "window_length")  # fmt: skip
 READ_ALIKE: dict[str, Any] = {name: getattr(DataConfig(), name) for name in SETTINGS_READ_LATER}
 WINDOWS_PER_BLOCK = 4096
 
@@ -122,8 +123,13 @@ def window_dataset(config: RunConfig, *, split: Literal["train", "validation"] =
     """A plain Ray Dataset of windows for other trainers: one row for each transition of the split, in its order.
 
     The columns are those of `dt_ray.data.Windows`, tensors of `model.context_length` steps in the units of the data.
+
+    Raises:
+        ConfigError: `data.return_source=value`, which needs all episodes at once.
     """
     spec, settings = read_spaces(config.env_id), config.data
+    if config.relabels:
+        raise ConfigError("data.return_source: the windows of a Ray Dataset have logged returns-to-go, got value")
     episodes = episode_dataset(settings, spec)
     returns = episodes.map_batches(_episode_returns, batch_format="pyarrow", batch_size=None).to_pandas()
     all_ids = returns["episode_id"].to_numpy()

@@ -2,12 +2,18 @@
 
 import importlib
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
+from typing import Any
 
+from dt_ray.config import RunConfig
+from dt_ray.data.normalizer import Normalizer
+from dt_ray.data.spaces import SpaceSpec
 from dt_ray.errors import ConfigError
 from dt_ray.learners.base import Learner, Policy
 from dt_ray.learners.decision_transformer import DecisionTransformerLearner
 from dt_ray.learners.iql import IQLLearner
+from dt_ray.models.state_values import StateValues
 
 LEARNERS: dict[str, Callable[..., Learner]] = {
     "decision_transformer": DecisionTransformerLearner,
@@ -15,7 +21,7 @@ LEARNERS: dict[str, Callable[..., Learner]] = {
     "iql": IQLLearner,
 }
 
-__all__ = ["LEARNERS", "Learner", "Policy", "find_learner"]
+__all__ = ["LEARNERS", "Learner", "Policy", "find_learner", "make_learner"]
 
 
 def find_learner(algorithm: str) -> Callable[..., Learner]:
@@ -33,3 +39,15 @@ def find_learner(algorithm: str) -> Callable[..., Learner]:
         return getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise ConfigError(f"algorithm: can't load {algorithm!r}: {error}") from None
+
+
+def make_learner(
+    config: RunConfig, spec: SpaceSpec, normalizer: Normalizer, values: StateValues | None, **placement: Any
+) -> tuple[Learner, RunConfig]:
+    """A new learner, with the values that its data was relabelled with, and the configuration that describes it."""
+    if values is not None:
+        config = replace(config, model=replace(config.model, values=values.config))
+    learner = find_learner(config.algorithm)(config, spec, normalizer, **placement)
+    if values is not None:
+        learner.model.values.load_state_dict(values.state_dict())
+    return learner, config

@@ -16,6 +16,7 @@ from dt_ray.config import ModelConfig
 from dt_ray.data.spaces import SpaceSpec
 from dt_ray.models.batch import WindowBatch
 from dt_ray.models.decision_transformer import last_step
+from dt_ray.models.perceptron import make_perceptron
 
 LOG_STD_RANGE = (-5.0, 2.0)
 
@@ -100,13 +101,3 @@ class ActorCriticModel(nn.Module):
     def predict_last_action(self, windows: WindowBatch) -> Float[Tensor, "B A"]:
         """The action at the last real step of each window, which is all of it that is looked at."""
         return self.policy_mean(last_step(windows.observations, windows.mask))
-
-
-def make_perceptron(inputs: int, outputs: int, config: ModelConfig) -> nn.Sequential:
-    """`num_layers` hidden layers of `width`."""
-    layers: list[nn.Module] = []
-    width = inputs
-    for _ in range(config.num_layers):
-        layers += [nn.Linear(width, config.width), nn.ReLU()]
-        width = config.width
-    return nn.Sequential(*layers, nn.Linear(width, outputs))

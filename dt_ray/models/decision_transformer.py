@@ -5,6 +5,8 @@ Legend: B windows, T window length, S observation, A action dimension, D width.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
@@ -13,6 +15,7 @@ from dt_ray.config import ModelConfig
 from dt_ray.data.spaces import SpaceSpec
 from dt_ray.models.batch import WindowBatch
 from dt_ray.models.linear import Linear
+from dt_ray.models.state_values import StateValues
 from dt_ray.models.transformer import ACTIVATIONS, ALL_ROWS, Dropout, KeyValueCache, Transformer
 
 NEWEST = slice(-1, None)
@@ -50,13 +53,14 @@ class DecisionTransformerModel(nn.Module):
         )
         self.predict_action = nn.Sequential(Linear(config.width, spec.action_dim), nn.Tanh())
         self.apply(_initialize)
+        self.values = None if config.values is None else StateValues(spec.observation_dim, config.values)
 
     def forward(self, windows: WindowBatch) -> Float[Tensor, "B T A"]:
         return self.predict_actions(windows)
 
     def predict_actions(self, windows: WindowBatch) -> Float[Tensor, "B T A"]:
         """Actions in [-1, 1], each from the steps up to its own."""
-        return self.predict_action(self.transformer(self.tokens(windows), read=self.tokens.action_rows))
+        return self.predict_action(self.transformer(self._embed(windows), read=self.tokens.action_rows))
 
     def predict_last_action(self, windows: WindowBatch, *, padded: bool = True) -> Float[Tensor, "B A"]:
         """The action at the last real step of each window.
@@ -65,7 +69,7 @@ class DecisionTransformerModel(nn.Module):
         """
         if padded:
             return last_step(self.predict_actions(windows), windows.mask)
-        tokens = self.tokens(windows)
+        tokens = self._embed(windows)
         if self.config.token_layout == "triplet":
             tokens = tokens[:, :-1]  # the newest action is what is asked for
         return self.predict_action(self.transformer(tokens, read=NEWEST))[:, 0]
@@ -75,7 +79,12 @@ class DecisionTransformerModel(nn.Module):
 
         Under `attention: band` it is the action that the whole episode so far would give.
         """
-        return self.predict_action(self.transformer.step(self.tokens(newest)[:, 0], cache))
+        return self.predict_action(self.transformer.step(self._embed(newest)[:, 0], cache))
+
+    def _embed(self, windows: WindowBatch) -> Float[Tensor, "B N D"]:
+        if self.values is not None:
+            windows = replace(windows, returns_to_go=self.values.relative(windows.returns_to_go, windows.observations))
+        return self.tokens(windows)
 
 
 class StepTokens(nn.Module):
