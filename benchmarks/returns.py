@@ -25,7 +25,7 @@ from dt_ray.collection import CollectionPlan, collect_here, write_dataset
 from dt_ray.config import RunConfig
 from dt_ray.config_io import find_config, load_config, read_yaml
 from dt_ray.evaluation import student_interval
-from dt_ray.launch import resume_run, resumed_config, start_run
+from dt_ray.launch import start_run
 from dt_ray.runs import RunFolder
 from dt_ray.sweep import run_sweep
 from dt_ray.sweep_config import SweepConfig, decode_sweep
@@ -101,13 +101,11 @@ def stitch(data: list[str], *, folder: Path, num_seeds: int) -> list[str]:
 
 
 def train_once(config: RunConfig) -> float:
-    """The mean return of a run, which takes place if it hasn't yet."""
-    run = RunFolder.of(config)
-    if not run.folder.exists():
-        start_run(config)
-    elif run.read_summary()["status"] != "finished":
-        resume_run(resumed_config(str(run)))
-    return run.read_summary()["last"]["targets"][0]["return_mean"]
+    """The mean return of a run, which takes place unless it has."""
+    summary = RunFolder.of(config).read_summary()
+    if summary is None or summary["status"] != "finished":
+        summary = start_run(config, overwrite=True).summary
+    return summary["last"]["targets"][0]["return_mean"]
 
 
 def describe(sweep: SweepConfig, path: str) -> str:

@@ -99,19 +99,14 @@ def show_plan(config: RunConfig, *, verbose: bool) -> None:
 
 
 def list_experiments() -> None:
-    from rich.console import Console
-    from rich.table import Table
-
     from dt_ray.experiments import EXPERIMENTS
 
-    table = Table()
-    for column in ("--config", "what for", "expected return", "beside it"):
-        table.add_column(column, no_wrap=column in ("--config", "beside it"))
     for each in EXPERIMENTS:
         low, high = each.expected
-        expected = f"{low:g} .. {high:g} at {each.target_return:g}"
-        table.add_row(each.config, each.purpose, expected, ", ".join(each.baselines))
-    Console(soft_wrap=True).print(table)
+        print(f"{each.config}\n    {each.purpose}")
+        print(f"    expected {low:g} .. {high:g}, asked for {each.target_return:g}")
+        if each.baselines:
+            print(f"    beside it {', '.join(each.baselines)}")
 
 
 if __name__ == "__main__":
