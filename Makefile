@@ -21,6 +21,11 @@ install: $(VENV)/.installed
 .PHONY: install-dev
 install-dev: $(VENV)/.installed-dev
 
+# The documentation as a site, in site/.
+.PHONY: docs
+docs: install-dev
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --quiet
+
 # The public implementations beside ours. d3rlpy pins an older Gymnasium, so it is added without its requirements.
 .PHONY: bench
 bench:

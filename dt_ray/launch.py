@@ -23,7 +23,7 @@ from dt_ray.interrupts import stops_asked_of
 from dt_ray.learners import find_learner
 from dt_ray.loop import run_training
 from dt_ray.recording import TrainResult
-from dt_ray.runs import RunFolder, default_name, find_checkpoint
+from dt_ray.runs import RunFolder, default_name, with_values_checkpoint
 from dt_ray.sources import ResidentData
 from dt_ray.storage import Folder
 from dt_ray.streaming import StreamingData, episode_statistics, make_source, streams
@@ -71,7 +71,7 @@ def start_run(
     with _one_connection(config, verbose=verbose, dashboard=dashboard):
         if config.relabels:
             values = _learn_values(config, overwrite=overwrite, verbose=verbose, watch=watch)
-            config = replace(config, data=replace(config.data, values=str(values)))
+            config = with_values_checkpoint(replace(config, data=replace(config.data, values=values)))
         with watch(config):
             return _train(
                 config, spec, lambda: run.create(config, overwrite=overwrite), verbose=verbose, dashboard=dashboard
@@ -87,11 +87,11 @@ def _one_connection(config: RunConfig, *, verbose: bool, dashboard: bool) -> Abs
     return connection(verbose=verbose, dashboard=dashboard)
 
 
-def _learn_values(config: RunConfig, *, overwrite: bool, verbose: bool, watch: Watch) -> Folder:
-    """The checkpoint that `data.values` means; of a configuration, that of its run, which is made or gone on with."""
+def _learn_values(config: RunConfig, *, overwrite: bool, verbose: bool, watch: Watch) -> str:
+    """The run that `data.values` means; that of a configuration is made, or gone on with."""
     assert config.data.values is not None
-    if (place := Folder.at(config.data.values)).kind() == fs.FileType.Directory:
-        return find_checkpoint(place)
+    if Folder.at(config.data.values).kind() == fs.FileType.Directory:
+        return config.data.values
     first = values_config(config)
     run = RunFolder.of(first)
     if overwrite or not run.folder.exists():
@@ -102,7 +102,7 @@ def _learn_values(config: RunConfig, *, overwrite: bool, verbose: bool, watch: W
     else:
         with watch(first):
             resume_run(first, verbose=verbose)
-    return find_checkpoint(run.folder)
+    return str(run)
 
 
 def values_config(config: RunConfig) -> RunConfig:

@@ -9,13 +9,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib import metadata
 from typing import Any
+
+from pyarrow import fs
 
 from dt_ray.checkpoint import checkpoint_name, find_fault
 from dt_ray.config import RunConfig
 from dt_ray.config_io import decode_config, parse_yaml, to_yaml
-from dt_ray.errors import RunError
+from dt_ray.errors import ConfigError, RunError
 from dt_ray.evaluation import score
 from dt_ray.storage import Folder
 
@@ -226,3 +229,21 @@ def find_checkpoint(place: Folder) -> Folder:
     if found is None:
         raise RunError("\n  ".join([f"{place} has no complete checkpoint", *faults]))
     return found
+
+
+def with_values_checkpoint(config: RunConfig) -> RunConfig:
+    """The configuration with its `data.values`, a run, as that run's newest checkpoint.
+
+    Raises:
+        ConfigError: it is no run.
+        RunError: the run has no complete checkpoint.
+    """
+    if not config.relabels:
+        return config
+    assert config.data.values is not None
+    if (place := Folder.at(config.data.values)).kind() != fs.FileType.Directory:
+        raise ConfigError(
+            f"data.values: there is no run at {config.data.values}; give the folder of a run or checkpoint of iql, "
+            f"which `python -m dt_ray.train --config iql/pendulum_values`, for one, makes"
+        )
+    return replace(config, data=replace(config.data, values=str(find_checkpoint(place))))

@@ -242,6 +242,15 @@ def test_what_can_not_be_run_is_refused_before_a_folder_is_made(tiny_config: Run
     assert not (tmp_path / "sweeps").exists()
 
 
+def test_trials_on_learned_values_take_them_from_a_run(tiny_config: RunConfig, tmp_path: Path) -> None:
+    values = start_run(replace(tiny_config, name="values", algorithm="iql")).run
+    overrides = ("data.return_source=value", "num_seeds=2")
+    best = run_sweep(sweep_of(tiny_config, tmp_path, "stitching", *overrides, f"data.values={values}"))
+    assert best is not None
+    with pytest.raises(ConfigError, match="there is no run at iql/pendulum_values"):
+        run_sweep(sweep_of(tiny_config, tmp_path, "unlearned", *overrides, "data.values=iql/pendulum_values"))
+
+
 def test_no_process_or_group_is_left() -> None:
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline and ray.available_resources().get("CPU", 0) < 4:

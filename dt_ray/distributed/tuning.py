@@ -33,7 +33,7 @@ from dt_ray.errors import ConfigError, ResourceError, StorageError, UserError
 from dt_ray.learners import Policy
 from dt_ray.loop import run_training
 from dt_ray.recording import TrainResult
-from dt_ray.runs import RunFolder
+from dt_ray.runs import RunFolder, with_values_checkpoint
 from dt_ray.storage import Folder
 from dt_ray.streaming import make_source
 from dt_ray.sweep_config import Axis, SweepConfig, configure
@@ -168,14 +168,14 @@ def plan_trials(sweep: SweepConfig, *, cpus: float) -> tuple[float, int]:
 def layout_key(config: RunConfig) -> tuple[Any, ...]:
     """What the data of a run is laid out by; the longest window of all runs serves each of them."""
     data = replace(config.data, return_noise=0.0, window_length=None)
-    return repr(data), config.seed, config.model.max_timesteps, config.model.clamp_timesteps
+    return repr(data), config.return_source, config.seed, config.model.max_timesteps, config.model.clamp_timesteps
 
 
 def share_data(sweep: SweepConfig, spec: SpaceSpec) -> dict[tuple[Any, ...], ray.ObjectRef]:
     """The data in the object store, once for all trials that train on it alike.
 
     Raises:
-        ConfigError: a setting of the data is drawn while the sweep runs.
+        ConfigError: a setting of the data is drawn while the sweep runs, or `data.values` is no run.
     """
     if sweep.is_searched:
         axes = [axis for axis in sweep.training_axes if axis.key not in DATA_KEYS_READ_LATER]
@@ -193,7 +193,8 @@ def share_data(sweep: SweepConfig, spec: SpaceSpec) -> dict[tuple[Any, ...], ray
     for config in configs:
         key = layout_key(config)
         longest[key] = max(longest.get(key, config), config, key=lambda each: each.window_length)
-    return dict(zip(longest, prepare_layouts(list(longest.values()), spec), strict=True))
+    resolved = [with_values_checkpoint(config) for config in longest.values()]
+    return dict(zip(longest, prepare_layouts(resolved, spec), strict=True))
 
 
 def make_space(sweep: SweepConfig) -> dict[str, Any]:

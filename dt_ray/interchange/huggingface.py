@@ -89,7 +89,8 @@ def save(model: DecisionTransformerModel, directory: str | Path) -> None:
     """Writes `config.json` and `model.safetensors`, which `transformers.DecisionTransformerModel` loads.
 
     Raises:
-        UserError: a model of the step layout or with band attention, which transformers has not; or files are there.
+        UserError: a model of the step layout, with band attention or with values, which transformers has not; or files
+            are there.
     """
     config = model.config
     if config.token_layout != "triplet" or config.attention != "window" or config.clamp_timesteps:
@@ -97,6 +98,8 @@ def save(model: DecisionTransformerModel, directory: str | Path) -> None:
             "transformers has models with model.token_layout=triplet, model.attention=window and "
             f"model.clamp_timesteps=false only, got {config.token_layout}, {config.attention}, {config.clamp_timesteps}"
         )
+    if config.values is not None:
+        raise UserError("transformers has no models with values in them, and this one was trained on returns by value")
     place = Path(directory)
     if (place / "config.json").exists() or (place / "model.safetensors").exists():
         raise UserError(f"{place} holds a model already; choose another directory")
