@@ -1,0 +1,30 @@
+"""The documentation as a site, and the examples that nothing else runs."""
+
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.mark.slow
+def test_the_site_is_built_without_a_warning_and_has_the_reference(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
+    built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert built.returncode == 0, built.stdout + built.stderr
+    python, models = ((tmp_path / f"reference/{page}/index.html").read_text() for page in ("python", "models"))
+    for name in ("DecisionTransformer.predict", "IQL.train", "train_decision_transformer"):
+        assert f'id="dt_ray.api.{name}"' in python
+    assert "Mean squared action error over real steps only" in models
+    assert "target_returns" in (tmp_path / "reference/settings/index.html").read_text()
+
+
+@pytest.mark.slow
+def test_the_reference_script_learns_to_obey() -> None:
+    main = runpy.run_path(str(ROOT / "examples/decision_transformer_pendulum_reference.py"))["main"]
+    reached = main(1500, 200)
+    assert sorted(reached.values()) == list(reached.values())[::-1]
+    assert reached[-130.0] - reached[-900.0] > 200
