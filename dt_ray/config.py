@@ -86,6 +86,8 @@ class OptimConfig:
     warmup_steps: Annotated[int, Ge(0)] = 200  # updates
     schedule: Literal["cosine", "constant"] = "cosine"  # after the warm-up
     gradient_clip: Annotated[float, Gt(0)] | None = 1.0  # largest gradient norm; null: no clipping
+    precision: Literal["float32", "tf32", "bfloat16"] = "float32"  # of products; weights and their updates stay float32
+    compile: bool = False  # the model's forward and backward pass, by torch.compile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,6 +127,8 @@ class ScalingConfig:
     # 0: in this process, without Ray; [min, max]: as many as there is room for, while nodes come and go
     cpus_per_worker: Annotated[float, Gt(0)] | None = None  # null: what the machine allows
     use_gpu: bool = False
+    accelerator_type: str | None = None  # workers run where there are such GPUs, as Ray names them: H100, L4
+    placement_strategy: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"  # of workers over nodes
     max_failures: Annotated[int, Ge(0)] = 3  # lost workers survived before the run gives up
     resize_every_s: Annotated[float, Gt(0)] = 60.0  # seconds between two looks for room for more workers
 
@@ -232,6 +236,10 @@ def find_conflicts(config: RunConfig) -> Iterator[str]:
         yield "evaluation.random_return: set it together with evaluation.reference_return, or neither"
     elif evaluation.random_return is not None and evaluation.random_return == evaluation.reference_return:
         yield f"evaluation.reference_return: must differ from random_return, got {evaluation.reference_return} for both"
+    if config.scaling.accelerator_type is not None and not config.scaling.use_gpu:
+        yield f"scaling.accelerator_type: set scaling.use_gpu=true with it, got {config.scaling.accelerator_type}"
+    if config.optim.precision == "tf32" and not config.scaling.use_gpu:
+        yield "optim.precision: tf32 is a format of GPUs, and scaling.use_gpu is not set"
     if config.scaling.min_workers > config.scaling.max_workers:
         yield f"scaling.num_workers: [min, max], got [{config.scaling.min_workers}, {config.scaling.max_workers}]"
     if config.scaling.max_workers > config.optim.batch_size:

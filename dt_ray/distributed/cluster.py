@@ -9,10 +9,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import ray
+import ray._private.state
 from ray.exceptions import RayTaskError
 
 from dt_ray.config import RunConfig
-from dt_ray.distributed.resources import ResourcePlan, describe_plan, plan_resources
+from dt_ray.distributed.resources import Node, ResourcePlan, describe_plan, plan_resources
 from dt_ray.errors import UserError
 
 # Set before Ray starts; what the user has set stays.
@@ -28,6 +29,8 @@ LOCAL_SETTINGS = {
 # Ray Train asks the dashboard whether its controller lives. Where there is none it would look for any cluster that is
 # or was on this machine: it waits for one that is gone, and frees the workers of a controller that is unknown there.
 NO_DASHBOARD = {"RAY_API_SERVER_ADDRESS": "http://127.0.0.1:9"}
+ACCELERATOR = "accelerator_type:"  # what the resource of a type of GPU begins with
+MOST_NODES = 1000  # of a group without a limit
 NOISY_LOGGERS = ("ray", "ray.data", "ray.train", "ray.tune", "ray._private.worker")
 
 
@@ -80,9 +83,26 @@ def _unset(settings: Mapping[str, str]) -> dict[str, str]:
 
 
 def plan_on_cluster(config: RunConfig) -> ResourcePlan:
-    """The run's share of the cluster that is joined."""
-    there = ray.cluster_resources()
-    return plan_resources(config, cpus=there.get("CPU", 0), gpus=there.get("GPU", 0))
+    """The run's share of the cluster that is joined.
+
+    Raises:
+        ResourceError: the cluster has not enough, and can't get it.
+    """
+    return plan_resources(config, cluster_nodes())
+
+
+def cluster_nodes() -> list[Node]:
+    """The nodes of the cluster that is joined, and those that its autoscaler can add."""
+    alive = [_node(each["Resources"]) for each in ray.nodes() if each["Alive"]]
+    # What an autoscaler may start is only known to Ray's own state.
+    groups = ray._private.state.state.get_cluster_config().node_group_configs
+    possible = [_node(group.resources) for group in groups for _ in range(min(group.max_count, MOST_NODES))]
+    return max(alive, possible, key=lambda nodes: sum(node.cpus for node in nodes))
+
+
+def _node(resources: Mapping[str, float]) -> Node:
+    kinds = (name.removeprefix(ACCELERATOR) for name in resources if name.startswith(ACCELERATOR))
+    return Node(cpus=resources.get("CPU", 0), gpus=resources.get("GPU", 0), accelerators=frozenset(kinds))
 
 
 def describe_on_cluster(config: RunConfig) -> dict[str, str]:
@@ -91,8 +111,7 @@ def describe_on_cluster(config: RunConfig) -> dict[str, str]:
     Raises:
         ResourceError: the cluster has not enough.
     """
-    there = ray.cluster_resources()
-    return describe_plan(plan_on_cluster(config), cpus=there.get("CPU", 0), gpus=there.get("GPU", 0))
+    return describe_plan(plan_on_cluster(config), config.scaling, cluster_nodes())
 
 
 @contextmanager

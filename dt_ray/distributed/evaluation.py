@@ -37,7 +37,9 @@ class EvaluationActors:
     @staticmethod
     def start(num_actors: int, *, num_cpus: float = 1) -> list[Any]:
         """Starts actors; a lost one is started again, and what it was playing is played again."""
-        actor = ray.remote(num_cpus=num_cpus, max_restarts=-1, max_task_retries=-1)(EpisodePlayer)
+        actor = ray.remote(num_cpus=num_cpus, max_restarts=-1, max_task_retries=-1, scheduling_strategy="SPREAD")(
+            EpisodePlayer
+        )
         return [actor.remote() for _ in range(num_actors)]
 
     def submit(self, policy: Policy, *, step: int) -> Future[dict[str, Any]]:

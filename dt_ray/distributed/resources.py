@@ -6,13 +6,24 @@ Ray lets a task or an actor that asks for more than is free wait for ever, and s
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dt_ray.config import RunConfig
+from dt_ray.config import RunConfig, ScalingConfig
 from dt_ray.errors import ResourceError
 
 MAX_AUTOMATIC_CPUS_PER_WORKER = 4  # a model of this size gains nothing from more threads
 MAX_AUTOMATIC_ACTORS = 4
+EPSILON = 1e-6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Node:
+    """A machine of the cluster, or one that its autoscaler can add."""
+
+    cpus: float
+    gpus: float = 0.0
+    accelerators: frozenset[str] = frozenset()  # as Ray names them: H100, L4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,55 +39,52 @@ class ResourcePlan:
     notes: tuple[str, ...] = ()
 
 
-def describe_plan(plan: ResourcePlan, *, cpus: float, gpus: float) -> dict[str, str]:
+def describe_plan(plan: ResourcePlan, scaling: ScalingConfig, nodes: Sequence[Node]) -> dict[str, str]:
     """What a run will ask for and what there is, in words."""
+    cpus, gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
     workers = f"{plan.num_workers}" if plan.max_workers is None else f"{plan.num_workers} to {plan.max_workers}"
-    gpu = " and a GPU" if plan.use_gpu else ""
+    gpu = f" and a {scaling.accelerator_type or 'GPU'}" if plan.use_gpu else ""
     actors = (
         f"{plan.num_actors}, {plan.cpus_per_actor:g} CPU each" if plan.num_actors else "none: in the training process"
     )
     asked = plan.num_workers * plan.cpus_per_worker + plan.num_actors * plan.cpus_per_actor
     return {
-        "training workers": f"{workers}, {plan.cpus_per_worker:g} CPU(s){gpu} each",
+        "training workers": f"{workers}, {plan.cpus_per_worker:g} CPU(s){gpu} each, {scaling.placement_strategy}",
         "evaluation actors": actors,
         "together": f"{asked:g} of {cpus:g} CPUs, {plan.num_workers * plan.use_gpu} of {gpus:g} GPUs",
+        "nodes": ", ".join(f"{node.cpus:g} CPUs" + f" {node.gpus:g} GPUs" * (node.gpus > 0) for node in nodes),
         "data tasks": "before the training, one CPU each, as there is room",
         **({"note": "; ".join(plan.notes)} if plan.notes else {}),
     }
 
 
-def plan_resources(config: RunConfig, *, cpus: float, gpus: float) -> ResourcePlan:
-    """Fits workers and evaluation actors into a cluster of so many CPUs and GPUs.
+def plan_resources(config: RunConfig, nodes: Sequence[Node]) -> ResourcePlan:
+    """Fits workers and evaluation actors onto the nodes of a cluster.
 
     Raises:
-        ResourceError: the workers alone need more than there is.
+        ResourceError: the workers alone need more than there is, all together or on one node.
     """
     scaling, wanted_actors = config.scaling, config.evaluation.num_actors
-    num_workers = scaling.min_workers
-    notes = []
-    if scaling.use_gpu and gpus < num_workers:
+    num_workers, cpus = scaling.min_workers, sum(node.cpus for node in nodes)
+    _check_gpus(scaling, nodes)
+    actors = _automatic_actors(cpus) if wanted_actors is None else wanted_actors
+    cpus_per_worker = scaling.cpus_per_worker or _fair_share(scaling, nodes, reserved=actors)
+    if _room(cpus_per_worker, scaling, nodes) < num_workers:
+        total = num_workers * cpus_per_worker
+        there = ", ".join(f"{node.cpus:g}" for node in nodes)
         raise ResourceError(
-            f"scaling.num_workers={num_workers} with scaling.use_gpu asks for {num_workers} GPU(s) and there are "
-            f"{gpus:g}; lower scaling.num_workers or set scaling.use_gpu=false"
-        )
-    if scaling.cpus_per_worker is not None:
-        cpus_per_worker = scaling.cpus_per_worker
-        if (total := num_workers * cpus_per_worker) > cpus:
-            raise ResourceError(
-                f"{num_workers} worker(s) with scaling.cpus_per_worker={cpus_per_worker:g} ask for {total:g} CPUs and "
-                f"there are {cpus:g}; lower one of them"
+            f"{num_workers} worker(s) with scaling.cpus_per_worker={cpus_per_worker:g} ask for {total:g} CPUs and "
+            + (
+                f"there are {cpus:g}"
+                if total > cpus
+                else f"don't fit, {scaling.placement_strategy}, on nodes of {there}"
             )
-    elif scaling.is_elastic:
-        cpus_per_worker = 1.0  # whatever the nodes that come and go have
-    elif num_workers > cpus:
-        cpus_per_worker = math.floor(100 * cpus / num_workers) / 100
+            + "; lower one of them"
+        )
+    notes = []
+    if scaling.cpus_per_worker is None and cpus_per_worker < 1:
         notes.append(f"{num_workers} workers share {cpus:g} CPUs: {cpus_per_worker:g} each")
-    else:
-        reserved = _automatic_actors(cpus) if wanted_actors is None else wanted_actors
-        fair = math.floor((cpus - reserved) / num_workers)
-        cpus_per_worker = float(min(max(fair, 1), MAX_AUTOMATIC_CPUS_PER_WORKER))
-    free = math.floor(cpus - num_workers * cpus_per_worker + 1e-6)
-    num_actors = min(free, _automatic_actors(cpus) if wanted_actors is None else wanted_actors)
+    num_actors = min(_left_over(cpus_per_worker, scaling, nodes), actors)
     if num_actors == 0 and wanted_actors != 0:
         notes.append(
             f"{num_workers} worker(s) take {num_workers * cpus_per_worker:g} of {cpus:g} CPUs and leave none for "
@@ -97,6 +105,64 @@ def plan_resources(config: RunConfig, *, cpus: float, gpus: float) -> ResourcePl
         num_actors=num_actors,
         notes=tuple(notes),
     )
+
+
+def _check_gpus(scaling: ScalingConfig, nodes: Sequence[Node]) -> None:
+    if not scaling.use_gpu:
+        return
+    kind = scaling.accelerator_type
+    gpus = sum(math.floor(node.gpus) for node in nodes if kind is None or kind in node.accelerators)
+    if gpus < scaling.min_workers:
+        name = "GPU" if kind is None else kind
+        known = ", ".join(sorted({each for node in nodes for each in node.accelerators}))
+        raise ResourceError(
+            f"scaling.num_workers={scaling.min_workers} with scaling.use_gpu asks for {scaling.min_workers} {name}(s) "
+            f"and there are {gpus:g}; lower scaling.num_workers or set scaling.use_gpu=false"
+            + (f" (there are GPUs of type {known})" if kind and known else "")
+        )
+
+
+def _fair_share(scaling: ScalingConfig, nodes: Sequence[Node], *, reserved: int) -> float:
+    """CPUs of a worker: several where that leaves room for the actors, else one, or what there is of one."""
+    num_workers = scaling.min_workers
+    if scaling.is_elastic:
+        return 1.0  # whatever the nodes that come and go have
+    for cpus in range(MAX_AUTOMATIC_CPUS_PER_WORKER, 0, -1):
+        fits = _room(cpus, scaling, nodes) >= num_workers
+        if fits and (cpus == 1 or _left_over(cpus, scaling, nodes) >= reserved):
+            return float(cpus)
+    hundredths = math.floor(100 * sum(node.cpus for node in nodes) / num_workers)
+    shares = (share / 100 for share in range(min(hundredths, 100), 0, -1))
+    return next((share for share in shares if _room(share, scaling, nodes) >= num_workers), 1.0)
+
+
+def _places(cpus_per_worker: float, scaling: ScalingConfig, nodes: Sequence[Node]) -> list[int]:
+    """How many workers each node has room for."""
+    places = []
+    for node in nodes:
+        room = math.floor(node.cpus / cpus_per_worker + EPSILON)
+        if scaling.use_gpu:
+            room = min(room, math.floor(node.gpus))
+        if scaling.accelerator_type is not None and scaling.accelerator_type not in node.accelerators:
+            room = 0
+        places.append(min(room, 1) if scaling.placement_strategy == "STRICT_SPREAD" else room)
+    return places
+
+
+def _room(cpus_per_worker: float, scaling: ScalingConfig, nodes: Sequence[Node]) -> int:
+    places = _places(cpus_per_worker, scaling, nodes)
+    return max(places, default=0) if scaling.placement_strategy == "STRICT_PACK" else sum(places)
+
+
+def _left_over(cpus_per_worker: float, scaling: ScalingConfig, nodes: Sequence[Node]) -> int:
+    """Whole CPUs that are free when the workers are placed."""
+    waiting, free = scaling.min_workers, 0
+    places = _places(cpus_per_worker, scaling, nodes)
+    for room, node in sorted(zip(places, nodes, strict=True), key=lambda each: -each[0]):
+        here = min(waiting, room)
+        waiting -= here
+        free += math.floor(node.cpus - here * cpus_per_worker + EPSILON)
+    return free
 
 
 def _automatic_actors(cpus: float) -> int:

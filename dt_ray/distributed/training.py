@@ -142,6 +142,8 @@ def train_on_ray(
             num_workers=plan.num_workers if plan.max_workers is None else (plan.num_workers, plan.max_workers),
             use_gpu=plan.use_gpu,
             resources_per_worker={"CPU": plan.cpus_per_worker} | ({"GPU": 1} if plan.use_gpu else {}),
+            accelerator_type=config.scaling.accelerator_type,
+            placement_strategy=config.scaling.placement_strategy,
             elastic_resize_monitor_interval_s=config.scaling.resize_every_s,
         ),
         run_config=ray.train.RunConfig(
