@@ -227,14 +227,17 @@ def _train(
     from dt_ray.distributed.cluster import connection, plan_on_cluster
     from dt_ray.distributed.collect import collect_on_ray
     from dt_ray.distributed.data import prepare_data
+    from dt_ray.distributed.paths import check_data, check_storage
     from dt_ray.distributed.training import train_on_ray
 
     with connection(verbose=verbose, dashboard=dashboard):
         plan = plan_on_cluster(config)
         for note in plan.notes:
             log.warning(note)
+        check_storage(config)
         if needs_dataset(config):
             make_dataset(config, collect_on_ray)
+        check_data(config)
         data = prepare_data(config, spec)
         prepare_folder()
         log.info("training in %s", RunFolder.of(config))

@@ -93,6 +93,7 @@ def run_sweep(
     """
     from dt_ray.distributed.cluster import connection, environment
     from dt_ray.distributed.collect import collect_on_ray
+    from dt_ray.distributed.paths import check_data, check_storage
     from dt_ray.distributed.tuning import TUNE_SETTINGS, tune_on_ray
     from dt_ray.launch import check_run, make_dataset, name_run, needs_dataset
     from dt_ray.progress import sweep_progress
@@ -108,8 +109,10 @@ def run_sweep(
         with environment(TUNE_SETTINGS), connection(verbose=verbose, dashboard=dashboard):
             if threading.current_thread() is threading.main_thread():
                 raise_on_sigterm()  # Ray has its own way
+            check_storage(sweep.base)
             if needs_dataset(sweep.base):
                 make_dataset(sweep.base, collect_on_ray)
+            check_data(sweep.base)
             with sweep_progress(sweep):
                 tune_on_ray(sweep, spec, prepare_folder, resume=resume, verbose=verbose)
     except KeyboardInterrupt:

@@ -95,9 +95,14 @@ def cluster_nodes() -> list[Node]:
     """The nodes of the cluster that is joined, and those that its autoscaler can add."""
     alive = [_node(each["Resources"]) for each in ray.nodes() if each["Alive"]]
     # What an autoscaler may start is only known to Ray's own state.
-    groups = ray._private.state.state.get_cluster_config().node_group_configs
-    possible = [_node(group.resources) for group in groups for _ in range(min(group.max_count, MOST_NODES))]
+    scaling = ray._private.state.state.get_cluster_config()
+    groups = scaling.node_group_configs if scaling is not None else ()
+    possible = [_node(group.resources) for group in groups for _ in range(_at_most(group.max_count))]
     return max(alive, possible, key=lambda nodes: sum(node.cpus for node in nodes))
+
+
+def _at_most(count: int) -> int:
+    return MOST_NODES if count < 0 else min(count, MOST_NODES)
 
 
 def _node(resources: Mapping[str, float]) -> Node:

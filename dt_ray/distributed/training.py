@@ -27,6 +27,7 @@ from dt_ray.config import RunConfig
 from dt_ray.context import Wish, evaluate_here
 from dt_ray.distributed.cluster import quiet
 from dt_ray.distributed.evaluation import EvaluationActors
+from dt_ray.distributed.network import NodeTorchConfig
 from dt_ray.distributed.resources import ResourcePlan
 from dt_ray.errors import UserError
 from dt_ray.interrupts import stops_asked_of
@@ -138,6 +139,7 @@ def train_on_ray(
     trainer = ray.train.torch.TorchTrainer(
         _work,
         train_loop_config=settings,
+        torch_config=NodeTorchConfig(),
         scaling_config=ray.train.ScalingConfig(
             num_workers=plan.num_workers if plan.max_workers is None else (plan.num_workers, plan.max_workers),
             use_gpu=plan.use_gpu,

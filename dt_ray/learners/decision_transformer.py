@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from dt_ray.config import OptimConfig, RunConfig
 from dt_ray.data.normalizer import Normalizer
 from dt_ray.data.spaces import SpaceSpec
+from dt_ray.learners.acceleration import accelerate
 from dt_ray.learners.policies import DecisionTransformerPolicy
 from dt_ray.losses import Metrics, decision_transformer_loss
 from dt_ray.models.batch import WindowBatch
@@ -43,7 +44,7 @@ class DecisionTransformerLearner:
         self.step = 0
         torch.manual_seed(config.seed)
         self.model = DecisionTransformerModel(config.model, spec).to(device)
-        self.parallel_model = data_parallel(self.model)
+        self.forward = accelerate(data_parallel(self.model), config.optim, device)
         self.optimizer = make_optimizer(self.model, config.optim)
 
     def update(self, batch: WindowBatch, *, num_real: Float[Tensor, ""] | None = None) -> Metrics:
@@ -54,7 +55,7 @@ class DecisionTransformerLearner:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self.model.train()
-        loss, metrics = decision_transformer_loss(self.parallel_model(batch), batch, num_real=num_real)
+        loss, metrics = decision_transformer_loss(self.forward(batch), batch, num_real=num_real)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         limit = math.inf if config.optim.gradient_clip is None else config.optim.gradient_clip

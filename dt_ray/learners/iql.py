@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from dt_ray.config import IQLConfig, RunConfig
 from dt_ray.data.normalizer import Normalizer
 from dt_ray.data.spaces import SpaceSpec
+from dt_ray.learners.acceleration import accelerate
 from dt_ray.learners.decision_transformer import learning_rate_at, make_optimizer
 from dt_ray.losses import Metrics, iql_losses
 from dt_ray.models.actor_critic import ActorCriticModel, Transitions
@@ -41,7 +42,7 @@ class IQLLearner:
         # Values in rewards of the data's own units, times reward_scale: the temperature is relative to them.
         self.reward_scale = config.iql.reward_scale / normalizer.return_scale
         loss = IQLLoss(self.model, config.iql, discount=config.data.discount, reward_scale=self.reward_scale)
-        self.loss = data_parallel(loss)
+        self.loss = accelerate(data_parallel(loss), config.optim, device)
         self.optimizer = make_optimizer(self.model, config.optim)
 
     def update(self, batch: WindowBatch, *, num_real: Float[Tensor, ""] | None = None) -> Metrics:
