@@ -45,6 +45,8 @@ def test_every_problem_is_reported_at_once() -> None:
         ("model.token_layout=word", "model.token_layout: Input should be 'step' or 'triplet', got 'word'"),
         ("evaluation.target_returns=[]", "evaluation.target_returns"),
         ("name=a/b", "name: the name of a folder"),
+        ("optim.precision=tf32", "tf32 is a format of GPUs"),
+        ("scaling.accelerator_type=H100", "set scaling.use_gpu=true with it"),
         ("model=3", "model: Input should be a dictionary"),
         ("optim.learning_rate=.nan", "optim.learning_rate"),
         ("evaluation.reference_return=null", "set it together with evaluation.reference_return"),

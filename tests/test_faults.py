@@ -19,9 +19,3 @@ def test_a_run_comes_out_as_if_nothing_had_happened(campaign: Campaign, kind: st
     assert outcome.same_losses
     assert outcome.same_evaluations
     assert outcome.difference == 0
-
-
-def test_an_elastic_run_shrinks_with_its_nodes_and_grows_again(campaign: Campaign) -> None:
-    outcome = campaign.run("elastic", 0, comparing=False)
-    assert outcome.finished
-    assert outcome.workers[-2:] == [1, 2]  # those before the node was lost are gone where no checkpoint had them

@@ -96,6 +96,11 @@ def test_a_job_trains_and_a_wrong_token_does_not(cluster: JobCluster, pendulum_d
     assert process.returncode == 0, process.stdout[-3000:] + process.stderr[-3000:]
     summary = json.loads((tmp_path / "runs/tiny/summary.json").read_text())
     assert (summary["status"], summary["step"]) == ("finished", 20)
+    # A relative path is in the job's copy of its working directory, which is deleted some day.
+    lost = cluster.submit("dt_ray.train", *settings, "storage_path=runs", "scaling.num_workers=1")
+    assert lost.returncode != 0
+    assert "storage_path: " in lost.stdout
+    assert "which Ray deletes; give a folder on a disk that all nodes share" in lost.stdout
     wrong = cluster.folder / "wrong"
     wrong.write_text("f" * 64)
     address = f"http://127.0.0.1:{cluster.dashboard}"

@@ -10,9 +10,9 @@ from dt_ray.api import IQL, BehaviorCloning, DecisionTransformer
 from dt_ray.config import IQLConfig, OptimConfig, RunConfig
 from dt_ray.data.spaces import SpaceSpec
 from dt_ray.data.transitions import TransitionDataset
-from dt_ray.errors import ConfigError
+from dt_ray.errors import ConfigError, ResourceError
 from dt_ray.launch import resume_run, resumed_config, start_run
-from dt_ray.learners import LEARNERS
+from dt_ray.learners import LEARNERS, find_learner
 from dt_ray.learners.decision_transformer import DecisionTransformerLearner, learning_rate_at, make_optimizer
 from dt_ray.learners.iql import IQLLearner
 from dt_ray.losses import expectile_loss, iql_losses
@@ -228,6 +228,41 @@ def test_slow_critics_follow(tiny_config: RunConfig, pendulum_spec: SpaceSpec) -
         slow, learner.model.target_critics.parameters(), learner.model.critics.parameters(), strict=True
     ):
         torch.testing.assert_close(after, before + config.iql.target_update * (fast - before))
+
+
+@pytest.mark.parametrize("algorithm", ["decision_transformer", "iql"])
+@pytest.mark.parametrize(
+    ("settings", "tolerance"),
+    [
+        ({"precision": "bfloat16"}, 2e-2),
+        pytest.param({"compile": True}, 1e-4, marks=pytest.mark.slow),
+        pytest.param({"compile": True, "precision": "bfloat16"}, 2e-2, marks=pytest.mark.slow),
+    ],
+)
+def test_accelerated_updates_are_the_plain_ones(
+    tiny_config: RunConfig, pendulum_spec: SpaceSpec, algorithm: str, settings: dict, tolerance: float
+) -> None:
+    plain = with_algorithm(tiny_config, algorithm)
+    plain = replace(plain, model=replace(plain.model, dropout=0.0))
+    source = ResidentSource(ResidentData.build(make_episodes([30] * 8), pendulum_spec, plain), plain)
+    losses = []
+    for config in (plain, replace(plain, optim=replace(plain.optim, **settings))):
+        learner = find_learner(algorithm)(config, source.spec, source.normalizer)
+        losses.append([float(learner.update(source.batch(step))["loss"]) for step in range(10)])
+        assert {parameter.dtype for parameter in learner.model.parameters()} == {torch.float32}
+    np.testing.assert_allclose(losses[1], losses[0], rtol=tolerance)
+    if settings.get("precision") == "bfloat16":
+        assert losses[1] != losses[0]
+
+
+def test_compiling_without_a_compiler_is_refused(
+    tiny_config: RunConfig, pendulum_spec: SpaceSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    config = replace(tiny_config, optim=replace(tiny_config.optim, compile=True))
+    source = ResidentSource(ResidentData.build(make_episodes([30] * 8), pendulum_spec, config), config)
+    with pytest.raises(ResourceError, match="needs a C\\+\\+ compiler and there is no no-such-compiler"):
+        find_learner("decision_transformer")(config, source.spec, source.normalizer)
 
 
 def test_objects_are_of_their_algorithm(tiny_config: RunConfig) -> None:

@@ -17,6 +17,7 @@ from conftest import make_episodes, tiny_overrides, write_episodes
 from object_store import ObjectStore
 from pyarrow import fs
 from test_formats import assert_same, write_flat
+from test_storage import PLANTED
 
 from dt_ray import train
 from dt_ray.collection import CollectionPlan, collect_here
@@ -166,6 +167,10 @@ def test_a_run_resumes_on_ray_where_it_stopped(tiny_config: RunConfig) -> None:
         result.summary["last"]["targets"]
         == json.loads((RunFolder.of(whole).folder / "summary.json").read_text())["last"]["targets"]
     )
+    # The credentials that all of these processes hold are in no file, neither ours nor Ray Train's.
+    files = [file for file in Path(str(RunFolder.of(half))).rglob("*") if file.is_file()]
+    assert len(files) > 10
+    assert not [file for file in files for secret in PLANTED if secret.encode() in file.read_bytes()]
 
 
 def test_workers_stream_what_one_process_streams(tiny_config: RunConfig, tmp_path: Path) -> None:
