@@ -129,6 +129,7 @@ class ScalingConfig:
     use_gpu: bool = False
     accelerator_type: str | None = None  # workers run where there are such GPUs, as Ray names them: H100, L4
     placement_strategy: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"  # of workers over nodes
+    wait_for_nodes_s: Annotated[float, Ge(0)] = 0.0  # seconds that an autoscaler has to start what the workers need
     max_failures: Annotated[int, Ge(0)] = 3  # lost workers survived before the run gives up
     resize_every_s: Annotated[float, Gt(0)] = 60.0  # seconds between two looks for room for more workers
 

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import ray
-import ray._private.state
+import ray.autoscaler.sdk
 from ray.exceptions import RayTaskError
 
 from dt_ray.config import RunConfig
-from dt_ray.distributed.resources import Node, ResourcePlan, describe_plan, plan_resources
-from dt_ray.errors import UserError
+from dt_ray.distributed.resources import Node, ResourcePlan, describe_plan, plan_resources, worker_bundles
+from dt_ray.errors import ResourceError, UserError
 
 # Set before Ray starts; what the user has set stays.
 SETTINGS = {
@@ -30,7 +31,7 @@ LOCAL_SETTINGS = {
 # or was on this machine: it waits for one that is gone, and frees the workers of a controller that is unknown there.
 NO_DASHBOARD = {"RAY_API_SERVER_ADDRESS": "http://127.0.0.1:9"}
 ACCELERATOR = "accelerator_type:"  # what the resource of a type of GPU begins with
-MOST_NODES = 1000  # of a group without a limit
+LOOK_EVERY_S = 1.0  # seconds between two looks for new nodes
 NOISY_LOGGERS = ("ray", "ray.data", "ray.train", "ray.tune", "ray._private.worker")
 
 
@@ -83,26 +84,37 @@ def _unset(settings: Mapping[str, str]) -> dict[str, str]:
 
 
 def plan_on_cluster(config: RunConfig) -> ResourcePlan:
-    """The run's share of the cluster that is joined.
+    """The run's share of the cluster that is joined; waits for `scaling.wait_for_nodes_s` where it has not enough.
 
     Raises:
-        ResourceError: the cluster has not enough, and can't get it.
+        ResourceError: the cluster has not enough.
     """
+    _wait_for_nodes(config)
     return plan_resources(config, cluster_nodes())
 
 
+def _wait_for_nodes(config: RunConfig) -> None:
+    patience = config.scaling.wait_for_nodes_s
+    deadline = time.monotonic() + patience
+    if not patience or (shortage := _find_shortage(config)) is None:
+        return
+    log.info("waiting up to %g s for nodes: %s", patience, shortage)
+    ray.autoscaler.sdk.request_resources(bundles=worker_bundles(config.scaling))
+    while _find_shortage(config) is not None and time.monotonic() < deadline:
+        time.sleep(LOOK_EVERY_S)
+
+
+def _find_shortage(config: RunConfig) -> ResourceError | None:
+    try:
+        plan_resources(config, cluster_nodes())
+    except ResourceError as error:
+        return error
+    return None
+
+
 def cluster_nodes() -> list[Node]:
-    """The nodes of the cluster that is joined, and those that its autoscaler can add."""
-    alive = [_node(each["Resources"]) for each in ray.nodes() if each["Alive"]]
-    # What an autoscaler may start is only known to Ray's own state.
-    scaling = ray._private.state.state.get_cluster_config()
-    groups = scaling.node_group_configs if scaling is not None else ()
-    possible = [_node(group.resources) for group in groups for _ in range(_at_most(group.max_count))]
-    return max(alive, possible, key=lambda nodes: sum(node.cpus for node in nodes))
-
-
-def _at_most(count: int) -> int:
-    return MOST_NODES if count < 0 else min(count, MOST_NODES)
+    """The nodes of the cluster that is joined."""
+    return [_node(each["Resources"]) for each in ray.nodes() if each["Alive"]]
 
 
 def _node(resources: Mapping[str, float]) -> Node:

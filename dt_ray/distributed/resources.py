@@ -19,7 +19,7 @@ EPSILON = 1e-6
 
 @dataclass(frozen=True, kw_only=True)
 class Node:
-    """A machine of the cluster, or one that its autoscaler can add."""
+    """A machine of the cluster."""
 
     cpus: float
     gpus: float = 0.0
@@ -105,6 +105,14 @@ def plan_resources(config: RunConfig, nodes: Sequence[Node]) -> ResourcePlan:
         num_actors=num_actors,
         notes=tuple(notes),
     )
+
+
+def worker_bundles(scaling: ScalingConfig) -> list[dict[str, float]]:
+    """What the workers ask of an autoscaler, each."""
+    bundle = {"CPU": scaling.cpus_per_worker or 1.0} | ({"GPU": 1.0} if scaling.use_gpu else {})
+    if scaling.accelerator_type is not None:
+        bundle[f"accelerator_type:{scaling.accelerator_type}"] = 0.001
+    return [bundle] * scaling.min_workers
 
 
 def _check_gpus(scaling: ScalingConfig, nodes: Sequence[Node]) -> None:
