@@ -70,16 +70,14 @@ def plan_resources(config: RunConfig, nodes: Sequence[Node]) -> ResourcePlan:
     actors = _automatic_actors(cpus) if wanted_actors is None else wanted_actors
     cpus_per_worker = scaling.cpus_per_worker or _fair_share(scaling, nodes, reserved=actors)
     if _room(cpus_per_worker, scaling, nodes) < num_workers:
-        total = num_workers * cpus_per_worker
-        there = ", ".join(f"{node.cpus:g}" for node in nodes)
-        raise ResourceError(
-            f"{num_workers} worker(s) with scaling.cpus_per_worker={cpus_per_worker:g} ask for {total:g} CPUs and "
-            + (
-                f"there are {cpus:g}"
-                if total > cpus
-                else f"don't fit, {scaling.placement_strategy}, on nodes of {there}"
+        total, there = num_workers * cpus_per_worker, ", ".join(f"{node.cpus:g}" for node in nodes)
+        reason = f"there are {cpus:g}; lower one of them"
+        if total <= cpus:
+            reason = (
+                f"don't fit, {scaling.placement_strategy}, on nodes of {there}; lower one of them, or place otherwise"
             )
-            + "; lower one of them"
+        raise ResourceError(
+            f"{num_workers} worker(s) with scaling.cpus_per_worker={cpus_per_worker:g} ask for {total:g} CPUs and {reason}"
         )
     notes = []
     if scaling.cpus_per_worker is None and cpus_per_worker < 1:
