@@ -77,7 +77,8 @@ def plan_resources(config: RunConfig, nodes: Sequence[Node]) -> ResourcePlan:
                 f"don't fit, {scaling.placement_strategy}, on nodes of {there}; lower one of them, or place otherwise"
             )
         raise ResourceError(
-            f"{num_workers} worker(s) with scaling.cpus_per_worker={cpus_per_worker:g} ask for {total:g} CPUs and {reason}"
+            f"{num_workers} worker(s) with scaling.cpus_per_worker={cpus_per_worker:g} ask for {total:g} CPUs and "
+            + reason
         )
     notes = []
     if scaling.cpus_per_worker is None and cpus_per_worker < 1:
