@@ -254,8 +254,6 @@ def _find_value_conflicts(config: RunConfig) -> Iterator[str]:
     if not config.relabels:
         if data.values is not None:
             yield f"data.values: only data.return_source=value looks at it, got {data.values!r}"
-        if config.model.values is not None:
-            yield "model.values: the sizes of what data.return_source=value puts into the model, not to be set"
         return
     if data.values is None:
         yield "data.return_source: value needs data.values, a run of iql or a configuration like iql/pendulum_random"

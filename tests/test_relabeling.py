@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,8 +13,9 @@ from conftest import make_episodes
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dt_ray import evaluate, export
 from dt_ray.api import DecisionTransformer
-from dt_ray.config import RunConfig
+from dt_ray.config import PerceptronConfig, RunConfig
 from dt_ray.config_io import decode_config, to_plain, to_yaml
 from dt_ray.data.reading import read_dataset
 from dt_ray.data.spaces import SpaceSpec
@@ -168,6 +170,20 @@ def test_a_policy_counts_from_the_values_of_its_checkpoint(tiny_config: RunConfi
     most = model.predict(observation, target_return=worth + high + 1)
     assert np.array_equal(most, model.predict(observation, target_return=1e6))
     assert not np.array_equal(most, model.predict(observation, target_return=worth))
+
+
+def test_the_commands_take_a_run_on_values(tiny_config: RunConfig, values_run: str, tmp_path: Path) -> None:
+    run = start_run(counting(tiny_config, values_run)).run
+    report = tmp_path / "report.json"
+    evaluate.main([run, "--target-return", "-50", "-300", "--episodes", "2", "--actors", "0", "--json", str(report)])
+    assert [target["target_return"] for target in json.loads(report.read_text())["targets"]] == [-50, -300]
+    export.main([run, "--format", "torch", "--out", str(tmp_path / "policy.pt2")])  # which compares whole episodes
+
+
+def test_the_sizes_of_values_are_not_the_users(tiny_config: RunConfig) -> None:
+    sizes = PerceptronConfig(num_layers=1, width=8)
+    with pytest.raises(ConfigError, match="not to be set"):
+        start_run(replace(tiny_config, model=replace(tiny_config.model, values=sizes)))
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,13 @@ def find_learner(algorithm: str) -> Callable[..., Learner]:
 def make_learner(
     config: RunConfig, spec: SpaceSpec, normalizer: Normalizer, values: StateValues | None, **placement: Any
 ) -> tuple[Learner, RunConfig]:
-    """A new learner, with the values that its data was relabelled with, and the configuration that describes it."""
+    """A new learner, with the values that its data was relabelled with, and the configuration that describes it.
+
+    Raises:
+        ConfigError: the model has values, and the data none.
+    """
+    if values is None and config.model.values is not None:
+        raise ConfigError("model.values: what data.return_source=value puts into the model, not to be set")
     if values is not None:
         config = replace(config, model=replace(config.model, values=values.config))
     learner = find_learner(config.algorithm)(config, spec, normalizer, **placement)
