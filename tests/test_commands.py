@@ -177,7 +177,9 @@ def test_a_name_that_exists_is_refused(trained: Path, pendulum_data: Path, tmp_p
     assert (trained / "config.yaml").read_text() == before
 
 
-STOPS = pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+STOPS = pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
+)
 
 
 def stop_and_resume(number: int, pendulum_data: Path, folder: Path, *, num_workers: int) -> tuple[int, str]:

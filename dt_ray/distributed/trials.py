@@ -119,7 +119,8 @@ def train_trial(
         data = layouts[layout_key(config)]
         train = _train_with_workers if config.scaling.max_workers > 1 else _train_here
         report = train(config, sweep, data, cpus).summary["last"]
-        ray.tune.report(metrics_of(report, sweep))
+        # Said to be its last, or a population might begin the finished trial anew from another one's checkpoint.
+        ray.tune.report({**metrics_of(report, sweep), "done": True})
     except StorageError:  # Tune tries again
         raise
     except UserError as error:  # which another attempt would end with as well
