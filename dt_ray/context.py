@@ -103,4 +103,6 @@ def mean_real_steps(batch: WindowBatch, context: TrainContext) -> Tensor | None:
     """Real steps a worker, over all of them; None where there is one, who counts them itself."""
     if context.world_size == 1:
         return None
+    if batch.num_real is not None:  # without waiting for the others, twice an update
+        return batch.num_real / context.world_size
     return context.sum(batch.mask.sum()) / context.world_size

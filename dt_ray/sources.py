@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 from torch import Tensor
 
@@ -203,6 +203,7 @@ class Places(NamedTuple):
     timesteps: Int[Tensor, "U B T"]
     mask: Bool[Tensor, "U B T"]
     terminated: Bool[Tensor, "U B"]
+    num_real: Float[Tensor, "U"] | None  # real steps, of all workers' windows together
 
 
 class WindowCutter:
@@ -227,23 +228,32 @@ class WindowCutter:
         num_rows, width = rows.shape
         self.blocks = rows.as_strided((num_rows - table.length, (table.length + 1) * width), (width, 1))
         self.offsets = torch.arange(table.length, device=device)
-        self._draw, self._places = -1, self.find(np.empty((0, 0), np.int64))
+        self._draw, self._places = -1, self.find(np.empty((0, 0), np.int64), share=slice(None))
 
     def batch(self, step: int) -> WindowBatch:
         """This worker's share of batch `step`, a function of (seed, step)."""
         draw, within = divmod(step, UPDATES_A_DRAW)
         if draw != self._draw:
-            anchors = self.draw_anchors(batch_size=self.batch_size, seed=self.seed, draw=draw)[:, self.share]
-            self._draw, self._places = draw, self.find(anchors)
+            anchors = self.draw_anchors(batch_size=self.batch_size, seed=self.seed, draw=draw)
+            self._draw, self._places = draw, self.find(anchors, share=self.share)
         return self.cut(self._places, within)
 
-    def find(self, anchors: Int[ndarray, "U B"]) -> Places:
-        """What `cut` needs to know of the windows of several batches."""
-        found = torch.from_numpy(self.table.find(anchors)).to(self.device).unsqueeze(-1)
+    def find(self, anchors: Int[ndarray, "U G"], *, share: slice | None = None) -> Places:
+        """What `cut` needs to know of the windows of several batches: of a share of each, if these are all workers'."""
+        places, num_real = self.table.find(anchors), None
+        if share is not None:  # every worker draws them all, and need not ask the others how many steps theirs have
+            real = np.minimum(places[2], self.table.length).sum(axis=-1)
+            num_real = torch.from_numpy(real.astype(np.float32)).to(self.device)
+            places = places[:, :, share]
+        found = torch.from_numpy(np.ascontiguousarray(places)).to(self.device).unsqueeze(-1)
         rows, timesteps, remaining, terminated = found.unbind()
         mask = self.offsets < remaining
         return Places(
-            rows.squeeze(-1), (timesteps + self.offsets).mul_(mask), mask, terminated.squeeze(-1).to(torch.bool)
+            rows=rows.squeeze(-1),
+            timesteps=(timesteps + self.offsets).mul_(mask),
+            mask=mask,
+            terminated=terminated.squeeze(-1).to(torch.bool),
+            num_real=num_real,
         )
 
     def cut(self, places: Places, number: int) -> WindowBatch:
@@ -259,4 +269,5 @@ class WindowCutter:
             timesteps=places.timesteps[number],
             mask=places.mask[number],
             terminated=places.terminated[number],
+            num_real=None if places.num_real is None else places.num_real[number],
         )
