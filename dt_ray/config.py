@@ -256,7 +256,7 @@ def _find_value_conflicts(config: RunConfig) -> Iterator[str]:
             yield f"data.values: only data.return_source=value looks at it, got {data.values!r}"
         return
     if data.values is None:
-        yield "data.return_source: value needs data.values, a run of iql or a configuration like iql/pendulum_random"
+        yield "data.return_source: value needs data.values, a run of iql or a configuration like iql/pendulum_values"
     if config.algorithm == "behavior_cloning":
         yield "data.return_source: behavior_cloning looks at no returns, got value"
     if data.residency == "streaming":

@@ -137,6 +137,9 @@ def check_length(episode_id: int, length: int, config: RunConfig) -> None:
         )
 
 
+MOST_COUNTED = 4096  # windows of a batch in whose steps each worker counts the real ones: more take longer than asking
+
+
 class ReturnNoise:
     """One worker's share of the errors that `data.return_noise` adds to the returns-to-go of a batch."""
 
@@ -228,14 +231,16 @@ class WindowCutter:
         num_rows, width = rows.shape
         self.blocks = rows.as_strided((num_rows - table.length, (table.length + 1) * width), (width, 1))
         self.offsets = torch.arange(table.length, device=device)
-        self._draw, self._places = -1, self.find(np.empty((0, 0), np.int64), share=slice(None))
+        self._draw, self._places = -1, self.find(np.empty((0, 0), np.int64))
 
     def batch(self, step: int) -> WindowBatch:
         """This worker's share of batch `step`, a function of (seed, step)."""
         draw, within = divmod(step, UPDATES_A_DRAW)
         if draw != self._draw:
             anchors = self.draw_anchors(batch_size=self.batch_size, seed=self.seed, draw=draw)
-            self._draw, self._places = draw, self.find(anchors, share=self.share)
+            is_large = self.batch_size > MOST_COUNTED
+            found = self.find(anchors[:, self.share]) if is_large else self.find(anchors, share=self.share)
+            self._draw, self._places = draw, found
         return self.cut(self._places, within)
 
     def find(self, anchors: Int[ndarray, "U G"], *, share: slice | None = None) -> Places:

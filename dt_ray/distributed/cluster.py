@@ -14,7 +14,7 @@ import ray.autoscaler.sdk
 from ray.exceptions import RayTaskError
 
 from dt_ray.config import RunConfig
-from dt_ray.distributed.resources import Node, ResourcePlan, describe_plan, plan_resources, worker_bundles
+from dt_ray.distributed.resources import ACCELERATOR, Node, ResourcePlan, describe_plan, plan_resources, worker_bundles
 from dt_ray.errors import ResourceError, UserError
 
 # Set before Ray starts; what the user has set stays.
@@ -30,7 +30,6 @@ LOCAL_SETTINGS = {
 # Ray Train asks the dashboard whether its controller lives. Where there is none it would look for any cluster that is
 # or was on this machine: it waits for one that is gone, and frees the workers of a controller that is unknown there.
 NO_DASHBOARD = {"RAY_API_SERVER_ADDRESS": "http://127.0.0.1:9"}
-ACCELERATOR = "accelerator_type:"  # what the resource of a type of GPU begins with
 LOOK_EVERY_S = 1.0  # seconds between two looks for new nodes
 NOISY_LOGGERS = ("ray", "ray.data", "ray.train", "ray.tune", "ray._private.worker")
 

@@ -15,6 +15,7 @@ from dt_ray.errors import ResourceError
 MAX_AUTOMATIC_CPUS_PER_WORKER = 4  # a model of this size gains nothing from more threads
 MAX_AUTOMATIC_ACTORS = 4
 EPSILON = 1e-6
+ACCELERATOR = "accelerator_type:"  # what Ray's resource of a type of GPU begins with
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +111,7 @@ def worker_bundles(scaling: ScalingConfig) -> list[dict[str, float]]:
     """What the workers ask of an autoscaler, each."""
     bundle = {"CPU": scaling.cpus_per_worker or 1.0} | ({"GPU": 1.0} if scaling.use_gpu else {})
     if scaling.accelerator_type is not None:
-        bundle[f"accelerator_type:{scaling.accelerator_type}"] = 0.001
+        bundle[f"{ACCELERATOR}{scaling.accelerator_type}"] = 0.001
     return [bundle] * scaling.min_workers
 
 
