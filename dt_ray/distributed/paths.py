@@ -67,12 +67,12 @@ def _blind_to_new_file(folder: Path, nodes: Sequence[dict]) -> list[str]:
 
 
 def _blind(file: Path, nodes: Sequence[dict]) -> list[str]:
-    """The addresses of the nodes that don't see a file."""
+    """The addresses of the nodes that don't see a file, in order."""
     looks = [
         _sees.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(str(file))
         for node in nodes
     ]
-    return [node["NodeManagerAddress"] for node, seen in zip(nodes, ray.get(looks), strict=True) if not seen]
+    return sorted(node["NodeManagerAddress"] for node, seen in zip(nodes, ray.get(looks), strict=True) if not seen)
 
 
 @ray.remote(num_cpus=0)
