@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 from numpy import ndarray
-from scipy import stats
+from scipy.special import stdtrit
 
 from dt_ray.config import EvaluationConfig
 from dt_ray.learners.base import Policy
@@ -92,7 +92,7 @@ def bootstrap_interval(values: Float[ndarray, "N"]) -> list[float]:
 def student_interval(values: Float[ndarray, "N"]) -> list[float]:
     """95% interval of the mean of a few independent values, such as those of training seeds (Student's t)."""
     values = np.asarray(values, np.float64)
-    half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+    half = stdtrit(len(values) - 1, 0.975) * values.std(ddof=1) / np.sqrt(len(values))
     return [float(values.mean() - half), float(values.mean() + half)]
 
 

@@ -6,6 +6,8 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from importlib import import_module
+from threading import Thread
 from typing import Any
 
 import pyarrow as pa
@@ -228,7 +230,6 @@ def _train(
     from dt_ray.distributed.collect import collect_on_ray
     from dt_ray.distributed.data import prepare_data
     from dt_ray.distributed.paths import check_data, check_storage
-    from dt_ray.distributed.training import train_on_ray
 
     with connection(verbose=verbose, dashboard=dashboard):
         plan = plan_on_cluster(config)
@@ -238,9 +239,13 @@ def _train(
         if needs_dataset(config):
             make_dataset(config, collect_on_ray)
         check_data(config)
+        # Ray Train takes another second or two to import, which the data needs too.
+        Thread(target=import_module, args=("dt_ray.distributed.training",), daemon=True).start()
         data = prepare_data(config, spec)
         prepare_folder()
         log.info("training in %s", RunFolder.of(config))
+        from dt_ray.distributed.training import train_on_ray
+
         return train_on_ray(config, data, plan, verbose=verbose)
 
 

@@ -10,21 +10,10 @@ from typing import Any
 import ray
 
 from dt_ray.config import EvaluationConfig
+from dt_ray.distributed.actors import EpisodePlayer
 from dt_ray.errors import ResourceError
-from dt_ray.evaluation import EpisodeResults, make_report, play
+from dt_ray.evaluation import make_report
 from dt_ray.learners import Policy
-
-
-class EpisodePlayer:
-    """What runs in an actor. Its work depends on its arguments alone, so that a lost actor's can be done again."""
-
-    def __init__(self) -> None:
-        import torch
-
-        torch.set_num_threads(1)  # small batches: a second thread slows them, and stops them on a loaded machine
-
-    def play(self, policy: Policy, env_id: str, config: EvaluationConfig, episodes: Sequence[int]) -> EpisodeResults:
-        return play(policy, env_id, config, episodes)
 
 
 class EvaluationActors:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 import os
@@ -25,6 +24,7 @@ from torch import Tensor, nn
 
 from dt_ray.config import RunConfig
 from dt_ray.context import Wish, evaluate_here
+from dt_ray.distributed.actors import StopSign
 from dt_ray.distributed.cluster import quiet
 from dt_ray.distributed.evaluation import EvaluationActors
 from dt_ray.distributed.network import NodeTorchConfig
@@ -44,19 +44,6 @@ WATCHES_FOR_PREEMPTION = os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "
 BUCKET_MB = 0.15  # of gradients that gloo exchanges at a time
 LOOK_EVERY = 10  # updates of several workers between two exchanges of what is asked of them
 NOTICE_EVERY_S = 5.0  # seconds between two looks for a preemption notice, which is a barrier
-
-
-class StopSign:
-    """An actor through which the driver asks the workers to stop."""
-
-    def __init__(self) -> None:
-        self._asked = asyncio.Event()
-
-    async def ask(self) -> None:
-        self._asked.set()
-
-    async def wait(self) -> None:
-        await self._asked.wait()
 
 
 class RayTrainContext:
