@@ -92,10 +92,37 @@ def measure_starts(base: RunConfig, folder: Path, console: Console) -> None:
     address = ray.get_runtime_context().gcs_address
     seconds_of_start(base, folder, "first", {"RAY_ADDRESS": address})
     warm = seconds_of_start(base, folder, "warm", {"RAY_ADDRESS": address})
+    empty = [seconds_of_empty_trainer(folder, address) for _ in range(3)]
     ray.shutdown()
     for stage, seconds in cold.items():
         table.add_row(stage, f"{seconds:.1f}", f"{warm[stage]:.1f}" if stage in warm else "")
     console.print(table)
+    console.print("a TorchTrainer that does nothing, cluster there: " + " ".join(f"{each:.1f}" for each in empty))
+
+
+EMPTY_TRAINER = """
+import sys, time
+import ray, ray.train, ray.train.torch
+folder = sys.argv[1]
+ray.init(log_to_driver=False)
+ray.train.torch.TorchTrainer(
+    lambda: open(f"{folder}/empty", "w").write(str(time.time())),
+    scaling_config=ray.train.ScalingConfig(num_workers=1),
+    run_config=ray.train.RunConfig(name=str(time.time()), storage_path=f"{folder}/empty-runs"),
+).fit()
+"""
+
+
+def seconds_of_empty_trainer(folder: Path, address: str) -> float:
+    """From the command to the worker's function: Ray Train's own share of a start."""
+    began = time.time()
+    subprocess.run(
+        [sys.executable, "-c", EMPTY_TRAINER, str(folder)],
+        env=os.environ | {"RAY_ADDRESS": address},
+        check=True,
+        capture_output=True,
+    )
+    return float((folder / "empty").read_text()) - began
 
 
 def seconds_of_start(base: RunConfig, folder: Path, name: str, environment: dict[str, str]) -> dict[str, float]:
@@ -166,9 +193,11 @@ def show(times: dict[tuple[int, int], list[float]], console: Console) -> None:
     console.print(table)
     overhead = np.median(np.array(times[0, BATCH]) / np.array(times[1, BATCH]))
     speed_up = np.median(np.array(times[1, BATCH]) / np.array(times[2, BATCH]))
+    free = np.median(np.array(times[1, BATCH]) / np.array(times[1, BATCH // 2]))
     exchange = np.median(np.array(times[2, BATCH]) - np.array(times[1, BATCH // 2]))
     console.print(f"one Ray Train worker against no Ray: {overhead:.3f} of the updates/s (asked: 0.97)")
     console.print(f"two workers against one, global batch {BATCH}: {speed_up:.2f} x the windows/s (asked: 1.7)")
+    console.print(f"the same if two workers neither exchanged anything nor slowed each other: {free:.2f} x")
     console.print(f"two workers and {BATCH} against one and {BATCH // 2}: {1000 * exchange:.2f} ms for the exchange")
     a, b, c = fitted
     console.print(f"t(n, B) = {1000 * a:.2f} ms + {1e6 * b:.1f} µs B/n + {1000 * c:.2f} ms [n > 1]", markup=False)

@@ -8,6 +8,7 @@ from dt_ray.checkpoint import restore_learner
 from dt_ray.config import RunConfig
 from dt_ray.context import TrainContext, Wish, mean_real_steps
 from dt_ray.learners import make_learner
+from dt_ray.learners.acceleration import keep_memory
 from dt_ray.recording import Recorder, TrainResult
 from dt_ray.runs import RunFolder
 from dt_ray.sources import BatchSource
@@ -21,6 +22,7 @@ def run_training(config: RunConfig, source: BatchSource, context: TrainContext) 
         RunError: the checkpoint is of another run.
         StorageError: a checkpoint can't be read or written.
     """
+    keep_memory()
     run = RunFolder.of(config)
     learner, config = make_learner(
         config,

@@ -1,4 +1,7 @@
 import math
+import platform
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -263,6 +266,26 @@ def test_compiling_without_a_compiler_is_refused(
     source = ResidentSource(ResidentData.build(make_episodes([30] * 8), pendulum_spec, config), config)
     with pytest.raises(ResourceError, match="needs a C\\+\\+ compiler and there is no no-such-compiler"):
         find_learner("decision_transformer")(config, source.spec, source.normalizer)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_freed_memory_is_used_again_without_page_faults() -> None:
+    """In a process of its own, whose heap nobody else has grown."""
+    script = """
+import resource, torch
+from dt_ray.learners.acceleration import keep_memory
+keep_memory()
+def update():
+    activations = [torch.ones(1 << 20) for _ in range(20)]
+for _ in range(3):
+    update()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10):
+    update()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 100  # of 200,000 pages
 
 
 def test_objects_are_of_their_algorithm(tiny_config: RunConfig) -> None:

@@ -41,7 +41,6 @@ from dt_ray.streaming import make_source
 log = logging.getLogger("dt_ray")
 
 WATCHES_FOR_PREEMPTION = os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "1") != "0"
-BUCKET_MB = 0.15  # of gradients that gloo exchanges at a time
 LOOK_EVERY = 10  # updates of several workers between two exchanges of what is asked of them
 NOTICE_EVERY_S = 5.0  # seconds between two looks for a preemption notice, which is a barrier
 
@@ -84,13 +83,7 @@ class RayTrainContext:
     def data_parallel(self, module: nn.Module) -> nn.Module:
         if self.world_size == 1:
             return module
-        # Small buckets travel while the rest of the backward pass is computed; on GPUs each would be a launch.
-        return nn.parallel.DistributedDataParallel(
-            module,
-            broadcast_buffers=False,
-            gradient_as_bucket_view=True,
-            bucket_cap_mb=BUCKET_MB if self.device.type == "cpu" else None,
-        )
+        return nn.parallel.DistributedDataParallel(module, broadcast_buffers=False, gradient_as_bucket_view=True)
 
     def sum(self, value: Tensor) -> Tensor:
         if self.world_size > 1:

@@ -1,9 +1,11 @@
-"""Fewer bits and compiled kernels for a module's forward and backward pass."""
+"""What makes updates faster: fewer bits, compiled kernels, memory that is kept."""
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +14,22 @@ from torch import nn
 
 from dt_ray.config import OptimConfig
 from dt_ray.errors import ResourceError
+
+MB = 1 << 20
+# glibc's malloc.h: blocks from this size on are the kernel's and not the heap's; what is free at the heap's end and stays.
+M_MMAP_THRESHOLD, KERNEL_BLOCK = -3, 32 * MB  # the most that glibc takes
+M_TRIM_THRESHOLD, KEPT = -1, 256 * MB
+
+
+def keep_memory() -> None:
+    """Lets the C library keep the memory that an update frees: the next one gets it back without a fault a page.
+
+    Nothing is done where that library is not glibc.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(M_MMAP_THRESHOLD, KERNEL_BLOCK)
+        mallopt(M_TRIM_THRESHOLD, KEPT)
 
 
 def accelerate(module: nn.Module, config: OptimConfig, device: torch.device | str) -> Callable[..., Any]:
