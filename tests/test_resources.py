@@ -1,11 +1,12 @@
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dt_ray.config import EvaluationConfig, RunConfig, ScalingConfig
-from dt_ray.distributed.resources import Node, describe_plan, plan_resources
+from dt_ray.distributed.resources import Node, describe_plan, plan_resources, plan_trials
 from dt_ray.errors import ResourceError
 
 
@@ -106,3 +107,49 @@ def test_a_plan_is_said_in_words() -> None:
     assert said["training workers"] == "2, 2 CPU(s) and a L4 each, PACK"
     assert said["together"] == "6 of 8 CPUs, 2 of 2 GPUs"
     assert said["nodes"] == "8 CPUs 2 GPUs"
+
+
+@given(
+    cpus=st.lists(st.integers(1, 9), min_size=1, max_size=5),
+    num_workers=st.integers(0, 4),
+    wanted=st.integers(1, 30),
+    cpus_per_worker=st.none() | st.sampled_from([0.5, 1.0, 2.0, 4.0]),
+    strategy=st.sampled_from(["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"]),
+)
+def test_trials_at_a_time_fit_on_the_nodes(
+    cpus: list[int], num_workers: int, wanted: int, cpus_per_worker: float | None, strategy: Any
+) -> None:
+    scaling = ScalingConfig(num_workers=num_workers, cpus_per_worker=cpus_per_worker, placement_strategy=strategy)
+    try:
+        share, trials = plan_trials(scaling, nodes(*cpus), wanted=wanted)
+    except ResourceError:
+        assert num_workers > 1 or max(cpus) < (cpus_per_worker or 1)
+        return
+    assert 1 <= trials <= wanted
+    free = [float(each) for each in cpus]
+    for _ in range(trials if max(1, num_workers) > 1 else 0):
+        free[free.index(max(free))] -= 0.01
+    for _ in range(trials):  # placed one after the other, where there is most room
+        taken: list[int] = []
+        for _ in range(max(1, num_workers)):
+            allowed = [i for i in range(len(free)) if strategy != "STRICT_SPREAD" or i not in taken]
+            if strategy == "STRICT_PACK" and taken:
+                allowed = taken[:1]
+            elif strategy == "STRICT_PACK":
+                allowed = [i for i in allowed if free[i] >= num_workers * share - 1e-6] or allowed
+            place = max(allowed, key=lambda i: free[i])
+            assert free[place] >= share - 1e-6
+            free[place] -= share
+            taken.append(place)
+
+
+def test_a_trial_takes_no_more_than_a_node_has() -> None:
+    assert plan_trials(ScalingConfig(num_workers=1), nodes(2, 2, 2), wanted=1) == (2, 1)  # of six
+    assert plan_trials(ScalingConfig(num_workers=1), nodes(2, 2, 2), wanted=9) == (1, 6)
+    assert plan_trials(ScalingConfig(num_workers=1), nodes(8), wanted=3) == (2, 3)
+    with pytest.raises(ResourceError, match=r"1 worker\(s\) with 4 CPU\(s\) each does not fit on nodes of 2, 2 CPUs"):
+        plan_trials(ScalingConfig(num_workers=1, cpus_per_worker=4), nodes(2, 2), wanted=1)
+    with pytest.raises(ResourceError, match=r"asks for 1 H100\(s\) and there are 0"):
+        plan_trials(ScalingConfig(use_gpu=True, accelerator_type="H100"), nodes(8, gpus=1, kind="L4"), wanted=1)
+    gpus = ScalingConfig(use_gpu=True, accelerator_type="L4")
+    assert plan_trials(gpus, [*nodes(8, gpus=2, kind="L4"), Node(cpus=64)], wanted=9) == (4, 2)

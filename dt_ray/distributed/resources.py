@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dt_ray.config import RunConfig, ScalingConfig
 from dt_ray.errors import ResourceError
@@ -15,6 +15,7 @@ from dt_ray.errors import ResourceError
 MAX_AUTOMATIC_CPUS_PER_WORKER = 4  # a model of this size gains nothing from more threads
 MAX_AUTOMATIC_ACTORS = 4
 EPSILON = 1e-6
+TRIAL_CPUS = 0.01  # of a sweep's trial that waits for several workers: Ray Tune takes none without CPUs
 ACCELERATOR = "accelerator_type:"  # what Ray's resource of a type of GPU begins with
 
 
@@ -107,12 +108,53 @@ def plan_resources(config: RunConfig, nodes: Sequence[Node]) -> ResourcePlan:
     )
 
 
+def plan_trials(scaling: ScalingConfig, nodes: Sequence[Node], *, wanted: int) -> tuple[float, int]:
+    """CPUs of a worker, and how many of the trials `wanted` at a time the nodes have room for.
+
+    A worker takes more than one CPU where as many trials still fit.
+
+    Raises:
+        ResourceError: not even one.
+    """
+    _check_gpus(scaling, nodes)
+    shares = [float(cpus) for cpus in range(MAX_AUTOMATIC_CPUS_PER_WORKER, 0, -1)]
+    if scaling.cpus_per_worker is not None:
+        shares = [scaling.cpus_per_worker]
+    most, cpus = max((_room_for_trials(share, scaling, nodes, wanted=wanted), share) for share in shares)
+    if most == 0:
+        workers, there = max(1, scaling.max_workers), ", ".join(f"{node.cpus:g}" for node in nodes)
+        own = f" and {TRIAL_CPUS:g} of its own" if workers > 1 else ""
+        raise ResourceError(
+            f"a trial of {workers} worker(s) with {cpus:g} CPU(s) each{own} does not fit on nodes of {there} CPUs; "
+            f"lower scaling.num_workers or scaling.cpus_per_worker"
+        )
+    return cpus, most
+
+
+def _room_for_trials(cpus_per_worker: float, scaling: ScalingConfig, nodes: Sequence[Node], *, wanted: int) -> int:
+    workers = max(1, scaling.max_workers)
+    for trials in range(wanted, 0, -1):
+        # The process of a trial with several workers may be on any node.
+        free = [replace(node, cpus=node.cpus - trials * TRIAL_CPUS * (workers > 1)) for node in nodes]
+        places = _places(cpus_per_worker, scaling, free, most=trials)
+        if scaling.placement_strategy == "STRICT_PACK":
+            places = [room // workers * workers for room in places]
+        if sum(places) >= trials * workers:
+            return trials
+    return 0
+
+
 def worker_bundles(scaling: ScalingConfig) -> list[dict[str, float]]:
     """What the workers ask of an autoscaler, each."""
-    bundle = {"CPU": scaling.cpus_per_worker or 1.0} | ({"GPU": 1.0} if scaling.use_gpu else {})
+    return [worker_bundle(scaling, scaling.cpus_per_worker or 1.0)] * scaling.min_workers
+
+
+def worker_bundle(scaling: ScalingConfig, cpus: float) -> dict[str, float]:
+    """What a worker asks of its node."""
+    bundle = {"CPU": cpus} | ({"GPU": 1.0} if scaling.use_gpu else {})
     if scaling.accelerator_type is not None:
         bundle[f"{ACCELERATOR}{scaling.accelerator_type}"] = 0.001
-    return [bundle] * scaling.min_workers
+    return bundle
 
 
 def _check_gpus(scaling: ScalingConfig, nodes: Sequence[Node]) -> None:
@@ -144,8 +186,8 @@ def _fair_share(scaling: ScalingConfig, nodes: Sequence[Node], *, reserved: int)
     return next((share for share in shares if _room(share, scaling, nodes) >= num_workers), 1.0)
 
 
-def _places(cpus_per_worker: float, scaling: ScalingConfig, nodes: Sequence[Node]) -> list[int]:
-    """How many workers each node has room for."""
+def _places(cpus_per_worker: float, scaling: ScalingConfig, nodes: Sequence[Node], *, most: int = 1) -> list[int]:
+    """How many workers each node has room for; with STRICT_SPREAD at most `most`, one of each run."""
     places = []
     for node in nodes:
         room = math.floor(node.cpus / cpus_per_worker + EPSILON)
@@ -153,7 +195,7 @@ def _places(cpus_per_worker: float, scaling: ScalingConfig, nodes: Sequence[Node
             room = min(room, math.floor(node.gpus))
         if scaling.accelerator_type is not None and scaling.accelerator_type not in node.accelerators:
             room = 0
-        places.append(min(room, 1) if scaling.placement_strategy == "STRICT_SPREAD" else room)
+        places.append(min(room, most) if scaling.placement_strategy == "STRICT_SPREAD" else room)
     return places
 
 

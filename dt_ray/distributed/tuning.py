@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -17,11 +16,11 @@ from ray.tune.search import Searcher
 
 from dt_ray.config import EvaluationConfig, RunConfig
 from dt_ray.data.spaces import SpaceSpec
-from dt_ray.distributed.cluster import quiet
+from dt_ray.distributed.cluster import cluster_nodes, quiet
 from dt_ray.distributed.data import prepare_layouts
-from dt_ray.distributed.resources import MAX_AUTOMATIC_CPUS_PER_WORKER
+from dt_ray.distributed.resources import TRIAL_CPUS, plan_trials, worker_bundle
 from dt_ray.distributed.trials import layout_key, note_failure, train_trial
-from dt_ray.errors import ConfigError, ResourceError
+from dt_ray.errors import ConfigError
 from dt_ray.runs import RunFolder, with_values_checkpoint
 from dt_ray.sweep_config import Axis, SweepConfig, configure
 from dt_ray.sweeps import SweepFolder, evaluate_checkpoint, further_evaluations, result_of
@@ -49,14 +48,14 @@ def tune_on_ray(
         UserError: no trial can be run: the data is unsound, or there are too few CPUs.
     """
     folder = SweepFolder.of(sweep)
-    cpus, num_concurrent = plan_trials(sweep, cpus=ray.cluster_resources().get("CPU", 0))
+    scaling = sweep.base.scaling
+    wanted = min(sweep.num_trials, sweep.settings.max_concurrent or sweep.num_trials)
+    cpus, num_concurrent = plan_trials(scaling, cluster_nodes(), wanted=wanted)
     search = make_search(sweep)
     layouts = share_data(sweep, spec)
     prepare_folder()
-    workers = sweep.base.scaling.max_workers
-    gpus = {"GPU": 1} if sweep.base.scaling.use_gpu else {}
-    # With several workers a trial's own process only waits for them; they ask for CPUs themselves.
-    bundle = {"CPU": cpus, **gpus} if workers <= 1 else {"CPU": 0.01}
+    # With several workers a trial's own process only waits for them; they ask for what they need themselves.
+    bundle = {"CPU": TRIAL_CPUS} if scaling.max_workers > 1 else worker_bundle(scaling, cpus)
     trainable = ray.tune.with_resources(
         ray.tune.with_parameters(train_trial, sweep=sweep, layouts=layouts, cpus=cpus),
         ray.tune.PlacementGroupFactory([bundle]),
@@ -119,30 +118,6 @@ def evaluate_further(sweep: SweepConfig, folder: SweepFolder) -> None:
 def _evaluate(checkpoint: str, evaluation: EvaluationConfig) -> str:
     torch.set_num_threads(1)
     return json.dumps(evaluate_checkpoint(checkpoint, evaluation), indent=1) + "\n"
-
-
-def plan_trials(sweep: SweepConfig, *, cpus: float) -> tuple[float, int]:
-    """CPUs of a worker, and how many trials there is room for at a time.
-
-    Raises:
-        ResourceError: not even one.
-    """
-    scaling, settings = sweep.base.scaling, sweep.settings
-    workers = max(1, scaling.max_workers)
-    wanted = min(sweep.num_trials, settings.max_concurrent or sweep.num_trials)
-    a_worker = scaling.cpus_per_worker
-    if a_worker is None:
-        fair = math.floor(cpus / (wanted * workers))
-        a_worker = float(min(max(1, fair), MAX_AUTOMATIC_CPUS_PER_WORKER))
-    # The process of a trial with several workers takes a hundredth of a CPU itself.
-    a_trial = a_worker if workers == 1 else workers * a_worker + 0.01
-    room = math.floor(cpus / a_trial + 1e-6)
-    if room == 0:
-        raise ResourceError(
-            f"a trial of {workers} worker(s) with {a_worker:g} CPU(s) each asks for {a_trial:g} CPUs and there are "
-            f"{cpus:g}; lower scaling.num_workers or scaling.cpus_per_worker"
-        )
-    return a_worker, min(wanted, room)
 
 
 def share_data(sweep: SweepConfig, spec: SpaceSpec) -> dict[tuple[Any, ...], ray.ObjectRef]:

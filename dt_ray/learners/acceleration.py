@@ -16,7 +16,7 @@ from dt_ray.config import OptimConfig
 from dt_ray.errors import ResourceError
 
 MB = 1 << 20
-# glibc's malloc.h: blocks from this size on are the kernel's and not the heap's; what is free at the heap's end and stays.
+# As in glibc's malloc.h: from this size on a block is the kernel's; so much stays when it is free at the heap's end.
 M_MMAP_THRESHOLD, KERNEL_BLOCK = -3, 32 * MB  # the most that glibc takes
 M_TRIM_THRESHOLD, KEPT = -1, 256 * MB
 
