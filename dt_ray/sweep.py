@@ -91,7 +91,7 @@ def run_sweep(
     Raises:
         UserError: anything that the user can mend, named before a trial starts where it can be known.
     """
-    from dt_ray.distributed.cluster import connection, environment
+    from dt_ray.distributed.cluster import connection, environment, plan_trials_on_cluster
     from dt_ray.distributed.collect import collect_on_ray
     from dt_ray.distributed.paths import check_data, check_storage
     from dt_ray.distributed.tuning import TUNE_SETTINGS, tune_on_ray
@@ -109,12 +109,14 @@ def run_sweep(
         with environment(TUNE_SETTINGS), connection(verbose=verbose, dashboard=dashboard):
             if threading.current_thread() is threading.main_thread():
                 raise_on_sigterm()  # Ray has its own way
+            wanted = min(sweep.num_trials, sweep.settings.max_concurrent or sweep.num_trials)
+            plan = plan_trials_on_cluster(sweep.base.scaling, wanted=wanted)
             check_storage(sweep.base)
             if needs_dataset(sweep.base):
                 make_dataset(sweep.base, collect_on_ray)
             check_data(sweep.base)
             with sweep_progress(sweep):
-                tune_on_ray(sweep, spec, prepare_folder, resume=resume, verbose=verbose)
+                tune_on_ray(sweep, spec, plan, prepare_folder, resume=resume, verbose=verbose)
     except KeyboardInterrupt:
         if folder.is_sweep():
             log.warning("stopped; go on with: python -m dt_ray.sweep --resume %s", folder)

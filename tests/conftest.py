@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -87,6 +88,12 @@ def tiny_overrides(data: Path, storage: Path) -> list[str]:
         "checkpoint={every: 5, keep: 2}",
         "logging.every=5",
     ]
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
 
 
 @pytest.fixture(scope="session")

@@ -18,10 +18,10 @@ PAGE = (ROOT / "docs/extending.md").read_text()
 
 
 @pytest.mark.slow
-def test_an_environment_and_a_learner_of_ones_own(tmp_path: Path) -> None:
+def test_a_log_an_environment_and_a_learner_of_ones_own(tmp_path: Path) -> None:
     for name, content in re.findall(r"^```python file=(\S+)\n(.*?)^```", PAGE, flags=re.DOTALL | re.MULTILINE):
         (tmp_path / name).write_text(content)
-    blocks = re.findall(r"^```bash\n(.*?)^```", PAGE, flags=re.DOTALL | re.MULTILINE)[1:]  # the first needs a log
+    blocks = re.findall(r"^```bash\n(.*?)^```", PAGE, flags=re.DOTALL | re.MULTILINE)
     python = f"{tmp_path}/bin"
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin/python").symlink_to(sys.executable)
@@ -37,6 +37,8 @@ def test_an_environment_and_a_learner_of_ones_own(tmp_path: Path) -> None:
         check=False,
     )
     assert process.returncode == 0, process.stderr[-3000:]
+    for made in ("runs/mine/report/report.html", "policy.onnx"):
+        assert (tmp_path / made).stat().st_size > 10_000
     summary = json.loads((tmp_path / "runs/linear/summary.json").read_text())
     assert (summary["step"], summary["algorithm"]) == (100, "my_learner:LinearLearner")
     assert np.isfinite(summary["last"]["targets"][0]["return_mean"])

@@ -2,9 +2,10 @@
 
 import json
 import os
+import re
+import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -13,17 +14,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import tiny_overrides
+from conftest import free_port, tiny_overrides
+from object_store import ObjectStore
+from pyarrow import fs
+
+from dt_ray.storage import Folder
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 BIN = Path(sys.executable).parent
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 class JobCluster:
@@ -55,26 +54,23 @@ class JobCluster:
         )
 
     def job(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        address = {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{self.dashboard}"}
-        return subprocess.run(
-            [BIN / "ray", "job", *arguments],
-            env=self.environment | address,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        return self.bash(shlex.join(["ray", "job", *arguments]))
 
-    def submit(self, *command: str, options: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
-        working_dir = self.folder / "working_dir"
-        working_dir.mkdir(exist_ok=True)
-        arguments = ("submit", "--working-dir", str(working_dir), *options, "--", "python", "-m", *command)
+    def bash(self, line: str) -> subprocess.CompletedProcess[str]:
+        """What a user types, once the job server is up, some seconds after the head."""
+        environment = self.environment | {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{self.dashboard}"}
         deadline = time.monotonic() + 90
-        while True:  # the job server comes up some seconds after the head
-            process = self.job(*arguments)
+        while True:
+            process = subprocess.run(["bash", "-c", line], env=environment, capture_output=True, text=True, check=False)
             answers = "Failed to connect" not in process.stderr and "ConnectionError" not in process.stderr
             if answers or time.monotonic() > deadline:
                 return process
             time.sleep(1)
+
+    def submit(self, *command: str, options: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+        working_dir = self.folder / "working_dir"
+        working_dir.mkdir(exist_ok=True)
+        return self.job("submit", "--working-dir", str(working_dir), *options, "--", "python", "-m", *command)
 
     def close(self) -> None:
         self.process.send_signal(signal.SIGTERM)
@@ -83,19 +79,29 @@ class JobCluster:
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[JobCluster]:
+def cluster(object_store: ObjectStore) -> Iterator[JobCluster]:  # in whose environment the head starts
     # Not pytest's folder: the paths of Ray's sockets may have 107 characters.
     cluster = JobCluster(Path(tempfile.mkdtemp(prefix="jobs", dir="/tmp")))
     yield cluster
     cluster.close()
 
 
-def test_a_job_trains_and_a_wrong_token_does_not(cluster: JobCluster, pendulum_data: Path, tmp_path: Path) -> None:
-    settings = tiny_overrides(pendulum_data, tmp_path)
-    process = cluster.submit("dt_ray.train", *settings, "scaling.num_workers=1", "scaling.cpus_per_worker=0.5")
+def test_the_readmes_job_trains_in_a_bucket(cluster: JobCluster, pendulum_data: Path) -> None:
+    """Its own line, with a bucket's name, as many workers as there are CPUs here, and little to do."""
+    fs.copy_files(str(pendulum_data), "s3://bucket/data")
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    (line,) = re.findall(r"^ray job submit .*$", readme, flags=re.MULTILINE)
+    line = line.replace("BUCKET", "bucket").replace("scaling.num_workers=8", "scaling.num_workers=2")
+    given = {word.partition("=")[0] for word in line.split()} | {"scaling.num_workers"}
+    little = [word for word in tiny_overrides(pendulum_data, Path()) if word.partition("=")[0] not in given]
+    process = cluster.bash(f"{line} {shlex.join(little)}")
     assert process.returncode == 0, process.stdout[-3000:] + process.stderr[-3000:]
-    summary = json.loads((tmp_path / "runs/tiny/summary.json").read_text())
+    summary = json.loads(Folder.at("s3://bucket/runs/big/summary.json").read_text())
     assert (summary["status"], summary["step"]) == ("finished", 20)
+
+
+def test_a_lost_path_and_a_wrong_token_are_refused(cluster: JobCluster, pendulum_data: Path, tmp_path: Path) -> None:
+    settings = tiny_overrides(pendulum_data, tmp_path)
     # A relative path is in the job's copy of its working directory, which is deleted some day.
     lost = cluster.submit("dt_ray.train", *settings, "storage_path=runs", "scaling.num_workers=1")
     assert lost.returncode != 0

@@ -6,15 +6,25 @@ import logging
 import os
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import TypeVar
 
 import ray
 import ray.autoscaler.sdk
 from ray.exceptions import RayTaskError
 
-from dt_ray.config import RunConfig
-from dt_ray.distributed.resources import ACCELERATOR, Node, ResourcePlan, describe_plan, plan_resources, worker_bundles
+from dt_ray.config import RunConfig, ScalingConfig
+from dt_ray.distributed.resources import (
+    ACCELERATOR,
+    Node,
+    ResourcePlan,
+    TrialPlan,
+    describe_plan,
+    plan_resources,
+    plan_trials,
+    worker_bundles,
+)
 from dt_ray.errors import ResourceError, UserError
 
 # Set before Ray starts; what the user has set stays.
@@ -35,6 +45,7 @@ NOISY_LOGGERS = ("ray", "ray.data", "ray.train", "ray.tune", "ray._private.worke
 
 
 log = logging.getLogger("dt_ray")
+T = TypeVar("T")
 
 
 @contextmanager
@@ -88,27 +99,38 @@ def plan_on_cluster(config: RunConfig) -> ResourcePlan:
     Raises:
         ResourceError: the cluster has not enough.
     """
-    _wait_for_nodes(config)
-    return plan_resources(config, cluster_nodes())
+    return _when_there_is_room(config.scaling, lambda: plan_resources(config, cluster_nodes()))
 
 
-def _wait_for_nodes(config: RunConfig) -> None:
-    patience = config.scaling.wait_for_nodes_s
-    deadline = time.monotonic() + patience
-    if not patience or (shortage := _find_shortage(config)) is None:
-        return
-    log.info("waiting up to %g s for nodes: %s", patience, shortage)
-    ray.autoscaler.sdk.request_resources(bundles=worker_bundles(config.scaling))
-    while _find_shortage(config) is not None and time.monotonic() < deadline:
-        time.sleep(LOOK_EVERY_S)
+def plan_trials_on_cluster(scaling: ScalingConfig, *, wanted: int) -> TrialPlan:
+    """`plan_on_cluster` for a sweep, which waits for the nodes that one trial needs.
+
+    Raises:
+        ResourceError: the cluster has not enough.
+    """
+    return _when_there_is_room(scaling, lambda: plan_trials(scaling, cluster_nodes(), wanted=wanted))
 
 
-def _find_shortage(config: RunConfig) -> ResourceError | None:
+def _when_there_is_room(scaling: ScalingConfig, plan: Callable[[], T]) -> T:
+    """The plan, as soon as it can be made of the nodes that an autoscaler starts."""
+    deadline = time.monotonic() + scaling.wait_for_nodes_s
     try:
-        plan_resources(config, cluster_nodes())
-    except ResourceError as error:
-        return error
-    return None
+        return plan()
+    except ResourceError as shortage:
+        if not scaling.wait_for_nodes_s:
+            raise
+        log.info("waiting up to %g s for nodes: %s", scaling.wait_for_nodes_s, shortage)
+    ray.autoscaler.sdk.request_resources(bundles=worker_bundles(scaling))
+    try:
+        while True:
+            try:
+                return plan()
+            except ResourceError:
+                if time.monotonic() > deadline:
+                    raise
+            time.sleep(LOOK_EVERY_S)
+    finally:
+        ray.autoscaler.sdk.request_resources(bundles=[])  # else it would keep them for ever
 
 
 def cluster_nodes() -> list[Node]:
@@ -127,7 +149,8 @@ def describe_on_cluster(config: RunConfig) -> dict[str, str]:
     Raises:
         ResourceError: the cluster has not enough.
     """
-    return describe_plan(plan_on_cluster(config), config.scaling, cluster_nodes())
+    nodes = cluster_nodes()
+    return describe_plan(plan_resources(config, nodes), config.scaling, nodes)
 
 
 @contextmanager

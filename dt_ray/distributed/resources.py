@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from dt_ray.config import RunConfig, ScalingConfig
 from dt_ray.errors import ResourceError
@@ -39,6 +40,13 @@ class ResourcePlan:
     num_actors: int  # 0: evaluations run in the training process
     cpus_per_actor: float = 1.0
     notes: tuple[str, ...] = ()
+
+
+class TrialPlan(NamedTuple):
+    """What the trials of a sweep take."""
+
+    cpus_per_worker: float
+    num_concurrent: int
 
 
 def describe_plan(plan: ResourcePlan, scaling: ScalingConfig, nodes: Sequence[Node]) -> dict[str, str]:
@@ -108,8 +116,8 @@ def plan_resources(config: RunConfig, nodes: Sequence[Node]) -> ResourcePlan:
     )
 
 
-def plan_trials(scaling: ScalingConfig, nodes: Sequence[Node], *, wanted: int) -> tuple[float, int]:
-    """CPUs of a worker, and how many of the trials `wanted` at a time the nodes have room for.
+def plan_trials(scaling: ScalingConfig, nodes: Sequence[Node], *, wanted: int) -> TrialPlan:
+    """Fits as many as there is room for of the trials `wanted` at a time onto the nodes of a cluster.
 
     A worker takes more than one CPU where as many trials still fit.
 
@@ -128,7 +136,7 @@ def plan_trials(scaling: ScalingConfig, nodes: Sequence[Node], *, wanted: int) -
             f"a trial of {workers} worker(s) with {cpus:g} CPU(s) each{own} does not fit on nodes of {there} CPUs; "
             f"lower scaling.num_workers or scaling.cpus_per_worker"
         )
-    return cpus, most
+    return TrialPlan(cpus, most)
 
 
 def _room_for_trials(cpus_per_worker: float, scaling: ScalingConfig, nodes: Sequence[Node], *, wanted: int) -> int:

@@ -16,9 +16,9 @@ from ray.tune.search import Searcher
 
 from dt_ray.config import EvaluationConfig, RunConfig
 from dt_ray.data.spaces import SpaceSpec
-from dt_ray.distributed.cluster import cluster_nodes, quiet
+from dt_ray.distributed.cluster import quiet
 from dt_ray.distributed.data import prepare_layouts
-from dt_ray.distributed.resources import TRIAL_CPUS, plan_trials, worker_bundle
+from dt_ray.distributed.resources import TRIAL_CPUS, TrialPlan, worker_bundle
 from dt_ray.distributed.trials import layout_key, note_failure, train_trial
 from dt_ray.errors import ConfigError
 from dt_ray.runs import RunFolder, with_values_checkpoint
@@ -37,6 +37,7 @@ DATA_KEYS_READ_LATER = ("data.return_noise",)  # by the source of batches, not w
 def tune_on_ray(
     sweep: SweepConfig,
     spec: SpaceSpec,
+    plan: TrialPlan,
     prepare_folder: Callable[[], None],
     *,
     resume: bool = False,
@@ -45,12 +46,10 @@ def tune_on_ray(
     """Trains and evaluates all trials of a sweep on the cluster that is joined; results are in their run folders.
 
     Raises:
-        UserError: no trial can be run: the data is unsound, or there are too few CPUs.
+        UserError: no trial can be run: the data is unsound.
     """
     folder = SweepFolder.of(sweep)
-    scaling = sweep.base.scaling
-    wanted = min(sweep.num_trials, sweep.settings.max_concurrent or sweep.num_trials)
-    cpus, num_concurrent = plan_trials(scaling, cluster_nodes(), wanted=wanted)
+    scaling, cpus = sweep.base.scaling, plan.cpus_per_worker
     search = make_search(sweep)
     layouts = share_data(sweep, spec)
     prepare_folder()
@@ -74,7 +73,7 @@ def tune_on_ray(
                     num_samples=sweep.num_trials if sweep.is_searched else 1,
                     search_alg=search,
                     scheduler=make_scheduler(sweep),
-                    max_concurrent_trials=num_concurrent,
+                    max_concurrent_trials=plan.num_concurrent,
                     reuse_actors=True,
                 ),
                 run_config=ray.tune.RunConfig(
