@@ -97,7 +97,7 @@ class ScalingCluster:
             time.sleep(1)
 
     def close(self) -> None:
-        self.head.send_signal(signal.SIGTERM)
+        os.killpg(self.head.pid, signal.SIGKILL)  # at SIGTERM it waits for half a minute
         self.head.wait(60)
         shutil.rmtree(self.folder, ignore_errors=True)
 

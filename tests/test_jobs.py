@@ -50,7 +50,11 @@ class JobCluster:
         command += ["--node-ip-address=127.0.0.1", "--include-dashboard=true", "--dashboard-host=127.0.0.1"]
         command += [f"--{name}={number}" for name, number in ports.items()]
         self.process = subprocess.Popen(
-            command, env=self.environment, stdout=(folder / "head.log").open("w"), stderr=subprocess.STDOUT
+            command,
+            env=self.environment,
+            stdout=(folder / "head.log").open("w"),
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
 
     def job(self, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -73,7 +77,7 @@ class JobCluster:
         return self.job("submit", "--working-dir", str(working_dir), *options, "--", "python", "-m", *command)
 
     def close(self) -> None:
-        self.process.send_signal(signal.SIGTERM)
+        os.killpg(self.process.pid, signal.SIGKILL)  # at SIGTERM it waits for half a minute
         self.process.wait(60)
         shutil.rmtree(self.folder)
 
