@@ -45,6 +45,7 @@ def test_tensorboard_has_every_metric_and_evaluation(tiny_config: RunConfig) -> 
     assert found["evaluation/return_mean/-100"] == means
 
 
+@pytest.mark.slow
 def test_mlflow_has_every_metric_once_in_one_run(tiny_config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     from mlflow import MlflowClient
 
@@ -60,6 +61,7 @@ def test_mlflow_has_every_metric_once_in_one_run(tiny_config: RunConfig, monkeyp
     assert found.info.status == "FINISHED"
 
 
+@pytest.mark.slow
 def test_wandb_works_offline(tiny_config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     run = tracked_run(tiny_config, "wandb")
