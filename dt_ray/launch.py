@@ -240,7 +240,7 @@ def _train(
             make_dataset(config, collect_on_ray)
         check_data(config)
         # Ray Train takes another second or two to import, which the data needs too.
-        Thread(target=import_module, args=("dt_ray.distributed.training",), daemon=True).start()
+        Thread(target=import_module, args=("dt_ray.distributed.training",)).start()
         data = prepare_data(config, spec)
         prepare_folder()
         log.info("training in %s", RunFolder.of(config))

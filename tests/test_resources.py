@@ -153,3 +153,5 @@ def test_a_trial_takes_no_more_than_a_node_has() -> None:
         plan_trials(ScalingConfig(use_gpu=True, accelerator_type="H100"), nodes(8, gpus=1, kind="L4"), wanted=1)
     gpus = ScalingConfig(use_gpu=True, accelerator_type="L4")
     assert plan_trials(gpus, [*nodes(8, gpus=2, kind="L4"), Node(cpus=64)], wanted=9) == (4, 2)
+    with pytest.raises(ResourceError, match=r"3 worker\(s\) with 1 CPU\(s\) each and 0.01 of its own does not fit"):
+        plan_trials(ScalingConfig(num_workers=3), nodes(3), wanted=1)
