@@ -133,8 +133,8 @@ def plan_trials(scaling: ScalingConfig, nodes: Sequence[Node], *, wanted: int) -
         workers, there = max(1, scaling.max_workers), ", ".join(f"{node.cpus:g}" for node in nodes)
         own = f" and {TRIAL_CPUS:g} of its own" if workers > 1 else ""
         raise ResourceError(
-            f"a trial of {workers} worker(s) with {min(shares):g} CPU(s) each{own} does not fit on nodes of {there} CPUs; "
-            f"lower scaling.num_workers or scaling.cpus_per_worker"
+            f"a trial of {workers} worker(s) with {min(shares):g} CPU(s) each{own} does not fit on nodes of "
+            f"{there} CPUs; lower scaling.num_workers or scaling.cpus_per_worker"
         )
     return TrialPlan(cpus, most)
 
