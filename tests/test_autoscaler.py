@@ -17,7 +17,7 @@ from conftest import free_port, tiny_overrides
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 BIN = Path(sys.executable).parent
-HEAD_ID = f"{0:056x}".replace("0", "f", 51)  # what Ray's provider for tests calls its head
+HEAD_ID = "f" * 51 + "0" * 5  # what Ray's provider for tests calls its head
 
 
 class ScalingCluster:
