@@ -2,14 +2,20 @@
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
+# Two processes keep two cores busy, since starting Ray is mostly waiting for imports; more would only share them.
+TEST_OPTIONS := -n 2 --dist loadgroup --durations=20
 
-.PHONY: train test install lint
+.PHONY: train test nightly install lint
 
 train: install
 	$(RUN) -m dt_ray.train $(ARGS)
 
 test: install-dev lint
-	$(RUN) -m pytest -m "" $(ARGS)
+	$(RUN) -m pytest -m "not nightly" $(TEST_OPTIONS) $(ARGS)
+
+# What only costs time: the whole fault campaign, every export, the README at full length. About two hours.
+nightly: install-dev
+	$(RUN) -m pytest -m nightly $(TEST_OPTIONS) $(ARGS)
 
 lint: install-dev
 	$(VENV)/bin/ruff format --check .

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from object_store import ObjectStore
+from support.processes import mark_processes
 
 from dt_ray.collection import CollectionPlan, collect_here, write_dataset
 from dt_ray.config import RunConfig
@@ -25,6 +26,15 @@ from dt_ray.launch import name_run
 hypothesis.settings.register_profile("dt_ray", deadline=None)  # a loaded machine is no fault
 hypothesis.settings.load_profile("dt_ray")
 torch.set_num_threads(1)  # tiny models: a second thread only waits
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # in the commands that the tests start too
+mark_processes()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """For pytest-xdist: the tests of a file share its fixtures in one process, and all Ray tests share a cluster."""
+    for item in items:
+        group = "ray" if item.get_closest_marker("ray") else item.path.stem
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 def make_episodes(

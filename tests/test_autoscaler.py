@@ -7,14 +7,14 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from conftest import free_port, tiny_overrides
+from support.processes import wait_for_nodes
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.slow
 
 BIN = Path(sys.executable).parent
 HEAD_ID = "f" * 51 + "0" * 5  # what Ray's provider for tests calls its head
@@ -37,6 +37,7 @@ class ScalingCluster:
         command = [BIN / "ray", "start", "--head", "--block", "--num-cpus=1", "--object-store-memory=100000000"]
         command += ["--node-ip-address=127.0.0.1", f"--port={self.address.partition(':')[2]}"]
         command += [f"--temp-dir={folder}/ray", "--include-dashboard=false", f"--autoscaling-config={config}"]
+        command += [f"--ray-client-server-port={free_port()}", f"--dashboard-agent-listen-port={free_port()}"]
         self.head = subprocess.Popen(
             command,
             env=self.environment
@@ -89,12 +90,8 @@ class ScalingCluster:
             check=False,
         )
 
-    def wait_for(self, num_nodes: int, *, seconds: float) -> None:
-        count = "import ray; ray.init(log_to_driver=False); print(sum(node['Alive'] for node in ray.nodes()))"
-        deadline = time.monotonic() + seconds
-        while not (done := self.python("-c", count)).stdout.strip().endswith(str(num_nodes)):
-            assert time.monotonic() < deadline, done.stdout[-500:] + done.stderr[-500:]
-            time.sleep(1)
+    def wait_for(self, num_nodes: int) -> None:
+        wait_for_nodes(self.python, num_nodes)
 
     def close(self) -> None:
         os.killpg(self.head.pid, signal.SIGKILL)  # at SIGTERM it waits for half a minute
@@ -107,7 +104,7 @@ def cluster() -> Iterator[ScalingCluster]:
     # Not pytest's folder: the paths of Ray's sockets may have 107 characters.
     cluster = ScalingCluster(Path(tempfile.mkdtemp(prefix="scaling", dir="/tmp")))
     try:
-        cluster.wait_for(1, seconds=90)
+        cluster.wait_for(1)
         yield cluster
     finally:
         cluster.close()
@@ -120,10 +117,10 @@ def test_a_run_waits_for_nodes_and_gives_them_back(
     refused = cluster.python("-m", "dt_ray.train", *settings)
     assert refused.returncode == 2
     assert "ask for 3 CPUs and there are 1" in refused.stderr
-    planned = cluster.python("-m", "dt_ray.train", "--plan", *settings, "scaling.wait_for_nodes_s=120")
+    planned = cluster.python("-m", "dt_ray.train", "--plan", *settings, "scaling.wait_for_nodes_s=600")
     assert planned.returncode == 2  # and nothing was asked of the autoscaler
-    done = cluster.python("-m", "dt_ray.train", *settings, "scaling.wait_for_nodes_s=120")
+    done = cluster.python("-m", "dt_ray.train", *settings, "scaling.wait_for_nodes_s=600")
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "waiting up to 120 s for nodes: 3 worker(s)" in done.stderr
+    assert "waiting up to 600 s for nodes: 3 worker(s)" in done.stderr
     assert json.loads((tmp_path / "runs/tiny/summary.json").read_text())["status"] == "finished"
-    cluster.wait_for(1, seconds=120)
+    cluster.wait_for(1)

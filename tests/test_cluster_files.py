@@ -106,7 +106,6 @@ def test_commands_in_the_files_are_ones_that_we_have(file: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_the_slurm_script_trains_on_its_allocation(pendulum_data: Path, tmp_path: Path) -> None:
     """With stand-ins for Slurm's commands, and process ids of its own: Ray's command ends what else runs on a node."""
     if os.geteuid() != 0 or shutil.which("unshare") is None:

@@ -1,20 +1,19 @@
 """The commands as a user types them: real processes, exit codes, one message and no traceback."""
 
-import contextlib
 import json
 import signal
 import subprocess
 import sys
-import time
+from functools import partial
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 from conftest import make_episodes, tiny_overrides, write_episodes
+from support.commands import fail, start, succeed
+from support.processes import WAIT_S, processes_of, wait_until
 
-from dt_ray import train
 from dt_ray.collection import flatten
-from dt_ray.command import run_command
 from dt_ray.config import RunConfig
 from dt_ray.data.episodes import to_table
 from dt_ray.progress import Watcher
@@ -22,33 +21,13 @@ from dt_ray.runs import MetricsLog, RunFolder
 from dt_ray.storage import Folder
 
 
-def run(module: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", f"dt_ray.{module}", *arguments], cwd=cwd, capture_output=True, text=True, timeout=120
-    )
-
-
-def succeed(module: str, *arguments: str, cwd: Path) -> str:
-    process = run(module, *arguments, cwd=cwd)
-    assert process.returncode == 0, process.stderr
-    assert "Traceback" not in process.stderr
-    return process.stdout
-
-
-def fail(module: str, *arguments: str, cwd: Path) -> str:
-    """The message of a command that the user has to mend."""
-    process = run(module, *arguments, cwd=cwd)
-    assert process.returncode == 2, (process.returncode, process.stderr)
-    assert "Traceback" not in process.stderr
-    return process.stderr
-
-
 @pytest.fixture(scope="module")
 def trained(pendulum_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("trained")
-    out = succeed("train", *tiny_overrides(pendulum_data, folder), cwd=folder)
-    assert "target return" in out
-    assert f"python -m dt_ray.train --resume {folder}/runs/tiny" in out
+    done = start("train", *tiny_overrides(pendulum_data, folder), cwd=folder)
+    assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr
+    assert "target return" in done.stdout
+    assert f"python -m dt_ray.train --resume {folder}/runs/tiny" in done.stdout
     return folder / "runs" / "tiny"
 
 
@@ -64,7 +43,6 @@ def test_train_then_resume_then_evaluate(trained: Path, tmp_path: Path) -> None:
     assert (tmp_path / "obedience.png").stat().st_size > 10_000
 
 
-@pytest.mark.slow
 def test_evaluate_takes_fewer_episodes_targets_and_steps_of_context(trained: Path, tmp_path: Path) -> None:
     checkpoint = trained / "checkpoints" / "step-00000020"
     arguments = ["--episodes", "1", "--target-return", "-50", "--context-length", "2", "--json", "report.json"]
@@ -77,7 +55,6 @@ def test_evaluate_takes_fewer_episodes_targets_and_steps_of_context(trained: Pat
     assert "a picture is a .png" in fail("evaluate", str(checkpoint), "--plot", "x.txt", cwd=tmp_path)
 
 
-@pytest.mark.slow
 def test_collect_import_describe_validate(tmp_path: Path) -> None:
     collect = ["collect", "--behavior", "mixed", "--episodes", "4", "--max-timesteps", "20", "--workers", "0"]
     succeed("data", *collect, "--out", "packed", cwd=tmp_path)
@@ -148,52 +125,35 @@ BAD_INPUT = {
 
 
 @pytest.mark.parametrize("name", BAD_INPUT)
-def test_bad_input_is_one_message_and_leaves_nothing(
-    name: str,
-    pendulum_data: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_bad_input_is_one_message_and_leaves_nothing(name: str, pendulum_data: Path, tmp_path: Path) -> None:
     arguments, message = BAD_INPUT[name]
     for folder in ("text", "rows"):
         (tmp_path / folder).mkdir()
     (tmp_path / "text" / "a.parquet").write_text("no")
     rows = flatten(to_table(make_episodes([5]))).rename_columns(list("abcdefg"))
     pq.write_table(rows, tmp_path / "rows" / "a.parquet")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["train", *tiny_overrides(pendulum_data, tmp_path), *arguments])
-    with pytest.raises(SystemExit) as exit_code:
-        run_command(train.main)
-    assert exit_code.value.code == 2
-    assert message in capsys.readouterr().err
+    assert message in fail("train", *tiny_overrides(pendulum_data, tmp_path), *arguments, cwd=tmp_path)
     assert not (tmp_path / "runs").exists()
 
 
 def test_a_name_that_exists_is_refused(trained: Path, pendulum_data: Path, tmp_path: Path) -> None:
     before = (trained / "config.yaml").read_text()
-    message = fail("train", *tiny_overrides(pendulum_data, trained.parent.parent), cwd=tmp_path)
-    assert "exists already; choose another name=…, go on with --resume" in message
+    done = start("train", *tiny_overrides(pendulum_data, trained.parent.parent), cwd=tmp_path)
+    assert (done.returncode, "Traceback" in done.stderr) == (2, False), done.stderr
+    assert "exists already; choose another name=…, go on with --resume" in done.stderr
     assert (trained / "config.yaml").read_text() == before
 
 
-STOPS = pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
-)
-
-
-def stop_and_resume(number: int, pendulum_data: Path, folder: Path, *, num_workers: int) -> tuple[int, str]:
+def stop_and_resume(number: int, pendulum_data: Path, folder: Path, *, num_workers: int) -> int:
     """Stops a run that would be endless once it trains, and goes on with it for a few updates."""
     settings = ["total_timesteps=1000000", f"scaling.num_workers={num_workers}", "evaluation.every=0"]
     settings += ["checkpoint.every=0", "logging.every=1"]
     command = [sys.executable, "-m", "dt_ray.train", *tiny_overrides(pendulum_data, folder), *settings]
     process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    run, deadline = folder / "runs/tiny", time.monotonic() + 120
-    while not (run / "metrics.jsonl").exists() or not (run / "metrics.jsonl").read_text():
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
+    run = folder / "runs/tiny"
+    wait_until(lambda: (run / "metrics.jsonl").exists() and (run / "metrics.jsonl").read_text(), what="no update")
     process.send_signal(number)
-    _, error = process.communicate(timeout=120)
+    _, error = process.communicate(timeout=WAIT_S)
     assert f"python -m dt_ray.train --resume {run}" in error
     assert "Traceback" not in error
     step = int((run / "checkpoints/latest").read_text().strip().removeprefix("step-"))
@@ -201,31 +161,34 @@ def stop_and_resume(number: int, pendulum_data: Path, folder: Path, *, num_worke
     succeed("train", "--resume", str(run), f"total_timesteps={step + 3}", "scaling.num_workers=0", cwd=folder)
     steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert steps == list(range(1, step + 4))  # each once, none missing
-    return process.returncode, error
+    return process.returncode
 
 
-@STOPS
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_leaves_a_checkpoint_to_go_on_from(
     number: int, code: int, pendulum_data: Path, tmp_path: Path
 ) -> None:
-    assert stop_and_resume(number, pendulum_data, tmp_path, num_workers=0)[0] == code
+    assert stop_and_resume(number, pendulum_data, tmp_path, num_workers=0) == code
 
 
 @pytest.mark.slow
-@STOPS
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.nightly)]
+)
 def test_a_signal_on_ray_leaves_a_checkpoint_and_no_process(
-    number: int, code: int, pendulum_data: Path, tmp_path: Path
+    number: int, code: int, pendulum_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = ray_processes()
-    assert stop_and_resume(number, pendulum_data, tmp_path, num_workers=2)[0] == code
-    deadline = time.monotonic() + 30
-    while ray_processes() - before:
-        assert time.monotonic() < deadline
-        time.sleep(0.5)
+    monkeypatch.setenv("STOPPED_RUN", tmp_path.name)
+    assert stop_and_resume(number, pendulum_data, tmp_path, num_workers=2) == code
+    wait_until(lambda: not processes_of("", mark=f"STOPPED_RUN={tmp_path.name}"), what="processes are left")
+
+
+def has_gone_on(run: RunFolder, step: int, process: subprocess.Popen[str]) -> bool:
+    """Whether there is a checkpoint after that update, or there will be none."""
+    return max(run.checkpoint_steps(), default=0) > step or process.poll() is not None
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
 def test_a_sweep_that_is_stopped_and_killed_goes_on(pendulum_data: Path, tmp_path: Path) -> None:
     """SIGTERM, then `kill -9`, then to the end: what has ended is not run again, the rest loses nothing."""
     settings = [
@@ -241,19 +204,16 @@ def test_a_sweep_that_is_stopped_and_killed_goes_on(pendulum_data: Path, tmp_pat
         ([*settings, *swept], signal.SIGTERM, 143),
         (["--resume", str(tmp_path / "runs/tiny")], signal.SIGKILL, -signal.SIGKILL),
     ):
-        known = len(run.checkpoint_steps()) and run.checkpoint_steps()[-1]
+        known = max(run.checkpoint_steps(), default=0)
         process = subprocess.Popen([*command, *arguments], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
-        deadline = time.monotonic() + 90
-        while not (run.checkpoint_steps() and run.checkpoint_steps()[-1] > known):
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+        wait_until(partial(has_gone_on, run, known, process))
         process.send_signal(number)
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=WAIT_S)
         assert process.returncode == code
         assert ("--resume" in errors) == (number == signal.SIGTERM)
         assert "Traceback" not in errors
-    succeed("sweep", "--resume", str(tmp_path / "runs/tiny"), cwd=tmp_path)
+    done = start("sweep", "--resume", str(tmp_path / "runs/tiny"), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
     best = json.loads((tmp_path / "runs/tiny/best.json").read_text())
     assert best["updates"] == 1500
     alone = tmp_path / "alone.yaml"
@@ -264,17 +224,6 @@ def test_a_sweep_that_is_stopped_and_killed_goes_on(pendulum_data: Path, tmp_pat
         for folder in (tmp_path / "runs/tiny/trials/alone", tmp_path / "runs/tiny/trials/00000")
     ]
     assert losses[0] == losses[1]
-
-
-def ray_processes() -> set[str]:
-    """The processes of Ray on this machine that have not ended."""
-    found = set()
-    for process in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            words = (process / "cmdline").read_bytes()
-            if b"ray::" in words or b"raylet" in words or b"gcs_server" in words:
-                found.add(process.name)
-    return found
 
 
 def test_print_config_prints_what_a_run_would_have(tmp_path: Path) -> None:

@@ -38,8 +38,16 @@ def trained(tiny_config: RunConfig, model: ModelConfig, algorithm: str = "decisi
     return start_run(config).run
 
 
-@pytest.mark.parametrize("format", ["onnx", "torch"])
-@pytest.mark.parametrize("kind", [*MODELS, "iql", "behavior_cloning"])
+EXPORTS = [("step", "onnx"), ("iql", "onnx"), ("triplet", "torch"), ("band", "torch")]  # every layout and format once
+MORE_EXPORTS = [
+    pytest.param(kind, format, marks=pytest.mark.nightly)
+    for kind in [*MODELS, "iql", "behavior_cloning"]
+    for format in ("onnx", "torch")
+    if (kind, format) not in EXPORTS
+]
+
+
+@pytest.mark.parametrize(("kind", "format"), [*EXPORTS, *MORE_EXPORTS])
 def test_an_exported_policy_acts_as_the_policy(tiny_config: RunConfig, kind: str, format: str) -> None:
     """From the first step, with a context that grows, to beyond its length."""
     run = trained(

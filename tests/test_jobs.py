@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,10 +16,11 @@ import pytest
 from conftest import free_port, tiny_overrides
 from object_store import ObjectStore
 from pyarrow import fs
+from support.processes import wait_until
 
 from dt_ray.storage import Folder
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.slow
 
 BIN = Path(sys.executable).parent
 
@@ -43,8 +43,6 @@ class JobCluster:
             "dashboard-port": self.dashboard,
             "dashboard-agent-listen-port": free_port(),
             "ray-client-server-port": free_port(),
-            "min-worker-port": 21000,
-            "max-worker-port": 21999,
         }
         command = [BIN / "ray", "start", "--head", "--block", "--num-cpus=2", f"--temp-dir={folder}/ray"]
         command += ["--node-ip-address=127.0.0.1", "--include-dashboard=true", "--dashboard-host=127.0.0.1"]
@@ -63,13 +61,16 @@ class JobCluster:
     def bash(self, line: str) -> subprocess.CompletedProcess[str]:
         """What a user types, once the job server is up, some seconds after the head."""
         environment = self.environment | {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{self.dashboard}"}
-        deadline = time.monotonic() + 90
-        while True:
-            process = subprocess.run(["bash", "-c", line], env=environment, capture_output=True, text=True, check=False)
-            answers = "Failed to connect" not in process.stderr and "ConnectionError" not in process.stderr
-            if answers or time.monotonic() > deadline:
-                return process
-            time.sleep(1)
+        done: list[subprocess.CompletedProcess[str]] = []
+
+        def is_answered() -> bool:
+            done[:] = [
+                subprocess.run(["bash", "-c", line], env=environment, capture_output=True, text=True, check=False)
+            ]
+            return "Failed to connect" not in done[0].stderr and "ConnectionError" not in done[0].stderr
+
+        wait_until(is_answered, what=lambda: done[0].stderr)
+        return done[0]
 
     def submit(self, *command: str, options: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
         working_dir = self.folder / "working_dir"
@@ -134,10 +135,7 @@ def test_a_job_that_is_stopped_goes_on_as_another(cluster: JobCluster, pendulum_
     started = cluster.submit("dt_ray.train", *settings, *endless, options=("--no-wait", "--submission-id", name))
     assert started.returncode == 0, started.stderr
     run = tmp_path / "runs/tiny"
-    deadline = time.monotonic() + 120
-    while not list(run.glob("checkpoints/step-*/MANIFEST.json")):
-        assert time.monotonic() < deadline
-        time.sleep(0.5)
+    wait_until(lambda: list(run.glob("checkpoints/step-*/MANIFEST.json")))
     assert cluster.job("stop", name).returncode == 0
     assert "was stopped" in cluster.job("status", name).stdout
     assert cluster.job("delete", name).returncode == 0

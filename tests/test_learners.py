@@ -233,13 +233,19 @@ def test_slow_critics_follow(tiny_config: RunConfig, pendulum_spec: SpaceSpec) -
         torch.testing.assert_close(after, before + config.iql.target_update * (fast - before))
 
 
-@pytest.mark.parametrize("algorithm", ["decision_transformer", "iql"])
+COMPILED = {"compile": True}
+COMPILED_BFLOAT16 = {"compile": True, "precision": "bfloat16"}
+
+
 @pytest.mark.parametrize(
-    ("settings", "tolerance"),
+    ("algorithm", "settings", "tolerance"),
     [
-        ({"precision": "bfloat16"}, 2e-2),
-        pytest.param({"compile": True}, 1e-4, marks=pytest.mark.slow),
-        pytest.param({"compile": True, "precision": "bfloat16"}, 2e-2, marks=pytest.mark.slow),
+        ("decision_transformer", {"precision": "bfloat16"}, 2e-2),
+        ("iql", {"precision": "bfloat16"}, 2e-2),
+        pytest.param("decision_transformer", COMPILED, 1e-4, marks=pytest.mark.nightly),
+        pytest.param("iql", COMPILED, 1e-4, marks=pytest.mark.nightly),
+        pytest.param("decision_transformer", COMPILED_BFLOAT16, 2e-2, marks=pytest.mark.slow),
+        pytest.param("iql", COMPILED_BFLOAT16, 2e-2, marks=pytest.mark.nightly),
     ],
 )
 def test_accelerated_updates_are_the_plain_ones(

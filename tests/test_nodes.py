@@ -15,14 +15,14 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import tiny_overrides
+from conftest import free_port, tiny_overrides
+from support.processes import WAIT_S, wait_for_nodes, wait_until
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.slow
 
 BIN = Path(sys.executable).parent
 TOKEN = "0123456789abcdef" * 4
@@ -60,11 +60,11 @@ class Node:
             run("ip", "link", "set", f"{self.name}h", "master", BRIDGE, "up")
             for command in (f"addr add {self.address}/24 dev eth0", "link set eth0 up", "link set lo up"):
                 run("ip", "-n", self.name, *command.split())
-        role = ["--head", "--port=6400", "--dashboard-port=8299"] if number == 1 else ["--address=10.77.0.1:6400"]
-        if number != 1 and not cluster.isolated:
-            role = ["--address=127.0.0.1:6400"]
         if number == 1:
-            role += [f"--temp-dir={cluster.folder}/ray", "--include-dashboard=false"]
+            role = ["--head", f"--port={cluster.port}", f"--temp-dir={cluster.folder}/ray", "--include-dashboard=false"]
+            role += [f"--ray-client-server-port={free_port()}"]
+        else:
+            role = [f"--address={cluster.nodes[1].address}:{cluster.port}"]
         start = [
             *self.inside(),
             str(BIN / "ray"),
@@ -97,7 +97,7 @@ class Node:
                     os.kill(int(pid), signal.SIGKILL)
         else:
             os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait(30)
+        self.process.wait(WAIT_S)
 
     def close(self) -> None:
         self.kill()
@@ -108,7 +108,7 @@ class Node:
 
 class Nodes:
     def __init__(self, folder: Path) -> None:
-        self.folder, self.isolated = folder, can_isolate()
+        self.folder, self.isolated, self.port = folder, can_isolate(), free_port()
         self.private, session = folder / "private", folder / "ray"
         self.private_places = (self.private, session)  # another disk on every node
         for place in self.private_places:
@@ -132,14 +132,10 @@ class Nodes:
         return self.nodes[number]
 
     def wait_for(self, num: int) -> None:
-        count = "import ray; ray.init(log_to_driver=False); print(sum(node['Alive'] for node in ray.nodes()))"
-        self.until(lambda: self.on_head("-c", count).stdout.strip().endswith(str(num)), seconds=180)
+        wait_for_nodes(self.on_head, num)
 
-    def until(self, holds: Callable[[], bool], *, seconds: float) -> None:
-        deadline = time.monotonic() + seconds
-        while not holds():
-            assert time.monotonic() < deadline, "".join(f.read_text()[-1500:] for f in self.folder.glob("*.log"))
-            time.sleep(0.5)
+    def until(self, holds: Callable[[], bool]) -> None:
+        wait_until(holds, what=lambda: "".join(file.read_text()[-1500:] for file in self.folder.glob("*.log")))
 
     def command(self, *arguments: str) -> list[str]:
         """Python on the head node, as `ray job submit` runs it there."""
@@ -147,7 +143,7 @@ class Nodes:
 
     @property
     def driver_environment(self) -> dict[str, str]:
-        return self.environment | {"RAY_ADDRESS": f"{self.nodes[1].address}:6400"}
+        return self.environment | {"RAY_ADDRESS": f"{self.nodes[1].address}:{self.port}"}
 
     def on_head(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -240,14 +236,14 @@ def test_a_run_survives_a_node_and_grows_with_one(nodes: Nodes, pendulum_data: P
     def workers() -> int:
         return int(lines(folder)[-1]["time/workers"]) if lines(folder) else 0
 
-    nodes.until(lambda: workers() == 3 and (folder / "checkpoints/latest").exists(), seconds=240)
+    nodes.until(lambda: workers() == 3 and (folder / "checkpoints/latest").exists())
     nodes.nodes.pop(3).close()
     before = lines(folder)[-1]["step"]
-    nodes.until(lambda: workers() == 2 and lines(folder)[-1]["step"] > before, seconds=240)
+    nodes.until(lambda: workers() == 2 and lines(folder)[-1]["step"] > before)
     nodes.add(4)
-    nodes.until(lambda: workers() == 3, seconds=240)
+    nodes.until(lambda: workers() == 3)
     training.send_signal(signal.SIGTERM)
-    assert training.wait(120) == 143
+    assert training.wait(WAIT_S) == 143
     steps = [line["step"] for line in lines(folder)]
     assert steps == sorted(set(steps))
     assert json.loads((folder / "summary.json").read_text())["status"] == "stopped"

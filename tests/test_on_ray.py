@@ -1,28 +1,26 @@
 """The same data, the same batches, the same evaluations and the same errors on Ray as in one process."""
 
 import json
-import os
 import runpy
-import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import ray
-from conftest import make_episodes, tiny_overrides, write_episodes
+from conftest import make_episodes, write_episodes
 from object_store import ObjectStore
 from pyarrow import fs
+from support.disturbed import ALGORITHM, DisturbedSpec, plan_fault
 from test_formats import assert_same, write_flat
 from test_storage import PLANTED
 
 from dt_ray import train
 from dt_ray.collection import CollectionPlan, collect_here
 from dt_ray.config import DataConfig, RunConfig
-from dt_ray.config_io import load_config
 from dt_ray.data import read_dataset, slice_windows
 from dt_ray.data.__main__ import main as run_data
 from dt_ray.data.episodes import from_table
@@ -32,16 +30,22 @@ from dt_ray.distributed.data import prepare_data, window_dataset
 from dt_ray.distributed.evaluation import EvaluationActors, check_actors
 from dt_ray.errors import DataError, DivergedError, ResourceError
 from dt_ray.evaluation import evaluate
-from dt_ray.launch import name_run, resume_run, resumed_config, start_run
+from dt_ray.launch import resume_run, resumed_config, start_run
 from dt_ray.runs import RunFolder
 from dt_ray.sources import ResidentData
 
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
 
 def losses_of(config: RunConfig) -> list[float]:
     lines = RunFolder.of(config).metrics_file.read_text().splitlines()
     return [json.loads(line)["train/loss"] for line in lines]
+
+
+def evaluations_of(config: RunConfig) -> dict[int, list[list[float]]]:
+    """The returns of all episodes, for each target return of each evaluated update."""
+    reports = RunFolder.of(config).read_evaluations()
+    return {report["step"]: [target["episode_returns"] for target in report["targets"]] for report in reports}
 
 
 def with_workers(config: RunConfig, num_workers: int, **changes) -> RunConfig:
@@ -68,6 +72,17 @@ def test_ray_data_lays_out_what_one_process_reads(
     np.testing.assert_array_equal(there.train.rows, here.train.rows)
     np.testing.assert_array_equal(there.validation.rows, here.validation.rows)
     assert not there.train.rows.flags.writeable  # shared memory, mapped and not copied
+
+
+def test_data_is_read_again_by_another_task_where_one_is_lost(
+    tiny_config: RunConfig, pendulum_spec: SpaceSpec, tmp_path: Path
+) -> None:
+    fault = tmp_path / "fault"
+    fault.touch()
+    disturbed = ray.get(prepare_data(tiny_config, DisturbedSpec(**asdict(pendulum_spec), fault=fault)))
+    assert not fault.exists()
+    whole = ResidentData.build(read_dataset(tiny_config.data, pendulum_spec), pendulum_spec, tiny_config)
+    np.testing.assert_array_equal(disturbed.train.rows, whole.train.rows)
 
 
 def test_a_fault_found_by_a_task_is_one_message(
@@ -141,64 +156,36 @@ def test_collected_episodes_do_not_depend_on_who_collects() -> None:
     assert all(left.equals(right) for left, right in zip(here, there, strict=True))
 
 
-def test_workers_draw_the_same_global_batches(tiny_config: RunConfig) -> None:
-    """The loss curves of none (in process), one and two workers agree to float tolerance, dropout off."""
-    config = replace(tiny_config, model=replace(tiny_config.model, dropout=0.0))
-    runs = [with_workers(config, num_workers) for num_workers in (0, 1, 2)]
-    summaries = [start_run(run).summary for run in runs]
-    curves = [losses_of(run) for run in runs]
-    assert len(curves[0]) == 4
-    np.testing.assert_allclose(curves[1], curves[0], rtol=1e-5)
-    np.testing.assert_allclose(curves[2], curves[0], rtol=1e-4)
-    for summary in summaries[1:]:
-        assert (summary["status"], summary["step"]) == ("finished", 20)
-        for ours, reference in zip(summary["last"]["targets"], summaries[0]["last"]["targets"], strict=True):
-            np.testing.assert_allclose(ours["episode_returns"], reference["episode_returns"], rtol=1e-3)
-
-
-def test_a_run_resumes_on_ray_where_it_stopped(tiny_config: RunConfig) -> None:
-    whole = with_workers(tiny_config, 1, optim=replace(tiny_config.optim, schedule="constant"))
-    half = replace(whole, name="half", total_timesteps=10)
-    start_run(whole)
-    start_run(half)
-    result = resume_run(resumed_config(str(RunFolder.of(half)), ["total_timesteps=20"]))
-    assert losses_of(half) == losses_of(whole)
-    assert (
-        result.summary["last"]["targets"]
-        == json.loads((RunFolder.of(whole).folder / "summary.json").read_text())["last"]["targets"]
-    )
-    # The credentials that all of these processes hold are in no file, neither ours nor Ray Train's.
-    files = [file for file in Path(str(RunFolder.of(half))).rglob("*") if file.is_file()]
-    assert len(files) > 10
-    assert not [file for file in files for secret in PLANTED if secret.encode() in file.read_bytes()]
-
-
-def test_workers_stream_what_one_process_streams(tiny_config: RunConfig, tmp_path: Path) -> None:
-    """One worker draws the same windows as this process; two read different files and train as well."""
+def test_workers_stream_files_of_their_own(tiny_config: RunConfig, tmp_path: Path) -> None:
     data = read_dataset(tiny_config.data)
     for i in range(4):
         write_episodes(data.select(range(3 * i, 3 * i + 3)), tmp_path / f"data/{i}.parquet")
     settings = replace(tiny_config.data, path=str(tmp_path / "data"), residency="streaming", memory_mb=1)
-    runs = [with_workers(tiny_config, num_workers, data=settings) for num_workers in (0, 1, 2)]
-    for run in runs:
-        assert start_run(run).summary["status"] == "finished"
-    np.testing.assert_allclose(losses_of(runs[1]), losses_of(runs[0]), rtol=1e-5)
+    assert start_run(with_workers(tiny_config, 2, data=settings)).summary["status"] == "finished"
 
 
-def test_a_run_resumes_with_another_number_of_workers(tiny_config: RunConfig) -> None:
-    """One, two and four workers draw the same batches, so they can take turns, up to the order of sums."""
+def test_workers_take_turns_at_a_run_as_if_they_were_one(tiny_config: RunConfig) -> None:
+    """One, two, four and no workers draw the same batches, play the same episodes and go on from each other's work."""
     model, optim = replace(tiny_config.model, dropout=0.0), replace(tiny_config.optim, schedule="constant")
     whole = replace(tiny_config, model=model, optim=optim)
-    parts = replace(whole, name="parts", total_timesteps=7)
-    for config in (whole, parts):
-        start_run(config)
-    for num_workers, num_updates in ((2, 13), (4, 20)):
+    start_run(whole)
+    parts = with_workers(replace(whole, total_timesteps=7), 1)
+    start_run(parts)
+    for num_workers, num_updates in ((2, 12), (4, 15), (0, 20)):
         settings = [f"scaling.num_workers={num_workers}", f"total_timesteps={num_updates}"]
-        resume_run(resumed_config(str(RunFolder.of(parts)), settings))
+        summary = resume_run(resumed_config(str(RunFolder.of(parts)), settings)).summary
+        assert (summary["status"], summary["step"]) == ("finished", num_updates)
     steps = [json.loads(line)["step"] for line in RunFolder.of(parts).metrics_file.read_text().splitlines()]
-    assert steps == [5, 7, 10, 13, 15, 20]
+    assert steps == [5, 7, 10, 12, 15, 20]
     curve = dict(zip(steps, losses_of(parts), strict=True))
     np.testing.assert_allclose([curve[step] for step in (5, 10, 15, 20)], losses_of(whole), rtol=1e-4)
+    ours, reference = evaluations_of(parts), evaluations_of(whole)
+    for step in (10, 20):
+        np.testing.assert_allclose(ours[step], reference[step], rtol=1e-3)
+    # The credentials that all of these processes hold are in no file, neither ours nor Ray Train's.
+    files = [file for file in Path(str(RunFolder.of(parts))).rglob("*") if file.is_file()]
+    assert len(files) > 10
+    assert not [file for file in files for secret in PLANTED if secret.encode() in file.read_bytes()]
 
 
 def test_workers_and_data_tasks_come_through_a_failing_store(
@@ -289,49 +276,31 @@ def test_a_checkpoint_named_from_here_collects_elsewhere(
     np.testing.assert_allclose(from_table(there, source="").actions, from_table(here, source="").actions, atol=1e-4)
 
 
-@pytest.fixture(scope="module")
-def undisturbed(pendulum_data: Path, tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
-    """A finished run of some seconds with one worker, checkpoints and evaluations on the way."""
-    overrides = tiny_overrides(pendulum_data, tmp_path_factory.mktemp("undisturbed"))
-    settings = ["total_timesteps=3000", "checkpoint.every=100", "evaluation.every=1000", "scaling.num_workers=1"]
-    config = name_run(load_config("decision_transformer/pendulum", [*overrides, *settings]), "tiny")
-    start_run(config)
-    return config
-
-
-def kill_when_training(run: RunFolder, actor: str, *, after: int) -> None:
-    """Kills the process of an actor class once so many updates are logged."""
-    while not run.metrics_file.exists() or len(run.metrics_file.read_text().splitlines()) < after / 5:
-        time.sleep(0.05)
-    pids = [
-        int(process.name)
-        for process in Path("/proc").glob("[0-9]*")
-        if (process / "cmdline").exists() and (process / "cmdline").read_bytes().startswith(f"ray::{actor}".encode())
+def test_a_run_that_loses_its_processes_ends_like_one_that_does_not(tiny_config: RunConfig) -> None:
+    """Its worker, Ray Train's controller and an actor while it plays: losses and weights are the same bit for bit."""
+    scaling = replace(tiny_config.scaling, cpus_per_worker=1)  # as many threads on Ray as here
+    settings = replace(tiny_config, total_timesteps=1500, scaling=scaling)
+    settings = replace(settings, evaluation=replace(settings.evaluation, every=500))
+    settings = replace(settings, checkpoint=replace(settings.checkpoint, every=100))
+    start_run(settings)
+    config = with_workers(settings, 1, algorithm=ALGORITHM)
+    faults = [
+        plan_fault(config, at=250),
+        plan_fault(config, at=702, kills="ray::TrainController"),
+        plan_fault(config, at=1001, kills="ray::EpisodePlayer"),
     ]
-    assert pids
-    for pid in pids:
-        os.kill(pid, signal.SIGKILL)
-
-
-@pytest.mark.parametrize(
-    ("actor", "after"), [("RayTrainWorker", 250), ("TrainController", 700), ("EpisodePlayer", 990)]
-)
-def test_a_run_that_loses_a_process_ends_like_one_that_does_not(
-    undisturbed: RunConfig, tmp_path: Path, actor: str, after: int
-) -> None:
-    config = replace(undisturbed, storage_path=str(tmp_path))
-    run, whole = RunFolder.of(config), RunFolder.of(undisturbed)
-    pool = ThreadPoolExecutor(1)
-    training = pool.submit(start_run, config)
-    kill_when_training(run, actor, after=after)
-    assert training.result(timeout=150).summary["status"] == "finished"
+    assert start_run(config).summary["status"] == "finished"
+    assert not any(fault.exists() for fault in faults)
+    run, whole = RunFolder.of(config), RunFolder.of(settings)
     steps = [json.loads(line)["step"] for line in run.metrics_file.read_text().splitlines()]
-    assert steps == list(range(5, 3001, 5))
-    assert losses_of(config) == losses_of(undisturbed)
-    weights = [(each.checkpoint(3000) / "policy/model.safetensors").read_bytes() for each in (run, whole)]
+    assert steps == list(range(5, 1501, 5))
+    assert losses_of(config) == losses_of(settings)
+    weights = [(each.checkpoint(1500) / "policy/model.safetensors").read_bytes() for each in (run, whole)]
     assert weights[0] == weights[1]
-    for one, other in zip(run.read_evaluations(), whole.read_evaluations(), strict=True):
-        assert one["targets"] == other["targets"]
+    ours, reference = evaluations_of(config), evaluations_of(settings)
+    assert ours.keys() == reference.keys() == {500, 1000, 1500}
+    for step, returns in reference.items():
+        np.testing.assert_allclose(ours[step], returns, rtol=1e-3)
 
 
 def test_an_elastic_run_takes_the_workers_there_is_room_for(tiny_config: RunConfig) -> None:

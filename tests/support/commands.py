@@ -1,0 +1,68 @@
+"""The commands: in this process, which takes no start, or as a process of their own for exit codes and signals."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from unittest import mock
+
+from dt_ray.command import run_command
+
+
+def start(module: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """`python -m dt_ray.MODULE` as a process of its own."""
+    command = [sys.executable, "-m", f"dt_ray.{module}", *arguments]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+
+
+def run(module: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """The same in this process: exit code, stdout and stderr."""
+    name = f"dt_ray.{module}"
+    main = import_module(f"{name}.__main__" if module == "data" else name).main
+    code = 0
+    out, err = io.StringIO(), io.StringIO()
+    with _as_if_started([name, *arguments], cwd), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            run_command(main)
+        except SystemExit as exit:
+            code = exit.code if isinstance(exit.code, int) else 1
+    return subprocess.CompletedProcess([name, *arguments], code, out.getvalue(), err.getvalue())
+
+
+def succeed(module: str, *arguments: str, cwd: Path) -> str:
+    """What a command prints that does what it should."""
+    done = run(module, *arguments, cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def fail(module: str, *arguments: str, cwd: Path) -> str:
+    """The message of a command that the user has to mend."""
+    done = run(module, *arguments, cwd=cwd)
+    assert done.returncode == 2, (done.returncode, done.stderr)
+    return done.stderr
+
+
+@contextlib.contextmanager
+def _as_if_started(words: list[str], cwd: Path) -> Iterator[None]:
+    """The command line and working directory of a new process; what a command changes in this one is put back."""
+    before, handler = Path.cwd(), signal.getsignal(signal.SIGTERM)
+    log = logging.getLogger("dt_ray")
+    handlers, level = log.handlers, log.level
+    os.chdir(cwd)
+    try:
+        with mock.patch.object(sys, "argv", words):
+            yield
+    finally:
+        os.chdir(before)
+        signal.signal(signal.SIGTERM, handler)
+        log.handlers = handlers
+        log.setLevel(level)
