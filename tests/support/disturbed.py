@@ -16,6 +16,7 @@ from dt_ray.data.spaces import SpaceSpec
 from dt_ray.learners.decision_transformer import DecisionTransformerLearner
 from dt_ray.losses import Metrics
 from dt_ray.models.batch import WindowBatch
+import ray
 from support.processes import kill
 
 ITSELF = "itself"
