@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import ray
 from torch import Tensor
 
 from dt_ray.config import RunConfig
@@ -16,7 +17,6 @@ from dt_ray.data.spaces import SpaceSpec
 from dt_ray.learners.decision_transformer import DecisionTransformerLearner
 from dt_ray.losses import Metrics
 from dt_ray.models.batch import WindowBatch
-import ray
 from support.processes import kill
 
 ITSELF = "itself"
