@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dt_ray.checkpoint import find_fault, load_policy, pack_checkpoint, write_checkpoint
 from dt_ray.config import RunConfig
-from dt_ray.context import TrainContext, mean_real_steps
+from dt_ray.context import Failures, TrainContext, mean_real_steps
 from dt_ray.errors import DivergedError
 from dt_ray.learners import Learner
 from dt_ray.losses import Metrics
@@ -45,10 +45,12 @@ class Recorder:
         context: TrainContext,
         learner: Learner,
         source: BatchSource,
+        failures: Failures,
         *,
         wall_s: float,
     ) -> None:
         self.run, self.config, self.context, self.learner, self.source = run, config, context, learner, source
+        self.failures = failures  # where those of the writer are kept
         self.is_writer = context.rank == 0
         self.log = MetricsLog(run.metrics_file, resumed_at=learner.step) if self.is_writer else None
         self.trackers = make_trackers(config, run, step=learner.step) if self.is_writer else []
@@ -70,6 +72,12 @@ class Recorder:
     def _is_due_at(self, step: int, every: int) -> bool:
         return step == self.config.total_timesteps or (every > 0 and step > 0 and step % every == 0)
 
+    @property
+    def writes_now(self) -> bool:
+        """Whether something is due at this update: the same on all workers."""
+        periods = (self.config.evaluation.every, self.config.checkpoint.every, self.config.logging.every)
+        return any(map(self.is_due, periods))
+
     def after_update(self, metrics: Metrics, *, save: bool) -> None:
         """Called by every worker after every update; what is due is the same on all of them."""
         config = self.config
@@ -82,14 +90,18 @@ class Recorder:
             self._log_metrics(metrics, validating=evaluating)
         if saving:
             self._save(needed=save or evaluating or self.learner.step == config.total_timesteps)
-        if evaluating:
-            self.evaluate()
-        self._collect_evaluations(lambda future: future.done())
+        with self.failures.kept():
+            if evaluating:
+                self.evaluate()
+            self._collect_evaluations(lambda future: future.done())
+            self.writer.check()
 
     def evaluate(self) -> None:
         """Begins an evaluation of the present weights."""
         step = self.learner.step
         if self.is_writer:
+            if self.context.evaluates_here:
+                self.writer.wait()  # should the environment end this process, its successor goes on from here
             self.evaluations[step] = self.context.evaluate(self.learner.policy(), step=step)
 
     def make_up_evaluations(self) -> None:
@@ -102,10 +114,17 @@ class Recorder:
             checkpoint = self.run.checkpoint(step)
             if not self.run.has_evaluation(step) and find_fault(checkpoint) is None:
                 policy, _ = load_policy(checkpoint, self.config.evaluation)
-                self.evaluations[step] = self.context.evaluate(policy, step=step)
+                self.evaluations[step] = self.context.evaluate(policy, step=step, again=True)
+
+    def hand_over(self) -> TrainResult:
+        """Ends these workers once their checkpoint is written; others go on from it."""
+        self.writer.wait()
+        self.failures.raise_own()
+        return TrainResult(run=str(self.run), summary={})
 
     def stop(self) -> TrainResult:
         """Leaves the run as it is; what is still being evaluated is evaluated when it goes on."""
+        self.failures.raise_own()
         summary = self._write_summary("stopped", self.wall_s) if self.is_writer else {}
         return TrainResult(run=str(self.run), summary=summary)
 
@@ -120,6 +139,7 @@ class Recorder:
         wall_s = self.wall_s
         if not self.is_writer:
             return TrainResult(run=str(self.run), summary={})
+        self.failures.raise_own()
         self._collect_evaluations(lambda future: True)
         return TrainResult(run=str(self.run), summary=self._write_summary("finished", wall_s))
 
@@ -144,9 +164,9 @@ class Recorder:
         self.losses.clear()
         for step, loss in enumerate(losses, start=first):
             if not math.isfinite(loss):
+                good = self.context.latest_checkpoint()
                 if self.is_writer:
                     self._write_summary("diverged", self.wall_s)
-                good = self.context.latest_checkpoint()
                 way_out = f"the last good checkpoint is {good}" if good else "there is no checkpoint before it"
                 raise DivergedError(
                     f"the loss became {loss} at update {step}; {way_out}. Try a lower optim.learning_rate or a tighter "
@@ -164,7 +184,8 @@ class Recorder:
             values["time/updates_per_s"] = (step - self.logged_step) / (now - self.logged_at)
             values["time/wall_s"] = self.wall_s
             values["time/workers"] = self.context.world_size
-            self.writer.submit(partial(self._write_metrics, step, values))
+            with self.failures.kept():
+                self.writer.submit(partial(self._write_metrics, step, values))
         self.logged_step, self.logged_at = step, now
 
     def _write_metrics(self, step: int, values: Mapping[str, float]) -> None:
@@ -189,9 +210,10 @@ class Recorder:
         """A checkpoint, unless an object store still takes the one before and nothing depends on this one."""
         if self.is_writer and (needed or self.run.folder.is_local or self.saving.done()):
             files = pack_checkpoint(self.learner, config=self.config, state={"train_wall_s": self.wall_s})
-            self.writer.wait()  # at most one checkpoint is held in memory
-            write = partial(self._write_checkpoint, self.learner.step, files, spared=set(self.evaluations))
-            self.saving = self.writer.submit(write)
+            with self.failures.kept():
+                self.writer.wait()  # at most one checkpoint is held in memory
+                write = partial(self._write_checkpoint, self.learner.step, files, spared=set(self.evaluations))
+                self.saving = self.writer.submit(write)
         self.context.report({"step": self.learner.step})
 
     def _write_checkpoint(self, step: int, files: Mapping[str, bytes], *, spared: set[int]) -> None:

@@ -23,7 +23,7 @@ class BackgroundWriter:
         Raises:
             StorageError: an earlier one failed.
         """
-        self._raise_failure()
+        self.check()
         self._newest = self._thread.submit(self._run, write)
         return self._newest
 
@@ -35,7 +35,14 @@ class BackgroundWriter:
         """
         if self._newest is not None:
             self._newest.result()
-        self._raise_failure()
+        self.check()
+
+    def check(self) -> None:
+        """Raises:
+        StorageError: something could not be written.
+        """
+        if self._failure is not None:
+            raise self._failure
 
     def close(self) -> None:
         """Writes what was given and ends the thread."""
@@ -47,7 +54,3 @@ class BackgroundWriter:
                 write()
             except BaseException as error:
                 self._failure = error
-
-    def _raise_failure(self) -> None:
-        if self._failure is not None:
-            raise self._failure
