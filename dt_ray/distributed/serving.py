@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field
 from ray import serve
 
 from dt_ray.checkpoint import load_policy
+from dt_ray.distributed.application import application
 from dt_ray.serving import RefusedError, Sessions
 from dt_ray.storage import Folder
 
@@ -84,13 +85,10 @@ class PolicyServer:
 
 
 def serve_policy(checkpoint: str, *, host: str, port: int, max_sessions: int, idle_s: float) -> None:
-    """Serves until it is interrupted, on the cluster that is joined."""
-    serve.start(http_options={"host": host, "port": port})
+    """Serves until it is interrupted, on the cluster that is joined, beside what others serve there."""
     server = PolicyServer.bind(checkpoint, max_sessions=max_sessions, idle_s=idle_s)  # type: ignore[attr-defined]
-    try:
-        serve.run(server, name="policy", route_prefix="/")
-        log.info("serving %s at http://%s:%d", checkpoint, host, port)
+    with application("policy", host=host, port=port) as place:
+        serve.run(server, name=place.name, route_prefix=place.route)
+        log.info("serving %s at %s", checkpoint, place.url)
         while True:
             time.sleep(3600)
-    finally:
-        serve.shutdown()
