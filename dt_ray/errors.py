@@ -38,5 +38,9 @@ class ResourceError(UserError):
     """The machine or cluster has less than the run asks for."""
 
 
+class EnvironmentCrashError(UserError):
+    """An environment ends the process that plays it."""
+
+
 class DivergedError(UserError):
     """Training stopped because the loss is no longer a number."""

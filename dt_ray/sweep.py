@@ -71,10 +71,12 @@ def main(arguments: Sequence[str]) -> None:
         dashboard=options.dashboard,
     )
     folder = SweepFolder.of(sweep)
-    if best is not None:
-        from dt_ray.reporting import write_report
+    if best is None:
+        raise_failures(folder)
+        return
+    from dt_ray.reporting import write_report
 
-        write_report([str(folder)], folder.folder / "report")
+    write_report([str(folder)], folder.folder / "report")
     show_results(folder, best)
 
 
@@ -151,10 +153,22 @@ def write_results(sweep: SweepConfig, folder: SweepFolder) -> dict[str, Any] | N
     return best
 
 
-def show_results(folder: SweepFolder, best: dict[str, Any] | None) -> None:
-    if best is None:
-        print("no trial came to an evaluation; what they ended with is in their error.txt")
-        return
+def raise_failures(folder: SweepFolder) -> None:
+    """Raises:
+    RunError: no trial came to an evaluation; says what each kind of them ended with.
+    """
+    from dt_ray.errors import RunError
+
+    failures: dict[str, list[str]] = {}
+    for name in folder.trial_names():
+        error = folder.trial(name).folder / "error.txt"
+        text = error.read_text().strip() if error.exists() else "it was not evaluated"
+        failures.setdefault(text.splitlines()[-1] if text else "", []).append(name)
+    said = "; ".join(f"{', '.join(names)}: {text}" for text, names in failures.items())
+    raise RunError(f"no trial of {folder} came to an evaluation. {said}")
+
+
+def show_results(folder: SweepFolder, best: dict[str, Any]) -> None:
     settings = "  ".join(f"{key}={value}" for key, value in best["settings"].items())
     print(f"best    {settings}")
     interval = " .. ".join(f"{bound:.1f}" for bound in best["metric_ci95"] or ())

@@ -29,6 +29,7 @@ from dt_ray.data.spaces import SpaceSpec, read_spaces
 from dt_ray.data.transitions import chosen_episodes, held_out_episodes
 from dt_ray.data.windows import slice_windows
 from dt_ray.distributed.cluster import user_errors
+from dt_ray.distributed.usage import saying_when_full
 from dt_ray.errors import ConfigError
 from dt_ray.sources import ResidentData
 from dt_ray.streaming import StreamingData, episode_statistics, streams
@@ -58,7 +59,7 @@ def prepare_layouts(configs: Sequence[RunConfig], spec: SpaceSpec) -> list[ray.O
     """
     read: dict[str, tuple[Sequence[Any], int]] = {}  # blocks of episodes, and how many files were left out
     laid_out = []
-    with user_errors():
+    with user_errors(), saying_when_full("data tasks"):
         for config in configs:
             key = repr(replace(config.data, **READ_ALIKE))
             if key not in read:
@@ -113,7 +114,7 @@ def episode_dataset(
 
 def episode_tables(config: DataConfig, spec: SpaceSpec | None) -> Iterator[pa.Table]:
     """The checked episodes of a dataset, block by block: the driver holds one at a time."""
-    with user_errors():
+    with user_errors(), saying_when_full("data tasks"):
         for block in episode_dataset(config, spec).iter_batches(batch_size=None, batch_format="pyarrow"):
             if len(block):
                 yield block

@@ -68,6 +68,12 @@ def describe_plan(plan: ResourcePlan, scaling: ScalingConfig, nodes: Sequence[No
     }
 
 
+def describe_workers(plan: ResourcePlan) -> str:
+    """What the workers need, in words."""
+    gpu = " and a GPU" if plan.use_gpu else ""
+    return f"{plan.num_workers} worker(s) with {plan.cpus_per_worker:g} CPU(s){gpu} each"
+
+
 def plan_resources(config: RunConfig, nodes: Sequence[Node]) -> ResourcePlan:
     """Fits workers and evaluation actors onto the nodes of a cluster.
 
@@ -104,6 +110,8 @@ def plan_resources(config: RunConfig, nodes: Sequence[Node]) -> ResourcePlan:
             f"{num_actors} evaluation actor(s) instead of {wanted_actors}: "
             f"that is what the workers leave of {cpus:g} CPUs"
         )
+    if scaling.is_elastic and not (config.checkpoint.every or config.evaluation.every):
+        notes.append("checkpoint.every=0: should a node be lost, the workers that are left begin again at update 0")
     return ResourcePlan(
         num_workers=num_workers,
         max_workers=scaling.max_workers if scaling.is_elastic else None,

@@ -20,9 +20,11 @@ from pyarrow import fs
 
 from dt_ray.config import RunConfig
 from dt_ray.context import LocalContext, Wish
+from dt_ray.distributed.evaluation import EvaluationActors
 from dt_ray.distributed.resources import ResourcePlan
 from dt_ray.distributed.training import train_on_ray
 from dt_ray.errors import StorageError, UserError
+from dt_ray.interrupts import StoppedEarlyError
 from dt_ray.learners import Policy
 from dt_ray.loop import run_training
 from dt_ray.recording import TrainResult
@@ -55,8 +57,11 @@ class TrialContext(LocalContext):
             return Wish.STOP
         return super().wish()
 
-    def evaluate(self, policy: Policy, *, step: int) -> Future[dict[str, Any]]:
+    def evaluate(self, policy: Policy, *, step: int, again: bool = False) -> Future[dict[str, Any]]:
         self._evaluated = step
+        if again:  # perhaps it was the environment that ended this process' predecessor
+            actors = EvaluationActors.start(1, num_cpus=0)
+            return EvaluationActors(actors, self.config.env_id, self.config.evaluation).submit(policy, step=step)
         return super().evaluate(policy, step=step)
 
     def report_new(self, run: RunFolder) -> None:
@@ -164,6 +169,10 @@ def _train_with_workers(config: RunConfig, sweep: SweepConfig, data: ray.ObjectR
         watcher.start()
         try:
             yield
+        except StoppedEarlyError:
+            if ended.is_set():
+                sys.exit(0)
+            raise
         finally:
             finished.set()
             watcher.join()

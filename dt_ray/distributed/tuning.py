@@ -9,19 +9,25 @@ from dataclasses import replace
 from typing import Any
 
 import ray
+import ray.exceptions
 import ray.tune
 import torch
 from ray.tune.schedulers import ASHAScheduler, MedianStoppingRule, PopulationBasedTraining, TrialScheduler
 from ray.tune.search import Searcher
 
+from dt_ray.checkpoint import load_policy
 from dt_ray.config import EvaluationConfig, RunConfig
 from dt_ray.data.spaces import SpaceSpec
 from dt_ray.distributed.cluster import quiet
 from dt_ray.distributed.data import prepare_layouts
+from dt_ray.distributed.evaluation import EvaluationActors
+from dt_ray.distributed.requests import release_requests
 from dt_ray.distributed.resources import TRIAL_CPUS, TrialPlan, worker_bundle
 from dt_ray.distributed.trials import layout_key, note_failure, train_trial
+from dt_ray.distributed.usage import saying_when_full
 from dt_ray.errors import ConfigError
 from dt_ray.runs import RunFolder, with_values_checkpoint
+from dt_ray.storage import Folder
 from dt_ray.sweep_config import Axis, SweepConfig, configure
 from dt_ray.sweeps import SweepFolder, evaluate_checkpoint, further_evaluations, result_of
 
@@ -83,6 +89,8 @@ def tune_on_ray(
                     failure_config=ray.tune.FailureConfig(max_failures=MAX_FAILURES),
                 ),
             )
+        if scaling.max_workers > 1:
+            release_requests()  # each trial's own controller asks for its workers; else held until the sweep has ended
         results = tuner.fit()
     for result in results:
         name = (result.config or {}).get("trial") or (result.metrics or {}).get("trial_id")
@@ -104,13 +112,25 @@ def note_end(run: RunFolder) -> None:
 
 def evaluate_further(sweep: SweepConfig, folder: SweepFolder) -> None:
     """Plays the evaluations under other settings than those of the training, a task each."""
-    calls = {
-        _evaluate.remote(place, evaluation): file for place, evaluation, file in further_evaluations(sweep, folder)
-    }
+    calls = {}
+    for place, evaluation, file in further_evaluations(sweep, folder):
+        calls[_evaluate.remote(place, evaluation)] = place, evaluation, file
     waiting = list(calls)
-    while waiting:
-        (done,), waiting = ray.wait(waiting)
-        calls[done].write_text(ray.get(done))
+    with saying_when_full("evaluations"):
+        while waiting:
+            (done,), waiting = ray.wait(waiting)
+            place, evaluation, file = calls[done]
+            file.write_text(_report(done, place, evaluation))
+
+
+def _report(call: ray.ObjectRef, checkpoint: str, evaluation: EvaluationConfig) -> str:
+    """A task's report; where its process ended each time, that of an actor, or what the environment did to that one."""
+    try:
+        return ray.get(call)
+    except ray.exceptions.WorkerCrashedError:
+        policy, facts = load_policy(Folder(checkpoint), evaluation)
+        actors = EvaluationActors(EvaluationActors.start(1, num_cpus=0), facts.env_id, evaluation)
+        return json.dumps(actors.submit(policy, step=facts.step).result(), indent=1) + "\n"
 
 
 @ray.remote
