@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 
 DEFAULT_CONFIG = "decision_transformer/pendulum"  # what the commands and the Python interface start from
 NUM_EVALUATION_SEEDS = 10_000  # environment seeds below this belong to evaluation; collected episodes never use them
+
+# Where policies get their action bounds: the environment, the range of the logged actions, or [lowest, highest].
+ActionBounds = Literal["environment", "data"] | tuple[tuple[float, ...], tuple[float, ...]]
 
 WINDOW_OVER_BAND = 2  # training windows are so many bands long, so that most of their steps see a full band
 
@@ -38,6 +41,7 @@ class DataConfig:
     memory_mb: Annotated[int, Ge(1)] = 4096  # what the data of a node may take: resident, or pools of a worker
     on_corrupt: Literal["stop", "skip"] = "stop"  # at a file that can't be trained on; skip: leave it out and count it
     out_of_bounds: Literal["stop", "clip"] = "stop"  # at actions past the environment's; clip: as it would itself
+    action_bounds: ActionBounds = "environment"  # that a policy acts within; data: the log's range; [[low …], [high …]]
     columns: dict[str, str] = field(default_factory=dict)  # our column name -> its name, or names, in flat files
     time_limit: Annotated[int, Ge(1)] | None = None  # episodes that end at this step were cut, whatever the log says
     action_scale: Annotated[float, Gt(0)] = 1.0  # environment action = logged action * action_scale
@@ -109,6 +113,7 @@ class EvaluationConfig:
     seed: Annotated[int, Ge(0)] = 0  # episode i resets its environment with seed + i
     max_timesteps: Annotated[int, Ge(1)] = 200  # an episode is cut after so many steps
     context_length: Annotated[int, Ge(1)] | None = None  # null: the model's
+    max_envs: Annotated[int, Ge(1)] = 100  # environments that a run has open at once, collection included
     batched_env: bool = True  # step all episodes as one where an exact batched copy is known: Pendulum-v1
     num_actors: Annotated[int, Ge(0)] | None = None  # 0: in the training process; null: what the machine allows
     random_return: float | None = None  # normalized_score is 0 here
@@ -158,6 +163,7 @@ class RunConfig:
 
     name: str | None = None  # of the run's folder; null: the configuration's name and the time
     env_id: str = "Pendulum-v1"
+    env_kwargs: dict[str, Any] = field(default_factory=dict)  # arguments of the environment's constructor, by name
     algorithm: str = "decision_transformer"
     seed: Annotated[int, Ge(0)] = 0
     total_timesteps: Annotated[int, Ge(1)] = 5000  # gradient updates

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,8 +29,18 @@ class EpisodeResults:
     lengths: Int[ndarray, "targets N"]
 
 
-def play(policy: Policy, env_id: str, config: EvaluationConfig, episodes: Sequence[int]) -> EpisodeResults:
-    """Plays the episodes with these numbers: all of them, at all target returns, as one batch."""
+def play(
+    policy: Policy,
+    env_id: str,
+    config: EvaluationConfig,
+    episodes: Sequence[int],
+    env_kwargs: Mapping[str, Any] | None = None,
+) -> EpisodeResults:
+    """Plays the episodes with these numbers: all of them, at all target returns, as one batch of up to `max_envs`.
+
+    Raises:
+        EnvironmentFault: the environment crashed, or answered what no policy can act on.
+    """
     targets = config.target_returns
     rollouts = rollout(
         policy,
@@ -38,6 +49,8 @@ def play(policy: Policy, env_id: str, config: EvaluationConfig, episodes: Sequen
         target_returns=[target for target in targets for _ in episodes],
         max_timesteps=config.max_timesteps,
         batched=config.batched_env,
+        env_kwargs=env_kwargs,
+        max_envs=config.max_envs,
     )
     shape = (len(targets), len(episodes))
     return EpisodeResults(
@@ -47,10 +60,17 @@ def play(policy: Policy, env_id: str, config: EvaluationConfig, episodes: Sequen
     )
 
 
-def evaluate(policy: Policy, env_id: str, config: EvaluationConfig, *, step: int) -> dict[str, Any]:
+def evaluate(
+    policy: Policy,
+    env_id: str,
+    config: EvaluationConfig,
+    *,
+    step: int,
+    env_kwargs: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """Plays all episodes in this process and reports on them, in the form of `evaluations/*.json`."""
     began = time.perf_counter()
-    results = play(policy, env_id, config, range(config.num_episodes))
+    results = play(policy, env_id, config, range(config.num_episodes), env_kwargs)
     return make_report([results], env_id, config, step=step, wall_s=time.perf_counter() - began)
 
 
@@ -104,5 +124,11 @@ def normalized_score(return_mean: float, config: EvaluationConfig) -> float | No
 
 
 def score(report: Mapping[str, Any]) -> float:
-    """What makes one evaluation better than another: the mean return at the highest target return."""
-    return max(report["targets"], key=lambda target: target["target_return"])["return_mean"]
+    """What makes one evaluation better than another: the mean return at the highest target return; NaN if it is none."""
+    mean = max(report["targets"], key=lambda target: target["target_return"])["return_mean"]
+    return math.nan if mean is None else mean
+
+
+def is_scored(report: Mapping[str, Any]) -> bool:
+    """Whether an evaluation can be better or worse than another: its returns are numbers."""
+    return math.isfinite(score(report))
