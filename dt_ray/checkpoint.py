@@ -7,7 +7,7 @@ import io
 import json
 import pickle
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ import safetensors.torch
 import torch
 from pydantic import TypeAdapter, ValidationError
 
-from dt_ray.config import EvaluationConfig, ModelConfig, RunConfig
+from dt_ray.config import ActionBounds, EvaluationConfig, ModelConfig, RunConfig
 from dt_ray.config_io import decode_config, to_plain
 from dt_ray.data.normalizer import Normalizer
 from dt_ray.data.spaces import SpaceSpec
@@ -41,6 +41,8 @@ class PolicyFacts:
     model: ModelConfig
     normalizer: dict[str, Any]
     evaluation: EvaluationConfig
+    env_kwargs: dict[str, Any] = field(default_factory=dict)
+    action_bounds: ActionBounds = "environment"  # where those of `spec` come from
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +81,8 @@ def pack_checkpoint(learner: Learner, *, config: RunConfig, state: Mapping[str, 
         model=config.model,
         normalizer={key: np.asarray(value).tolist() for key, value in asdict(learner.normalizer).items()},
         evaluation=config.evaluation,
+        env_kwargs=config.env_kwargs,
+        action_bounds=config.data.action_bounds,
     )
     weights = {name: value.detach().cpu().contiguous() for name, value in learner.model.state_dict().items()}
     optimizer = io.BytesIO()

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dt_ray.config import RunConfig
+from dt_ray.errors import UserError
 from dt_ray.evaluation import evaluate
 from dt_ray.learners import Policy
 from dt_ray.models.batch import WindowBatch
@@ -95,7 +96,12 @@ class LocalContext:
 def evaluate_here(policy: Policy, config: RunConfig, *, step: int) -> Future[dict[str, Any]]:
     """A finished evaluation, for a context without actors."""
     future: Future[dict[str, Any]] = Future()
-    future.set_result(evaluate(policy, config.env_id, config.evaluation, step=step))
+    try:
+        report = evaluate(policy, config.env_id, config.evaluation, step=step, env_kwargs=config.env_kwargs)
+    except UserError as fault:
+        future.set_exception(fault)
+    else:
+        future.set_result(report)
     return future
 
 

@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 
 from dt_ray.data.spaces import make_env
-from dt_ray.errors import EnvironmentFault
+from dt_ray.errors import BrokenEnvironmentError
 
 STEP_API = "step() returns (observation, reward, terminated, truncated, info)"
 RESET_API = "reset(*, seed=None, options=None) returns (observation, info)"
@@ -72,7 +72,7 @@ def try_environment(env_id: str, env_kwargs: Mapping[str, Any] | None = None, *,
     """Plays a reset, two steps and another reset, as an evaluation would, so that a fault shows before a training.
 
     Raises:
-        EnvironmentFault: the environment fails, or answers what no policy can act on.
+        BrokenEnvironmentError: the environment fails, or answers what no policy can act on.
         UnsupportedSpaceError: it can't be made.
     """
     envs = GymnasiumEnvironments(env_id, 1, env_kwargs)
@@ -184,15 +184,15 @@ class GymnasiumEnvironments:
             raise self._fault(i, f"{name} is {_describe(value)}; it is true or false. In Gymnasium {STEP_API}")
         return bool(number)
 
-    def _crashed(self, i: int, error: Exception, method: str, hint: str) -> EnvironmentFault:
+    def _crashed(self, i: int, error: Exception, method: str, hint: str) -> BrokenEnvironmentError:
         last = traceback.extract_tb(error.__traceback__)[-1]
         reason = " ".join(str(error).split())
         raised = f"{type(error).__name__}: {reason}" if reason else type(error).__name__
         return self._fault(i, f"{method}() raised {raised} ({Path(last.filename).name}, line {last.lineno}){hint}")
 
-    def _fault(self, i: int, what: str) -> EnvironmentFault:
+    def _fault(self, i: int, what: str) -> BrokenEnvironmentError:
         place = f"seed {self.seeds[i]}, " + (f"step {self.num_steps[i]}" if self.num_steps[i] else "reset")
-        return EnvironmentFault(f"the environment {self.env_id} can't be played ({place}): {what}")
+        return BrokenEnvironmentError(f"the environment {self.env_id} can't be played ({place}): {what}")
 
 
 def _one_number(value: Any) -> float | None:

@@ -26,7 +26,7 @@ class UnsupportedSpaceError(UserError):
     """The environment's observations or actions are not 1-D continuous vectors."""
 
 
-class EnvironmentFault(UserError):
+class BrokenEnvironmentError(UserError):
     """An environment crashed, or answered what no policy can act on; the message names seed and step."""
 
 

@@ -14,6 +14,7 @@ from numpy import ndarray
 from scipy.special import stdtrit
 
 from dt_ray.config import EvaluationConfig
+from dt_ray.errors import BrokenEnvironmentError
 from dt_ray.learners.base import Policy
 from dt_ray.rollout import rollout
 
@@ -39,7 +40,7 @@ def play(
     """Plays the episodes with these numbers: all of them, at all target returns, as one batch of up to `max_envs`.
 
     Raises:
-        EnvironmentFault: the environment crashed, or answered what no policy can act on.
+        BrokenEnvironmentError: the environment crashed, or answered what no policy can act on.
     """
     targets = config.target_returns
     rollouts = rollout(
@@ -52,6 +53,11 @@ def play(
         env_kwargs=env_kwargs,
         max_envs=config.max_envs,
     )
+    if len(unusable := np.flatnonzero(~np.isfinite(rollouts.returns))):
+        seed = config.seed + episodes[unusable[0] % len(episodes)]
+        raise BrokenEnvironmentError(
+            f"the environment {env_id} gives rewards (seed {seed}) whose sum is {rollouts.returns[unusable[0]]}"
+        )
     shape = (len(targets), len(episodes))
     return EpisodeResults(
         episodes=np.asarray(episodes),
@@ -124,7 +130,7 @@ def normalized_score(return_mean: float, config: EvaluationConfig) -> float | No
 
 
 def score(report: Mapping[str, Any]) -> float:
-    """What makes one evaluation better than another: the mean return at the highest target return; NaN if it is none."""
+    """What makes one evaluation better than another: the mean return at the highest target return, or NaN."""
     mean = max(report["targets"], key=lambda target: target["target_return"])["return_mean"]
     return math.nan if mean is None else mean
 

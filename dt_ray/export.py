@@ -50,6 +50,7 @@ def main(arguments: Sequence[str]) -> None:
             target_return=target,
             seed=evaluation.seed,
             max_timesteps=evaluation.max_timesteps,
+            env_kwargs=facts.env_kwargs,
         )
         for target in evaluation.target_returns
     ]

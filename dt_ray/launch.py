@@ -14,16 +14,17 @@ import pyarrow as pa
 from pyarrow import fs
 
 from dt_ray.collection import CollectionPlan, collect_here, write_dataset
-from dt_ray.config import RunConfig
+from dt_ray.config import DataConfig, RunConfig
 from dt_ray.config_io import decode_config, load_config, to_plain
 from dt_ray.context import LocalContext
 from dt_ray.data.files import absolute, resolve
 from dt_ray.data.reading import read_dataset, sound_files_here
-from dt_ray.data.spaces import SpaceSpec, read_spaces
+from dt_ray.data.spaces import SpaceSpec, choose_bounds, read_spaces
+from dt_ray.environments import try_environment
 from dt_ray.errors import ConfigError, ResourceError, RunError
 from dt_ray.interrupts import stops_asked_of
 from dt_ray.learners import find_learner
-from dt_ray.loop import run_training
+from dt_ray.loop import check_checkpoint, run_training
 from dt_ray.recording import TrainResult
 from dt_ray.runs import RunFolder, default_name, with_values_checkpoint
 from dt_ray.sources import ResidentData
@@ -42,12 +43,17 @@ def name_run(config: RunConfig, config_name: str) -> RunConfig:
         config,
         name=config.name or default_name(config_name),
         storage_path=str(Folder.at(config.storage_path)),
-        data=replace(
-            config.data,
-            path=absolute(config.data.path),
-            values=_absolute_run(config.data.values),
-            mix={absolute(path): share for path, share in config.data.mix.items()},
-        ),
+        data=with_absolute_paths(config.data),
+    )
+
+
+def with_absolute_paths(data: DataConfig) -> DataConfig:
+    """The same data, wherever the process that reads it works."""
+    return replace(
+        data,
+        path=absolute(data.path),
+        values=_absolute_run(data.values),
+        mix={absolute(path): share for path, share in data.mix.items()},
     )
 
 
@@ -130,7 +136,10 @@ def values_config(config: RunConfig) -> RunConfig:
         data=replace(config.data, **unlike),
         model=replace(learns.model, max_timesteps=config.model.max_timesteps),
         evaluation=evaluation,
-        **{name: getattr(config, name) for name in ("env_id", "seed", "storage_path", "scaling", "logging")},
+        **{
+            name: getattr(config, name)
+            for name in ("env_id", "env_kwargs", "seed", "storage_path", "scaling", "logging")
+        },
     )
     return decode_config(to_plain(first))
 
@@ -144,9 +153,15 @@ def resumed_config(path: str, overrides: Sequence[str] = ()) -> RunConfig:
     """
     run = RunFolder(Folder.at(path))
     before = run.read_config()
+    place = {"name": run.folder.name, "storage_path": run.folder.parent.uri}  # it may have been moved
+    before = replace(before, **place, data=with_absolute_paths(before.data))
     config = decode_config(to_plain(before), overrides)
-    config = replace(config, name=run.folder.name, storage_path=run.folder.parent.uri)
-    fixed = [key for key in ("algorithm", "env_id", "model", "seed") if getattr(config, key) != getattr(before, key)]
+    config = replace(config, data=with_absolute_paths(config.data))
+    fixed = [
+        key
+        for key in ("name", "storage_path", "algorithm", "env_id", "model", "seed")
+        if getattr(config, key) != getattr(before, key)
+    ]
     if fixed:
         raise ConfigError(f"a resumed run keeps its {', '.join(fixed)}; start a new run to change that")
     return config
@@ -155,8 +170,10 @@ def resumed_config(path: str, overrides: Sequence[str] = ()) -> RunConfig:
 def resume_run(config: RunConfig, *, verbose: bool = False, dashboard: bool = False) -> TrainResult:
     """Goes on with a run from its newest complete checkpoint; `config` comes from `resumed_config`.
 
+    Nothing of the run is changed before all is checked.
+
     Raises:
-        RunError: there is no complete checkpoint.
+        RunError: there is no complete checkpoint, or it does not fit the data or the settings.
     """
     run = RunFolder.of(config)
     checkpoint, faults = run.latest_checkpoint()
@@ -165,7 +182,14 @@ def resume_run(config: RunConfig, *, verbose: bool = False, dashboard: bool = Fa
     if checkpoint is None:
         raise RunError(f"{run} has no complete checkpoint to go on from; start it again with --overwrite")
     log.info("going on from %s", checkpoint)
-    return _train(config, check_run(config), lambda: run.write_config(config), verbose=verbose, dashboard=dashboard)
+    return _train(
+        config,
+        check_run(config),
+        lambda: run.write_config(config),
+        checkpoint=checkpoint,
+        verbose=verbose,
+        dashboard=dashboard,
+    )
 
 
 def _absolute_run(place: str | None) -> str | None:
@@ -185,11 +209,12 @@ def check_run(config: RunConfig) -> SpaceSpec:
 
     Raises:
         ConfigError: an unknown algorithm.
-        UnsupportedSpaceError: an environment that is out of scope, or isn't there.
+        UnsupportedSpaceError: an environment that is out of scope, has no action bounds, or isn't there.
     """
     find_learner(config.algorithm)
     check_trackers(config)
-    return read_spaces(config.env_id)
+    spec = read_spaces(config.env_id, config.env_kwargs)
+    return choose_bounds(spec, config.data.action_bounds, env_id=config.env_id)
 
 
 def needs_dataset(config: RunConfig) -> bool:
@@ -202,8 +227,10 @@ def needs_dataset(config: RunConfig) -> bool:
     )
 
 
-def make_dataset(config: RunConfig, collect: Callable[[CollectionPlan], Iterable[pa.Table]]) -> None:
-    """Collects the dataset that `data.collect` describes into `data.path`."""
+def make_dataset(
+    config: RunConfig, collect: Callable[[CollectionPlan], Iterable[pa.Table]], *, spec: SpaceSpec | None = None
+) -> None:
+    """Collects the dataset that `data.collect` describes into `data.path`; `spec` may have other action bounds."""
     settings = config.data.collect
     assert settings is not None
     plan = CollectionPlan(
@@ -212,6 +239,9 @@ def make_dataset(config: RunConfig, collect: Callable[[CollectionPlan], Iterable
         num_episodes=settings.num_episodes,
         seed=settings.seed,
         max_timesteps=config.evaluation.max_timesteps,
+        env_kwargs=config.env_kwargs,
+        max_envs=config.evaluation.max_envs,
+        spec=spec,
     )
     plan.check()
     log.info("collecting %d %s episodes of %s", plan.num_episodes, plan.behavior, plan.env_id)
@@ -220,15 +250,22 @@ def make_dataset(config: RunConfig, collect: Callable[[CollectionPlan], Iterable
 
 
 def _train(
-    config: RunConfig, spec: SpaceSpec, prepare_folder: Callable[[], None], *, verbose: bool, dashboard: bool
+    config: RunConfig,
+    spec: SpaceSpec,
+    prepare_folder: Callable[[], None],
+    *,
+    checkpoint: Folder | None = None,
+    verbose: bool,
+    dashboard: bool,
 ) -> TrainResult:
     if config.scaling.num_workers == 0:
-        return _train_here(config, spec, prepare_folder)
+        return _train_here(config, spec, prepare_folder, checkpoint=checkpoint)
 
     # Ray takes seconds to import, and only runs that use it need it.
     from dt_ray.distributed.cluster import connection, plan_on_cluster
     from dt_ray.distributed.collect import collect_on_ray
-    from dt_ray.distributed.data import prepare_data
+    from dt_ray.distributed.data import check_checkpoint_on_ray, prepare_data
+    from dt_ray.distributed.evaluation import try_environment_on_ray
     from dt_ray.distributed.paths import check_data, check_storage
 
     with connection(verbose=verbose, dashboard=dashboard):
@@ -236,30 +273,41 @@ def _train(
         for note in plan.notes:
             log.warning(note)
         check_storage(config)
+        if plan.num_actors == 0:  # else the actors do, which take the CPUs that reading needs
+            try_environment_on_ray(config)
         if needs_dataset(config):
-            make_dataset(config, collect_on_ray)
+            make_dataset(config, collect_on_ray, spec=spec)
         check_data(config)
         # Ray Train takes another second or two to import, which the data needs too.
         Thread(target=import_module, args=("dt_ray.distributed.training",)).start()
         data = prepare_data(config, spec)
-        prepare_folder()
+        if checkpoint is not None:
+            check_checkpoint_on_ray(checkpoint, config, data)
         log.info("training in %s", RunFolder.of(config))
         from dt_ray.distributed.training import train_on_ray
 
-        return train_on_ray(config, data, plan, verbose=verbose)
+        return train_on_ray(config, data, plan, prepare_folder=prepare_folder, verbose=verbose)
 
 
-def _train_here(config: RunConfig, spec: SpaceSpec, prepare_folder: Callable[[], None]) -> TrainResult:
+def _train_here(
+    config: RunConfig, spec: SpaceSpec, prepare_folder: Callable[[], None], *, checkpoint: Folder | None
+) -> TrainResult:
     import torch
 
     if config.scaling.use_gpu and not torch.cuda.is_available():
         raise ResourceError("scaling.use_gpu is set but torch sees no GPU; set scaling.use_gpu=false")
     if config.scaling.cpus_per_worker is not None:
         torch.set_num_threads(max(1, int(config.scaling.cpus_per_worker)))
+    try_environment(config.env_id, config.env_kwargs, seed=config.evaluation.seed)
     if needs_dataset(config):
-        make_dataset(config, collect_here)
+        make_dataset(config, collect_here, spec=spec)
     context = LocalContext(config, device="cuda" if config.scaling.use_gpu else "cpu")
-    source = make_source(_prepare_here(config, spec), config, device=context.device)
+    data = _prepare_here(config, spec)
+    for note in data.notes:
+        log.warning("%s", note)
+    source = make_source(data, config, device=context.device)
+    if checkpoint is not None:
+        check_checkpoint(checkpoint, config, source.spec, source.normalizer, source.values)
     prepare_folder()
     log.info("training in %s", RunFolder.of(config))
     with stops_asked_of(context.stop):

@@ -7,11 +7,28 @@ from contextlib import closing
 from dt_ray.checkpoint import restore_learner
 from dt_ray.config import RunConfig
 from dt_ray.context import TrainContext, Wish, mean_real_steps
+from dt_ray.data.normalizer import Normalizer
+from dt_ray.data.spaces import SpaceSpec
 from dt_ray.learners import make_learner
 from dt_ray.learners.acceleration import keep_memory
+from dt_ray.models.state_values import StateValues
 from dt_ray.recording import Recorder, TrainResult
 from dt_ray.runs import RunFolder
 from dt_ray.sources import BatchSource
+from dt_ray.storage import Folder
+
+
+def check_checkpoint(
+    checkpoint: Folder, config: RunConfig, spec: SpaceSpec, normalizer: Normalizer, values: StateValues | None
+) -> None:
+    """Loads a checkpoint as `run_training` will, so that a run which can't go on is refused before it is touched.
+
+    Raises:
+        RunError: the checkpoint is of another run, of another model or in other units.
+        ConfigError: the settings don't fit together.
+    """
+    learner, _ = make_learner(config, spec, normalizer, values)
+    restore_learner(checkpoint, learner)
 
 
 def run_training(config: RunConfig, source: BatchSource, context: TrainContext) -> TrainResult:

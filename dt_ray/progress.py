@@ -18,7 +18,7 @@ from tqdm import tqdm
 from dt_ray.config import RunConfig
 from dt_ray.errors import RunError, StorageError
 from dt_ray.evaluation import score
-from dt_ray.runs import RunFolder
+from dt_ray.runs import RunFolder, decode_evaluation
 from dt_ray.sweep_config import SweepConfig, value_of
 from dt_ray.sweeps import SweepFolder, result_of
 
@@ -84,7 +84,7 @@ class Watcher:
         for name in names:
             if name.endswith(".json") and not name.startswith(".") and name not in self.evaluated:
                 self.evaluated.add(name)
-                report = json.loads((self.run.evaluations / name).read_text())
+                report = decode_evaluation((self.run.evaluations / name).read_text())
                 self.last_evaluation = {"return": f"{score(report):.1f} at {report['step']}"}
                 self._say(_evaluation_line(report))
         if not lines or lines == self.before:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -16,13 +17,15 @@ from torch import Tensor
 from dt_ray.checkpoint import find_fault, load_policy, pack_checkpoint, write_checkpoint
 from dt_ray.config import RunConfig
 from dt_ray.context import TrainContext, mean_real_steps
-from dt_ray.errors import DivergedError
+from dt_ray.errors import DivergedError, UserError
 from dt_ray.learners import Learner
 from dt_ray.losses import Metrics
 from dt_ray.runs import MetricsLog, RunFolder
 from dt_ray.sources import BatchSource
 from dt_ray.trackers import evaluation_values, make_trackers
 from dt_ray.writing import BackgroundWriter
+
+log = logging.getLogger("dt_ray")
 
 NUM_VALIDATION_BATCHES = 8
 
@@ -56,6 +59,7 @@ class Recorder:
         self.saving = self.writer.submit(lambda: None)  # the newest checkpoint
         self.losses: list[Tensor] = []
         self.evaluations: dict[int, Future[dict[str, Any]]] = {}
+        self.failed_evaluations: dict[int, UserError] = {}  # which don't end a training
         self.first_step, self.wall_s_before, self.began = learner.step, wall_s, time.perf_counter()
         self.logged_step, self.logged_at = learner.step, self.began
 
@@ -116,12 +120,24 @@ class Recorder:
             tracker.close()
 
     def finish(self) -> TrainResult:
-        """Waits for the evaluations under way and writes the summary."""
+        """Waits for the evaluations under way and writes the summary.
+
+        Raises:
+            UserError: what an evaluation ended with; the training is finished.
+        """
         wall_s = self.wall_s
         if not self.is_writer:
             return TrainResult(run=str(self.run), summary={})
         self._collect_evaluations(lambda future: True)
-        return TrainResult(run=str(self.run), summary=self._write_summary("finished", wall_s))
+        summary = self._write_summary("finished", wall_s)
+        if self.failed_evaluations:
+            step, fault = next(iter(self.failed_evaluations.items()))
+            raise type(fault)(
+                f"the training is finished, its checkpoint is {self.run.checkpoint(self.learner.step)}; but "
+                f"{len(self.failed_evaluations)} evaluation(s) failed, the first after update {step}: {fault}. When "
+                f"that is mended, evaluate it by: python -m dt_ray.train --resume {self.run}"
+            )
+        return TrainResult(run=str(self.run), summary=summary)
 
     def _write_summary(self, status: str, wall_s: float) -> dict[str, Any]:
         self.writer.wait()
@@ -204,8 +220,13 @@ class Recorder:
     def _collect_evaluations(self, is_wanted: Callable[[Future[dict[str, Any]]], bool]) -> None:
         for step, future in list(self.evaluations.items()):
             if is_wanted(future):
-                report = future.result()
                 del self.evaluations[step]
+                try:
+                    report = future.result()
+                except UserError as fault:
+                    log.warning("the evaluation after update %d failed: %s", step, fault)
+                    self.failed_evaluations[step] = fault
+                    continue
                 spared = set(self.evaluations)
                 self.writer.submit(partial(self._write_evaluation, self.learner.step, report, spared=spared))
 

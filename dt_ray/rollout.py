@@ -71,7 +71,7 @@ def rollout(
 
     Raises:
         UserError: the policy's actions don't fit the environment.
-        EnvironmentFault: the environment crashed, or answered what no policy can act on.
+        BrokenEnvironmentError: the environment crashed, or answered what no policy can act on.
     """
     num = len(seeds)
     size = num if max_envs is None or (batched and is_batched(env_id, env_kwargs)) else min(num, max_envs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import platform
 import subprocess
 import sys
@@ -19,8 +20,9 @@ from dt_ray.checkpoint import checkpoint_name, find_fault
 from dt_ray.config import RunConfig
 from dt_ray.config_io import decode_config, parse_yaml, to_yaml
 from dt_ray.errors import ConfigError, RunError
-from dt_ray.evaluation import score
+from dt_ray.evaluation import is_scored, score
 from dt_ray.storage import Folder
+from dt_ray.writing import to_json
 
 REWRITE_EVERY_S = 10.0  # of a metrics file in an object store
 PACKAGES = ("torch", "ray", "gymnasium", "numpy", "pyarrow")
@@ -115,20 +117,20 @@ class RunFolder:
         return self.evaluation(step).exists()
 
     def read_evaluation(self, step: int) -> dict[str, Any]:
-        return json.loads(self.evaluation(step).read_text())
+        return decode_evaluation(self.evaluation(step).read_text())
 
     def write_evaluation(self, report: Mapping[str, Any]) -> None:
-        self.evaluation(report["step"]).write_text(json.dumps(report, indent=1) + "\n")
+        self.evaluation(report["step"]).write_text(to_json(report, indent=1))
 
     def read_evaluations(self, *, up_to: int | None = None) -> list[dict[str, Any]]:
         """The evaluations at steps up to `up_to`, oldest first."""
         names = [name for name in self.evaluations.names() if name.startswith("step-")]
-        reports = [json.loads((self.evaluations / name).read_text()) for name in names]
+        reports = [decode_evaluation((self.evaluations / name).read_text()) for name in names]
         return [report for report in reports if up_to is None or report["step"] <= up_to]
 
     def best_evaluation(self, *, up_to: int | None = None) -> dict[str, Any] | None:
-        """The evaluation with the best score; the earlier of equal ones."""
-        return max(self.read_evaluations(up_to=up_to), key=score, default=None)
+        """The evaluation with the best score; the earlier of equal ones, and none whose returns are no numbers."""
+        return max(filter(is_scored, self.read_evaluations(up_to=up_to)), key=score, default=None)
 
     def write_summary(self, *, status: str, step: int, **values: Any) -> dict[str, Any]:
         """Writes `summary.json` with the last and the best evaluation beside `values`."""
@@ -140,7 +142,7 @@ class RunFolder:
             "last": reports[-1] if reports else None,
             "best": self.best_evaluation(up_to=step),
         }
-        (self.folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+        (self.folder / "summary.json").write_text(to_json(summary, indent=1))
         return summary
 
     def read_summary(self) -> dict[str, Any] | None:
@@ -163,7 +165,7 @@ class MetricsLog:
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Appends a line; object stores can't append, and get the whole file now and then."""
-        line = json.dumps({"step": step, **values}) + "\n"
+        line = to_json({"step": step, **values})
         if self.file.is_local:
             self.file.append_text(line)
             return
@@ -184,6 +186,15 @@ def _step_of(line: str) -> float:
         return json.loads(line)["step"]
     except ValueError:
         return float("inf")
+
+
+def decode_evaluation(text: str) -> dict[str, Any]:
+    """The report in a file of `evaluations/`; a mean that is null there is NaN."""
+    report = json.loads(text)
+    for target in report["targets"]:
+        target |= {key: math.nan for key in ("return_mean", "return_std") if target[key] is None}
+        target["return_ci95"] = [math.nan if bound is None else bound for bound in target["return_ci95"]]
+    return report
 
 
 def default_name(config_name: str) -> str:

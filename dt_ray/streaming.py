@@ -25,14 +25,24 @@ from dt_ray.config import DataConfig, RunConfig
 from dt_ray.data.files import DatasetFile
 from dt_ray.data.formats import is_flat
 from dt_ray.data.normalizer import Normalizer
+from dt_ray.data.ranges import Ranges
 from dt_ray.data.reading import read_episodes
-from dt_ray.data.spaces import SpaceSpec
+from dt_ray.data.spaces import SpaceSpec, with_data_bounds
 from dt_ray.data.transitions import TransitionDataset, chosen_episodes, held_out_episodes, join_episodes
 from dt_ray.data.windows import UPDATES_A_DRAW, WindowTable
 from dt_ray.errors import DataError
 from dt_ray.models.batch import WindowBatch
 from dt_ray.models.state_values import StateValues
-from dt_ray.sources import BatchSource, Places, ResidentData, ResidentSource, ReturnNoise, WindowCutter, check_length
+from dt_ray.sources import (
+    BatchSource,
+    Places,
+    ResidentData,
+    ResidentSource,
+    ReturnNoise,
+    WindowCutter,
+    check_length,
+    find_notes,
+)
 
 log = logging.getLogger("dt_ray")
 
@@ -52,6 +62,7 @@ def episode_statistics(file: DatasetFile, config: RunConfig, spec: SpaceSpec) ->
     data = data.with_return_source(config.return_source)
     observations = data.observations.astype(np.float64)
     mean = np.add.reduceat(observations, data.starts) / data.lengths[:, None]
+    ranges = Ranges.of(data)
     deviation = observations - np.repeat(mean, data.lengths, axis=0)
     return pa.table(
         {
@@ -62,6 +73,14 @@ def episode_statistics(file: DatasetFile, config: RunConfig, spec: SpaceSpec) ->
             "largest_to_go": np.maximum.reduceat(np.abs(data.to_go(config.data.discount)), data.starts),
             "mean": list(mean),
             "squares": list(np.add.reduceat(deviation**2, data.starts)),
+            "is_end_known": data.are_ends_known,
+            "largest_reward": ranges.largest_reward,
+            "usual_reward": ranges.usual_reward,
+            **{
+                f"{extreme}_{name}": list(choose.reduceat(getattr(data, f"{name}s"), data.starts))
+                for extreme, choose in (("lowest", np.minimum), ("highest", np.maximum))
+                for name in ("observation", "action")
+            },
         }
     )
 
@@ -102,6 +121,7 @@ class StreamingData:
     num_transitions: int  # to train on
     validation: WindowTable | None
     num_skipped_files: int
+    notes: tuple[str, ...] = ()  # what looks wrong with the data, though it can be trained on
 
     @classmethod
     def build(
@@ -131,7 +151,11 @@ class StreamingData:
                 f"{settings.path} has {len(train_files)} file(s) to train on for {num} workers, who stream whole "
                 f"files; write more of them, use fewer workers or set data.residency=resident"
             )
+        ranges = _ranges(statistics)
+        spec = with_data_bounds(spec, settings.action_bounds, *ranges.actions)
         normalizer = _fit(statistics, train, spec, settings)
+        num_known = int((lengths[train] - 1 + statistics["is_end_known"].to_numpy()[train]).sum())
+        notes = find_notes(ranges, spec, config, num_known=num_known, num_transitions=int(lengths[train].sum()))
         shown = _first_within(chosen[held_out], lengths, capacity_of(config, spec, share=VALIDATION_SHARE))
         validation = [
             piece
@@ -146,6 +170,7 @@ class StreamingData:
             num_transitions=int(lengths[train].sum()),
             validation=_lay_out(validation, config) if validation else None,
             num_skipped_files=num_skipped_files,
+            notes=notes,
         )
 
 
@@ -299,6 +324,16 @@ def _fit(statistics: pa.Table, train: Int[ndarray, "T"], spec: SpaceSpec, settin
     return Normalizer.of(
         total_mean, std, spec, return_scale=settings.return_scale or (1 / largest if largest > 0 else 1.0)
     )
+
+
+def _ranges(statistics: pa.Table) -> Ranges:
+    extremes = {
+        f"{name}s": np.stack(
+            [_matrix(statistics[f"lowest_{name}"]).min(axis=0), _matrix(statistics[f"highest_{name}"]).max(axis=0)]
+        )
+        for name in ("observation", "action")
+    }
+    return Ranges(**extremes, **{name: statistics[name].to_numpy() for name in ("largest_reward", "usual_reward")})
 
 
 def _matrix(column: pa.ChunkedArray) -> Float[ndarray, "E S"]:

@@ -93,6 +93,7 @@ def run_sweep(
     """
     from dt_ray.distributed.cluster import connection, environment, plan_trials_on_cluster
     from dt_ray.distributed.collect import collect_on_ray
+    from dt_ray.distributed.evaluation import try_environment_on_ray
     from dt_ray.distributed.paths import check_data, check_storage
     from dt_ray.distributed.tuning import TUNE_SETTINGS, tune_on_ray
     from dt_ray.launch import check_run, make_dataset, name_run, needs_dataset
@@ -112,8 +113,9 @@ def run_sweep(
             wanted = min(sweep.num_trials, sweep.settings.max_concurrent or sweep.num_trials)
             plan = plan_trials_on_cluster(sweep.base.scaling, wanted=wanted)
             check_storage(sweep.base)
+            try_environment_on_ray(sweep.base)
             if needs_dataset(sweep.base):
-                make_dataset(sweep.base, collect_on_ray)
+                make_dataset(sweep.base, collect_on_ray, spec=spec)
             check_data(sweep.base)
             with sweep_progress(sweep):
                 tune_on_ray(sweep, spec, plan, prepare_folder, resume=resume, verbose=verbose)
@@ -126,11 +128,10 @@ def run_sweep(
 
 def write_results(sweep: SweepConfig, folder: SweepFolder) -> dict[str, Any] | None:
     """Writes `trials.csv` and `best.json`, of what the trials gave."""
-    import json
-
     import torch
 
     from dt_ray.sweeps import evaluate_best, find_best, read_rows, write_table
+    from dt_ray.writing import to_json
 
     rows = read_rows(sweep, folder)
     write_table(rows, folder.folder / "trials.csv")
@@ -147,7 +148,7 @@ def write_results(sweep: SweepConfig, folder: SweepFolder) -> dict[str, Any] | N
     )  # fmt: skip
     torch.set_num_threads(1)  # as the command, whose every digit depends on it
     best = evaluate_best(best, evaluation)
-    (folder.folder / "best.json").write_text(json.dumps(best, indent=1) + "\n")
+    (folder.folder / "best.json").write_text(to_json(best, indent=1))
     return best
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import shlex
 import statistics
 from collections.abc import Mapping, Sequence
@@ -17,7 +18,7 @@ from dt_ray.config import EvaluationConfig
 from dt_ray.config_io import parse_yaml
 from dt_ray.errors import RunError
 from dt_ray.evaluation import evaluate, student_interval
-from dt_ray.runs import RunFolder
+from dt_ray.runs import RunFolder, decode_evaluation
 from dt_ray.storage import Folder
 from dt_ray.sweep_config import SweepConfig, decode_sweep, value_of
 
@@ -116,7 +117,7 @@ def further_evaluations(sweep: SweepConfig, folder: SweepFolder) -> list[tuple[s
 def evaluate_checkpoint(checkpoint: str, evaluation: EvaluationConfig) -> dict[str, Any]:
     """The report on a checkpoint under these settings, played in this process."""
     policy, facts = load_policy(Folder(checkpoint), evaluation)
-    return evaluate(policy, facts.env_id, evaluation, step=facts.step)
+    return evaluate(policy, facts.env_id, evaluation, step=facts.step, env_kwargs=facts.env_kwargs)
 
 
 def read_rows(sweep: SweepConfig, folder: SweepFolder) -> list[Row]:
@@ -139,7 +140,7 @@ def _rows_of(sweep: SweepConfig, folder: SweepFolder, name: str) -> list[Row]:
             file = folder.further_evaluation(name, number, report["step"])
             if not file.exists():
                 continue
-            report = json.loads(file.read_text())
+            report = decode_evaluation(file.read_text())
         asked = value_of_evaluation(evaluation, sweep)
         rows += [
             {
@@ -187,7 +188,7 @@ def over_seeds(rows: Sequence[Row], sweep: SweepConfig) -> list[tuple[Row, list[
     """Each setting that was evaluated, with its rows, one a seed."""
     groups: dict[str, tuple[Row, list[Row]]] = {}
     for row in rows:
-        if "return_mean" in row and row[sweep.settings.metric] is not None:
+        if "return_mean" in row and (value := row[sweep.settings.metric]) is not None and math.isfinite(value):
             settings = settings_of(row, sweep)
             groups.setdefault(json.dumps(settings), (settings, []))[1].append(row)
     return list(groups.values())

@@ -17,14 +17,14 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dt_ray.command import run_command, show_log
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from dt_ray.config import DataConfig
+    from dt_ray.config import ActionBounds, DataConfig
     from dt_ray.data.spaces import SpaceSpec
     from dt_ray.data.transitions import TransitionDataset
 
@@ -59,7 +59,12 @@ def make_parser() -> argparse.ArgumentParser:
         "--max-timesteps", type=int, default=1000, metavar="T", help="cut episodes after so many steps"
     )
     collect.add_argument("--target-return", type=float, metavar="R", help="what to ask of a checkpoint")
+    collect.add_argument("--max-envs", type=int, default=100, metavar="N", help="environments open at once")
+    collect.add_argument(
+        "--action-bounds", metavar="[[LOW …],[HIGH …]]", help="of random actions, where the environment has none"
+    )
     collect.add_argument("--flat", action="store_true", help="write a row per step instead of a row per episode")
+    _add_env_kwargs(collect)
     _add_cluster_arguments(collect)
     collect.set_defaults(run=collect_episodes)
 
@@ -87,11 +92,18 @@ def make_parser() -> argparse.ArgumentParser:
         else:
             command.add_argument("--env", metavar="ID", help="check dimensions, bounds and dynamics against this one")
             command.add_argument("--clip", action="store_true", help="clip actions to the bounds of --env")
+            _add_env_kwargs(command)
     for command in (collect, commands.choices["import"]):
         command.add_argument("--out", required=True, metavar="DIR")
         command.add_argument("--overwrite", action="store_true", help="replace the folder")
         command.add_argument("--licence", metavar="TEXT", help="for the card beside the dataset, DIR.README.md")
     return parser
+
+
+def _add_env_kwargs(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--env-kwargs", metavar="{NAME: VALUE}", help="arguments of the constructor of --env, as YAML reads them"
+    )
 
 
 def _add_cluster_arguments(command: argparse.ArgumentParser) -> None:
@@ -101,9 +113,20 @@ def _add_cluster_arguments(command: argparse.ArgumentParser) -> None:
 
 def collect_episodes(options: argparse.Namespace) -> None:
     from dt_ray.collection import CollectionPlan, collect_here
+    from dt_ray.data.spaces import choose_bounds, read_spaces
+    from dt_ray.errors import UserError
 
+    env_kwargs, bounds = _env_kwargs(options), None
+    if options.max_envs < 1:
+        raise UserError(f"--max-envs is at least 1, got {options.max_envs}")
+    if options.action_bounds:
+        spec = read_spaces(options.env, env_kwargs)
+        bounds = choose_bounds(spec, _action_bounds(options.action_bounds), env_id=options.env)
     plan = CollectionPlan(
         env_id=options.env,
+        env_kwargs=env_kwargs,
+        max_envs=options.max_envs,
+        spec=bounds,
         behavior=options.behavior,
         num_episodes=options.episodes,
         seed=options.seed,
@@ -125,8 +148,10 @@ def import_dataset(options: argparse.Namespace) -> None:
     from dt_ray.data.episodes import to_table
     from dt_ray.data.spaces import read_spaces
 
-    spec = read_spaces(options.env) if options.env else None
-    facts = {"env_id": options.env, "action_low": spec.action_low, "action_high": spec.action_high} if spec else {}
+    spec = read_spaces(options.env, _env_kwargs(options)) if options.env else None
+    facts = {"env_id": options.env} if spec else {}
+    if spec and spec.is_bounded:
+        facts |= {"action_low": spec.action_low, "action_high": spec.action_high}
     with _parts(options, spec) as parts:
         _write(options, (to_table(part, facts) for part in parts), source=options.path)
 
@@ -198,20 +223,58 @@ def describe(options: argparse.Namespace) -> None:
 
 
 def validate(options: argparse.Namespace) -> None:
+    from dt_ray.data.ranges import constant_columns
     from dt_ray.data.spaces import read_spaces
-    from dt_ray.data.traps import find_traps
+    from dt_ray.data.traps import LogFacts, find_log_traps, find_part_traps
     from dt_ray.errors import DataError
 
-    spec = read_spaces(options.env) if options.env else None
-    num_episodes, num_steps, traps = 0, 0, []
+    env_kwargs, columns = _env_kwargs(options), _config(options).columns
+    spec = read_spaces(options.env, env_kwargs) if options.env else None
+    facts: LogFacts | None = None
+    part_traps: list[str] = []
     with _parts(options, spec) as parts:
         for part in parts:
-            num_episodes, num_steps = num_episodes + part.num_episodes, num_steps + part.num_transitions
-            traps = traps or list(find_traps(part, spec, options.env))  # of the first file that has any
+            facts = LogFacts.of(part) if facts is None else facts.joined(LogFacts.of(part))
+            part_traps = part_traps or list(find_part_traps(part, spec, options.env, env_kwargs))  # of the first file
+    if facts is None:
+        raise DataError(f"{options.path} is empty: there is no episode in it")
+    traps = [*find_log_traps(facts, spec, options.env, env_kwargs, columns), *part_traps]
+    num_steps = int(facts.lengths.sum())
+    if num_steps > 1 and (constant := constant_columns(facts.ranges, columns)):
+        print(f"note: the same at every step: {', '.join(constant)}")
     if traps:
         raise DataError("\n  ".join([f"{options.path} can be trained on, but looks wrong:", *traps]))
     against = f"fits {options.env}" if options.env else "pass --env to check it against an environment"
-    print(f"{options.path} is sound: {num_episodes} episodes, {num_steps} steps; {against}")
+    print(f"{options.path} is sound: {len(facts.lengths)} episodes, {num_steps} steps; {against}")
+
+
+def _env_kwargs(options: argparse.Namespace) -> dict[str, Any]:
+    import yaml
+
+    from dt_ray.errors import UserError
+
+    try:
+        values = yaml.safe_load(options.env_kwargs or "{}")
+    except yaml.YAMLError:
+        values = None
+    if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
+        raise UserError(f"--env-kwargs takes {{NAME: VALUE}}, got {options.env_kwargs!r}")
+    if values and not options.env:
+        raise UserError("--env-kwargs are arguments of an environment: give --env ID too")
+    return values
+
+
+def _action_bounds(text: str) -> ActionBounds:
+    import yaml
+    from pydantic import TypeAdapter, ValidationError
+
+    from dt_ray.config import ActionBounds
+    from dt_ray.errors import UserError
+
+    try:
+        return TypeAdapter(ActionBounds).validate_python(yaml.safe_load(text))
+    except (yaml.YAMLError, ValidationError):
+        raise UserError(f"--action-bounds takes [[LOW …],[HIGH …]], got {text!r}") from None
 
 
 def _config(options: argparse.Namespace) -> DataConfig:

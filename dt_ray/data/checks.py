@@ -31,7 +31,8 @@ def find_faults(data: TransitionDataset, spec: SpaceSpec | None = None) -> Itera
             yield f"{name} have {have} dimension(s) where the environment has {want}"
             return
     low, high = np.asarray(spec.action_low), np.asarray(spec.action_high)
-    margin = BOUNDS_TOLERANCE * (high - low)
+    width = np.where(np.isfinite(low) & np.isfinite(high) & (high > low), high - low, 1.0)
+    margin = BOUNDS_TOLERANCE * width
     for step in np.flatnonzero(((data.actions < low - margin) | (data.actions > high + margin)).any(axis=1)):
         yield (
             f"{_place(data, step)}: action {_show(data.actions[step])} is outside the environment's bounds "

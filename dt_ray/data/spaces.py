@@ -98,8 +98,8 @@ def choose_bounds(spec: SpaceSpec, bounds: ActionBounds, *, env_id: str) -> Spac
     if bounds == "environment":
         if not spec.is_bounded:
             raise UnsupportedSpaceError(
-                f"{env_id} takes actions of {_show_bounds(spec)}, which are no bounds; a policy acts within bounds. Set "
-                f"data.action_bounds=data for the smallest and largest actions of the log, or give them: "
+                f"{env_id} takes actions of {_show_bounds(spec)}, which are no bounds; a policy acts within bounds. "
+                f"Set data.action_bounds=data for the smallest and largest actions of the log, or give them: "
                 f"data.action_bounds=[[-1],[1]] (lowest, highest; a number for each dimension)"
             )
         return spec

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from typing import Any, Literal
@@ -31,7 +32,10 @@ from dt_ray.data.windows import slice_windows
 from dt_ray.distributed.cluster import user_errors
 from dt_ray.errors import ConfigError
 from dt_ray.sources import ResidentData
+from dt_ray.storage import Folder
 from dt_ray.streaming import StreamingData, episode_statistics, streams
+
+log = logging.getLogger("dt_ray")
 
 MAX_PARTITIONS = 16
 # Settings that matter only after the episodes are read.
@@ -71,8 +75,19 @@ def prepare_layouts(configs: Sequence[RunConfig], spec: SpaceSpec) -> list[ray.O
                 read[key] = episode_dataset(config.data, spec, files=files).materialize().to_arrow_refs(), num_skipped
             blocks, num_skipped = read[key]
             laid_out.append(_lay_out.remote(config, spec, num_skipped, *blocks))
-        ray.get([_check.remote(data) for data in laid_out])
+        for note in dict.fromkeys(
+            note for notes in ray.get([_notes.remote(data) for data in laid_out]) for note in notes
+        ):
+            log.warning("%s", note)
     return laid_out
+
+
+def check_checkpoint_on_ray(checkpoint: Folder, config: RunConfig, data: ray.ObjectRef) -> None:
+    """Raises:
+    RunError: the run can't go on from this checkpoint on this data.
+    """
+    with user_errors():
+        ray.get(_check_checkpoint.remote(checkpoint, config, data))
 
 
 def episode_dataset(
@@ -127,7 +142,7 @@ def window_dataset(config: RunConfig, *, split: Literal["train", "validation"] =
     Raises:
         ConfigError: `data.return_source=value`, which needs all episodes at once.
     """
-    spec, settings = read_spaces(config.env_id), config.data
+    spec, settings = read_spaces(config.env_id, config.env_kwargs), config.data
     if config.relabels:
         raise ConfigError("data.return_source: the windows of a Ray Dataset have logged returns-to-go, got value")
     episodes = episode_dataset(settings, spec)
@@ -185,5 +200,13 @@ def _lay_out(config: RunConfig, spec: SpaceSpec, num_skipped_files: int, *blocks
 
 
 @ray.remote
-def _check(data: ResidentData) -> None:
-    """Raises what `_lay_out` raised, without the data in the driver's memory."""
+def _notes(data: ResidentData | StreamingData) -> tuple[str, ...]:
+    """What looks wrong with the data, or what `_lay_out` raised, without the data in the driver's memory."""
+    return data.notes
+
+
+@ray.remote
+def _check_checkpoint(checkpoint: Folder, config: RunConfig, data: ResidentData | StreamingData) -> None:
+    from dt_ray.loop import check_checkpoint
+
+    check_checkpoint(checkpoint, config, data.spec, data.normalizer, getattr(data, "values", None))

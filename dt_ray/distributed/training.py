@@ -26,7 +26,7 @@ from dt_ray.config import RunConfig
 from dt_ray.context import Wish, evaluate_here
 from dt_ray.distributed.actors import StopSign
 from dt_ray.distributed.cluster import quiet
-from dt_ray.distributed.evaluation import EvaluationActors
+from dt_ray.distributed.evaluation import EvaluationActors, try_environment_on_ray
 from dt_ray.distributed.network import NodeTorchConfig
 from dt_ray.distributed.resources import ResourcePlan
 from dt_ray.errors import UserError
@@ -53,7 +53,9 @@ class RayTrainContext:
         self.config = config
         self.rank, self.world_size = place.get_world_rank(), place.get_world_size()
         self.device = ray.train.torch.get_device()
-        self.actors = EvaluationActors(actors, config.env_id, config.evaluation) if actors and self.rank == 0 else None
+        self.actors = None
+        if actors and self.rank == 0:
+            self.actors = EvaluationActors(actors, config.env_id, config.evaluation, config.env_kwargs)
         self._stop_asked = threading.Event()
         self._num_calls, self._looked_at = 0, time.monotonic()
         if self.rank == 0:
@@ -110,22 +112,47 @@ def train_on_ray(
     plan: ResourcePlan,
     *,
     stopping: Callable[[Callable[[], object]], AbstractContextManager[None]] = stops_asked_of,
+    prepare_folder: Callable[[], None] = lambda: None,
     verbose: bool = False,
 ) -> TrainResult:
     """Trains with a `TorchTrainer` on the cluster that is joined; lost workers are replaced.
 
-    Meanwhile `stopping` is entered: it is given what to call for an end after the update under way.
+    `prepare_folder` is called when the evaluation actors have played a little of the environment. While it trains,
+    `stopping` is entered: it is given what to call for an end after the update under way.
 
     Raises:
-        UserError: what a worker ended with, if the user can mend it.
+        UserError: what an actor or a worker ended with, if the user can mend it.
     """
     actors = EvaluationActors.start(plan.num_actors, num_cpus=plan.cpus_per_actor)
     sign: Any = ray.remote(num_cpus=0, max_restarts=-1)(StopSign).remote()
-    run = RunFolder.of(config)
-    settings = {"config": config, "data": data, "actors": actors, "sign": sign, "cpus": plan.cpus_per_worker}
-    trainer = ray.train.torch.TorchTrainer(
+    try:
+        if actors:
+            try_environment_on_ray(config, actors)
+        prepare_folder()
+        trainer = _make_trainer(config, data, plan, actors, sign)
+        with quiet(verbose), stopping(lambda: sign.ask.remote()):
+            outcome = _fit(trainer, max_failures=config.scaling.max_failures)
+    finally:
+        for actor in (*actors, sign):
+            ray.kill(actor)
+    if isinstance(outcome, UserError):
+        raise outcome
+    assert isinstance(outcome, TrainResult)
+    return outcome
+
+
+def _make_trainer(
+    config: RunConfig, data: ray.ObjectRef, plan: ResourcePlan, actors: Sequence[Any], sign: Any
+) -> ray.train.torch.TorchTrainer:
+    return ray.train.torch.TorchTrainer(
         _work,
-        train_loop_config=settings,
+        train_loop_config={
+            "config": config,
+            "data": data,
+            "actors": actors,
+            "sign": sign,
+            "cpus": plan.cpus_per_worker,
+        },
         torch_config=NodeTorchConfig(),
         scaling_config=ray.train.ScalingConfig(
             num_workers=plan.num_workers if plan.max_workers is None else (plan.num_workers, plan.max_workers),
@@ -137,20 +164,10 @@ def train_on_ray(
         ),
         run_config=ray.train.RunConfig(
             name=".ray",  # Ray Train's own files, inside the run's folder
-            storage_path=str(run.folder),
+            storage_path=str(RunFolder.of(config).folder),
             failure_config=ray.train.FailureConfig(max_failures=config.scaling.max_failures),
         ),
     )
-    try:
-        with quiet(verbose), stopping(lambda: sign.ask.remote()):
-            outcome = _fit(trainer, max_failures=config.scaling.max_failures)
-    finally:
-        for actor in (*actors, sign):
-            ray.kill(actor)
-    if isinstance(outcome, UserError):
-        raise outcome
-    assert isinstance(outcome, TrainResult)
-    return outcome
 
 
 def _fit(trainer: ray.train.torch.TorchTrainer, *, max_failures: int) -> Any:

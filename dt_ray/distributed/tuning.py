@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -24,6 +23,7 @@ from dt_ray.errors import ConfigError
 from dt_ray.runs import RunFolder, with_values_checkpoint
 from dt_ray.sweep_config import Axis, SweepConfig, configure
 from dt_ray.sweeps import SweepFolder, evaluate_checkpoint, further_evaluations, result_of
+from dt_ray.writing import to_json
 
 TUNE_SETTINGS = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # a run writes its own metrics
@@ -116,7 +116,7 @@ def evaluate_further(sweep: SweepConfig, folder: SweepFolder) -> None:
 @ray.remote
 def _evaluate(checkpoint: str, evaluation: EvaluationConfig) -> str:
     torch.set_num_threads(1)
-    return json.dumps(evaluate_checkpoint(checkpoint, evaluation), indent=1) + "\n"
+    return to_json(evaluate_checkpoint(checkpoint, evaluation), indent=1)
 
 
 def share_data(sweep: SweepConfig, spec: SpaceSpec) -> dict[tuple[Any, ...], ray.ObjectRef]:

@@ -38,13 +38,14 @@ class Transitions:
 
         Windows that don't say how their episodes ended were all cut by a time limit.
         """
-        goes_on = windows.mask[:, 1]
-        terminated = torch.zeros_like(goes_on) if windows.terminated is None else windows.terminated
+        inside = windows.mask[:, 1]
+        terminated = torch.zeros_like(inside) if windows.terminated is None else windows.terminated
+        goes_on = inside if windows.followed is None else inside | windows.followed
         to_go = windows.returns_to_go
         return cls(
             observations=windows.observations[:, 0],
             actions=windows.actions[:, 0],
-            rewards=to_go[:, 0] - discount * to_go[:, 1] * goes_on,
+            rewards=to_go[:, 0] - discount * to_go[:, 1] * inside,
             next_observations=windows.observations[:, 1],
             goes_on=goes_on,
             is_known=goes_on | terminated,
