@@ -155,9 +155,10 @@ class GymnasiumEnvironments:
             raise self._fault(i, f"step() returned {num}{old}; in Gymnasium {STEP_API}")
         observation, reward, terminated, truncated, _ = answer
         flags = (self._flag(i, "terminated", terminated), self._flag(i, "truncated", truncated))
-        return self._observation(i, observation), self._reward(i, reward), *flags
+        return self._observation(i, observation, is_last=flags[0]), self._reward(i, reward), *flags
 
-    def _observation(self, i: int, value: Any) -> Float[ndarray, "S"]:
+    def _observation(self, i: int, value: Any, *, is_last: bool = False) -> Float[ndarray, "S"]:
+        """In float32. The last one of an episode that the environment ended may be no number: nobody acts on it."""
         try:
             observation = np.array(value, dtype=np.float32)  # a copy: some environments write into the same array
         except (TypeError, ValueError):
@@ -167,6 +168,8 @@ class GymnasiumEnvironments:
                 i, f"an observation of shape {observation.shape}; its observation_space has {self.observation_shape}"
             )
         if not np.isfinite(observation).all():
+            if is_last:
+                return np.full_like(observation, np.nan)
             raise self._fault(i, f"an observation that is not finite: {observation.tolist()}")
         return observation
 

@@ -181,6 +181,7 @@ def resume_run(config: RunConfig, *, verbose: bool = False, dashboard: bool = Fa
         log.warning("passed over: %s", fault)
     if checkpoint is None:
         raise RunError(f"{run} has no complete checkpoint to go on from; start it again with --overwrite")
+    check_inputs_are_there(config, str(run))
     log.info("going on from %s", checkpoint)
     return _train(
         config,
@@ -190,6 +191,23 @@ def resume_run(config: RunConfig, *, verbose: bool = False, dashboard: bool = Fa
         verbose=verbose,
         dashboard=dashboard,
     )
+
+
+def check_inputs_are_there(config: RunConfig, resumed: str) -> None:
+    """Raises:
+    RunError: what a run or sweep was trained on is not where it was.
+    """
+    missing = {} if needs_dataset(config) else {"data.path": config.data.paths}
+    missing["data.values"] = (config.data.values,) if config.relabels and config.data.values else ()
+    for key, paths in missing.items():
+        for path in paths:
+            filesystem, place = resolve(path)
+            if filesystem.get_file_info(place).type == fs.FileType.NotFound:
+                key = "data.mix" if key == "data.path" and config.data.mix else key
+                raise RunError(
+                    f"{resumed} was trained with {path}, which is not there; if it was moved, say where to: "
+                    f"--resume {resumed} {key}=PLACE"
+                )
 
 
 def _absolute_run(place: str | None) -> str | None:

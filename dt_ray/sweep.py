@@ -6,6 +6,7 @@
         scheduler=asha evaluation.every=500
     python -m dt_ray.sweep --sweep FILE --config FILE
     python -m dt_ray.sweep --resume sweeps/mine                what is finished is not run again
+    python -m dt_ray.sweep --resume sweeps/mine data.path=DIR  its data was moved; so may the sweep's folder be
 
 A value {grid: [...]}, {choice: [...]}, {uniform: [low, high]} or {log_uniform: [low, high]} sweeps its key. Further
 keys: num_samples, num_seeds, metric, scheduler (none, asha, median, pbt), search (random, optuna), max_concurrent.
@@ -46,8 +47,8 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--verbose", action="store_true", help="show Ray's own messages too")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings to change or to sweep")
     options = parser.parse_intermixed_args(arguments)
-    if options.resume and (options.config or options.sweep or options.overwrite or options.overrides):
-        parser.error("--resume takes all settings from the sweep: give nothing else")
+    if options.resume and (options.config or options.sweep or options.overwrite):
+        parser.error("--resume takes its settings from the sweep: leave out --config, --sweep and --overwrite")
 
     from dt_ray.runs import default_name
     from dt_ray.storage import Folder
@@ -55,7 +56,7 @@ def main(arguments: Sequence[str]) -> None:
     from dt_ray.sweeps import SweepFolder
 
     if options.resume:
-        sweep = SweepFolder(Folder.at(options.resume)).read()
+        sweep = SweepFolder(Folder.at(options.resume)).read(options.overrides)
     else:
         name = options.sweep or DEFAULT_SWEEP
         sweep = load_sweep(name, options.config, options.overrides, default_name=default_name(name))
@@ -96,7 +97,7 @@ def run_sweep(
     from dt_ray.distributed.evaluation import try_environment_on_ray
     from dt_ray.distributed.paths import check_data, check_storage
     from dt_ray.distributed.tuning import TUNE_SETTINGS, tune_on_ray
-    from dt_ray.launch import check_run, make_dataset, name_run, needs_dataset
+    from dt_ray.launch import check_inputs_are_there, check_run, make_dataset, name_run, needs_dataset
     from dt_ray.progress import sweep_progress
     from dt_ray.sweeps import SweepFolder
 
@@ -105,7 +106,9 @@ def run_sweep(
     spec = check_run(sweep.base)
     if not resume and not overwrite:
         folder.check_free()
-    prepare_folder = (lambda: None) if resume else partial(folder.create, sweep, overwrite=overwrite)
+    if resume:
+        check_inputs_are_there(sweep.base, str(folder))
+    prepare_folder = partial(folder.write, sweep) if resume else partial(folder.create, sweep, overwrite=overwrite)
     try:
         with environment(TUNE_SETTINGS), connection(verbose=verbose, dashboard=dashboard):
             if threading.current_thread() is threading.main_thread():

@@ -16,13 +16,15 @@ import numpy as np
 from dt_ray.checkpoint import checkpoint_name, load_policy
 from dt_ray.config import EvaluationConfig
 from dt_ray.config_io import parse_yaml
-from dt_ray.errors import RunError
+from dt_ray.errors import ConfigError, RunError
 from dt_ray.evaluation import evaluate, student_interval
 from dt_ray.runs import RunFolder, decode_evaluation
 from dt_ray.storage import Folder
 from dt_ray.sweep_config import SweepConfig, decode_sweep, value_of
 
 Row = dict[str, Any]
+# Where things are and how many may run: nothing that a trial's results depend on.
+KEYS_CHANGED_ON_RESUME = ("data.path", "data.values", "data.mix", "evaluation.max_envs", "max_concurrent")
 
 
 class SweepFolder:
@@ -62,22 +64,33 @@ class SweepFolder:
             if not self.is_sweep():
                 raise RunError(f"{self} exists and is no sweep; --overwrite replaces sweeps only")
             self.folder.delete()
-        (self.folder / "sweep.yaml").write_text(sweep.to_yaml())
+        self.write(sweep)
 
     def is_sweep(self) -> bool:
         return (self.folder / "sweep.yaml").exists()
 
-    def read(self) -> SweepConfig:
-        """The sweep as it was started, wherever its folder is now.
+    def write(self, sweep: SweepConfig) -> None:
+        """Writes `sweep.yaml`."""
+        (self.folder / "sweep.yaml").write_text(sweep.to_yaml())
+
+    def read(self, overrides: Sequence[str] = ()) -> SweepConfig:
+        """The sweep as it was started, wherever its folder is now; `overrides` say where what it needs is now.
 
         Raises:
             RunError: the folder is no sweep.
+            ConfigError: an override is wrong, or changes what its trials have in common.
         """
         if not self.is_sweep():
             raise RunError(f"{self} is no sweep: there is no sweep.yaml in it")
         tree = parse_yaml((self.folder / "sweep.yaml").read_text(), source=f"{self}/sweep.yaml")
         config = tree.pop("config") | {"storage_path": self.folder.parent.uri, "name": self.folder.name}
-        return decode_sweep(tree, config, (), default_name=self.folder.name)
+        changed = [override.partition("=")[0] for override in overrides]
+        if fixed := [key for key in changed if key not in KEYS_CHANGED_ON_RESUME]:
+            raise ConfigError(
+                f"a resumed sweep keeps its {', '.join(fixed)}; it takes {', '.join(KEYS_CHANGED_ON_RESUME)}; start a "
+                f"new sweep to change the rest"
+            )
+        return decode_sweep(tree, config, overrides, default_name=self.folder.name)
 
     def trial_names(self) -> list[str]:
         return [name for name in self.trials.names() if not name.startswith(".")]

@@ -55,8 +55,8 @@ def _find_dummy_rows(data: TransitionDataset) -> Iterator[str]:
     if is_dummy:
         yield (
             f"{int(is_zero.sum())} of {data.num_episodes} episodes begin with a row of reward 0, from where the "
-            f"episode before ended, it seems: the row that vector environments give after each end (next-step autoreset of "
-            f"Gymnasium 1.0), whose action was ignored; leave these rows out of the log"
+            f"episode before ended, it seems: the row that vector environments give after each end (next-step "
+            f"autoreset of Gymnasium 1.0), whose action was ignored; leave these rows out of the log"
         )
 
 
