@@ -55,7 +55,7 @@ class Ranges:
 
 
 def find_range_traps(
-    ranges: Ranges, spec: SpaceSpec | None = None, columns: Mapping[str, str] | None = None
+    ranges: Ranges, spec: SpaceSpec | None = None, columns: Mapping[str, str | None] | None = None
 ) -> Iterator[str]:
     """One line for each thing that the sizes of numbers give away, and what mends it; `columns` is `data.columns`."""
     for kind in ("observation", "action"):
@@ -70,7 +70,7 @@ def find_range_traps(
         yield from _find_unused_bounds(ranges, spec, columns)
 
 
-def constant_columns(ranges: Ranges, columns: Mapping[str, str] | None = None) -> list[str]:
+def constant_columns(ranges: Ranges, columns: Mapping[str, str | None] | None = None) -> list[str]:
     """The observations and actions that are the same at every step, by name."""
     return [
         _name(kind, i, len(low), columns)
@@ -111,7 +111,7 @@ def _find_swallowed(ranges: Ranges) -> Iterator[str]:
         )
 
 
-def _find_unused_bounds(ranges: Ranges, spec: SpaceSpec, columns: Mapping[str, str] | None) -> Iterator[str]:
+def _find_unused_bounds(ranges: Ranges, spec: SpaceSpec, columns: Mapping[str, str | None] | None) -> Iterator[str]:
     low, high = np.asarray(spec.action_low), np.asarray(spec.action_high)
     if not spec.is_bounded or len(low) != ranges.actions.shape[1]:
         return
@@ -124,8 +124,8 @@ def _find_unused_bounds(ranges: Ranges, spec: SpaceSpec, columns: Mapping[str, s
         )
 
 
-def _name(kind: str, i: int, num: int, columns: Mapping[str, str] | None) -> str:
-    given = [name.strip() for name in (columns or {}).get(kind, "").split(",")]
+def _name(kind: str, i: int, num: int, columns: Mapping[str, str | None] | None) -> str:
+    given = [name.strip() for name in ((columns or {}).get(kind) or "").split(",")]
     return f"column {given[i]}" if len(given) == num and given[i] else f"{kind} dimension {i}"
 
 

@@ -77,7 +77,7 @@ def find_log_traps(
     spec: SpaceSpec | None = None,
     env_id: str | None = None,
     env_kwargs: Mapping[str, Any] | None = None,
-    columns: Mapping[str, str] | None = None,
+    columns: Mapping[str, str | None] | None = None,
 ) -> Iterator[str]:
     """What looks wrong with a log as a whole; `columns` is `data.columns`."""
     yield from _find_wrong_ends(facts, None if env_id is None else _time_limit(env_id, env_kwargs))
