@@ -1,4 +1,4 @@
-"""One task, a tank that is to be kept at level 0, in the habits and with the faults of environments as people write them.
+"""A tank that is to be kept at level 0, in the habits and with the faults of environments as people write them.
 
 `Plain-v0` is the truth: those that mean the same give its observations, rewards and ends.
 """
