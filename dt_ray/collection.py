@@ -84,8 +84,8 @@ class CollectionPlan:
         if place is None:
             if self.behavior == "random" and not spec.is_bounded:
                 raise UserError(
-                    f"random actions are drawn within bounds, and {self.env_id} has none; give the actions by "
-                    f"--behavior module:function"
+                    f"random actions are drawn within bounds, and {self.env_id} has none; give some by "
+                    f"--action-bounds (data.action_bounds), or the actions by --behavior module:function"
                 )
             return make_behavior(self.behavior, self.env_id, spec, seeds=seeds), 0.0
         policy, facts = load_policy(find_checkpoint(place))

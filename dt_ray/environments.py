@@ -5,6 +5,7 @@ Legend: N episodes, M those still live, S observation, A action dimension.
 
 from __future__ import annotations
 
+import math
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from gymnasium.utils import seeding
 from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 
-from dt_ray.data.spaces import make_env
+from dt_ray.data.spaces import close_env, make_env
 from dt_ray.errors import BrokenEnvironmentError
 
 STEP_API = "step() returns (observation, reward, terminated, truncated, info)"
@@ -112,22 +113,23 @@ class GymnasiumEnvironments:
 
     def reset(self, seeds: Sequence[int]) -> Float[ndarray, "N S"]:
         """Begins an episode in the first environments, one for each seed."""
-        return np.stack([self._reset(i, int(seed)) for i, seed in enumerate(seeds)])
+        observations = np.stack([self._reset(i, int(seed)) for i, seed in enumerate(seeds)])
+        return self._finite(np.arange(len(seeds)), observations, np.zeros(len(seeds), bool))
 
     def step(self, live: Int[ndarray, "M"], actions: Float[ndarray, "M A"]) -> Steps:
         # A copy each: an environment that scales its action in place must not change what was logged.
         steps = [self._step(i, action.copy()) for i, action in zip(live, actions, strict=True)]
-        observations, rewards, terminated, truncated = zip(*steps, strict=True)
+        observations, rewards, terminated, truncated = (np.array(column) for column in zip(*steps, strict=True))
         return Steps(
-            observations=np.stack(observations),
-            rewards=np.array(rewards),
-            terminated=np.array(terminated),
-            truncated=np.array(truncated),
+            observations=self._finite(live, observations, terminated),
+            rewards=rewards,
+            terminated=terminated,
+            truncated=truncated,
         )
 
     def close(self) -> None:
         for env in self.envs:
-            env.close()
+            close_env(env)
 
     def _reset(self, i: int, seed: int) -> Float[ndarray, "S"]:
         self.seeds[i], self.num_steps[i] = seed, 0
@@ -155,10 +157,21 @@ class GymnasiumEnvironments:
             raise self._fault(i, f"step() returned {num}{old}; in Gymnasium {STEP_API}")
         observation, reward, terminated, truncated, _ = answer
         flags = (self._flag(i, "terminated", terminated), self._flag(i, "truncated", truncated))
-        return self._observation(i, observation, is_last=flags[0]), self._reward(i, reward), *flags
+        return self._observation(i, observation), self._reward(i, reward), *flags
 
-    def _observation(self, i: int, value: Any, *, is_last: bool = False) -> Float[ndarray, "S"]:
-        """In float32. The last one of an episode that the environment ended may be no number: nobody acts on it."""
+    def _finite(
+        self, live: Int[ndarray, "M"], observations: Float[ndarray, "M S"], terminated: Bool[ndarray, "M"]
+    ) -> Float[ndarray, "M S"]:
+        """The last ones of episodes that the environment ended may be no numbers: nobody acts on them."""
+        is_finite = np.isfinite(observations).all(axis=1)
+        if not is_finite.all():
+            observations[~is_finite & terminated] = np.nan
+            for row in np.flatnonzero(~is_finite & ~terminated):
+                values = observations[row].tolist()
+                raise self._fault(int(live[row]), f"an observation that is not finite: {values}")
+        return observations
+
+    def _observation(self, i: int, value: Any) -> Float[ndarray, "S"]:
         try:
             observation = np.array(value, dtype=np.float32)  # a copy: some environments write into the same array
         except (TypeError, ValueError):
@@ -167,21 +180,19 @@ class GymnasiumEnvironments:
             raise self._fault(
                 i, f"an observation of shape {observation.shape}; its observation_space has {self.observation_shape}"
             )
-        if not np.isfinite(observation).all():
-            if is_last:
-                return np.full_like(observation, np.nan)
-            raise self._fault(i, f"an observation that is not finite: {observation.tolist()}")
         return observation
 
     def _reward(self, i: int, value: Any) -> float:
-        number = _one_number(value)
+        number = value if isinstance(value, float) else _one_number(value)
         if number is None:
             raise self._fault(i, f"a reward of {_describe(value)}; it is one number")
-        if not np.isfinite(number):
+        if not math.isfinite(number):
             raise self._fault(i, f"a reward of {number}; it is a finite number")
         return number
 
     def _flag(self, i: int, name: str, value: Any) -> bool:
+        if value is True or value is False:
+            return value
         number = _one_number(value)
         if number not in (0.0, 1.0):
             raise self._fault(i, f"{name} is {_describe(value)}; it is true or false. In Gymnasium {STEP_API}")

@@ -115,6 +115,12 @@ def _play(
             raise UserError(
                 f"the policy gave actions of shape {chosen.shape[1:]} where {env_id} takes {envs.action_shape}"
             )
+        if not np.isfinite(chosen).all():
+            at = int(np.flatnonzero(~np.isfinite(chosen).all(axis=1))[0])
+            raise UserError(
+                f"the policy gave the action {chosen[at].tolist()} in {env_id} (seed {seeds[live[at]]}, "
+                f"step {step + 1})"
+            )
         observations[live, step], actions[live, step] = newest[live], chosen
         outcome = envs.step(live, chosen)
         newest[live], rewards[live, step] = outcome.observations, outcome.rewards

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,6 +14,8 @@ from numpy import ndarray
 
 from dt_ray.config import ActionBounds
 from dt_ray.errors import UnsupportedSpaceError
+
+log = logging.getLogger("dt_ray")
 
 WIDEST_BOUNDS = 1e15  # beyond that a bound stands for none: 1e30, the largest float32
 
@@ -54,6 +57,14 @@ def make_env(env_id: str, env_kwargs: Mapping[str, Any] | None = None, **options
         raise UnsupportedSpaceError(f"can't make the environment {env_id!r}: {kind}{reason}{hint}") from None
 
 
+def close_env(env: gym.Env) -> None:
+    """Closes an environment; one that fails at that has done its work."""
+    try:
+        env.close()
+    except Exception as error:
+        log.warning("%s failed to close: %s: %s", env, type(error).__name__, error)
+
+
 def read_spaces(env_id: str, env_kwargs: Mapping[str, Any] | None = None) -> SpaceSpec:
     """The dimensions and bounds of an environment; bounds may be infinite.
 
@@ -66,7 +77,7 @@ def read_spaces(env_id: str, env_kwargs: Mapping[str, Any] | None = None) -> Spa
     except AttributeError as error:
         raise UnsupportedSpaceError(f"{env_id} does not say what it takes and gives: {error}") from None
     finally:
-        env.close()
+        close_env(env)
     for kind, space in (("observations", observations), ("actions", actions)):
         if (
             not isinstance(space, gym.spaces.Box)

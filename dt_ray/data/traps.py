@@ -18,7 +18,7 @@ from numpy import ndarray
 
 from dt_ray.data.ranges import Ranges, find_range_traps
 from dt_ray.data.row_traps import find_row_traps
-from dt_ray.data.spaces import SpaceSpec, make_env
+from dt_ray.data.spaces import SpaceSpec, close_env, make_env
 from dt_ray.data.transitions import TransitionDataset
 
 NUM_REPLAYED = 200  # transitions
@@ -98,7 +98,7 @@ def find_part_traps(
         return
     low, high = np.asarray(spec.action_low), np.asarray(spec.action_high)
     scales = sorted({1.0, float(high.max())} if spec.is_bounded else {1.0})
-    if (errors := replay_errors(data, env_id, scales)) is not None:
+    if (errors := replay_errors(data, env_id, scales, env_kwargs)) is not None:
         best = int(np.argmin(errors))
         if errors[best] > NOTICEABLE:
             yield (
@@ -121,7 +121,7 @@ def find_part_traps(
 
 def _time_limit(env_id: str, env_kwargs: Mapping[str, Any] | None) -> int | None:
     env = make_env(env_id, env_kwargs)
-    env.close()
+    close_env(env)
     return None if env.spec is None else env.spec.max_episode_steps
 
 
@@ -152,7 +152,9 @@ def _find_wrong_ends(facts: LogFacts, limit: int | None) -> Iterator[str]:
         yield f"{num} {said} {step}, as a time limit does; data.time_limit={step} marks them as cut"
 
 
-def replay_errors(data: TransitionDataset, env_id: str, scales: list[float]) -> list[float] | None:
+def replay_errors(
+    data: TransitionDataset, env_id: str, scales: list[float], env_kwargs: Mapping[str, Any] | None = None
+) -> list[float] | None:
     """How far the environment's next observations lie from the logged ones, with the actions multiplied by each scale.
 
     The mean over transitions of the largest error of a dimension, in its standard deviations; None where the
@@ -163,13 +165,13 @@ def replay_errors(data: TransitionDataset, env_id: str, scales: list[float]) -> 
         return None
     steps = np.random.default_rng(0).choice(inner, min(NUM_REPLAYED, len(inner)), replace=False)
     spread = data.observations.std(axis=0) + 1e-6
-    env: Any = gym.make(env_id).unwrapped
+    env: Any = make_env(env_id, env_kwargs).unwrapped
     env.reset(seed=0)
     errors = []
     for scale in scales:
         missed = [np.abs(_step(env, env_id, data, i, scale) - data.observations[i + 1]) / spread for i in steps]
         errors.append(float(np.max(missed, axis=1).mean()))
-    env.close()
+    close_env(env)
     return errors
 
 
@@ -181,7 +183,7 @@ def _step(env: Any, env_id: str, data: TransitionDataset, step: int, scale: floa
 def _find_normalised(data: TransitionDataset, env_id: str, env_kwargs: Mapping[str, Any] | None) -> Iterator[str]:
     env = make_env(env_id, env_kwargs)
     space = env.observation_space
-    env.close()
+    close_env(env)
     assert isinstance(space, gym.spaces.Box)
     margin = 1e-3 * np.where(np.isfinite(space.high - space.low), space.high - space.low, 0.0)
     outside = ((data.observations < space.low - margin) | (data.observations > space.high + margin)).any(axis=1)
