@@ -16,6 +16,7 @@ from torch import Tensor
 from dt_ray.config import RunConfig
 from dt_ray.data.normalizer import Normalizer
 from dt_ray.data.ranges import Ranges, find_range_traps
+from dt_ray.data.row_traps import find_other_returns
 from dt_ray.data.spaces import SpaceSpec, with_data_bounds
 from dt_ray.data.transitions import TransitionDataset, chosen_episodes
 from dt_ray.data.windows import FOLLOWED, TERMINATED, UPDATES_A_DRAW, WindowTable, draw_anchors, draw_mixed_anchors
@@ -69,6 +70,8 @@ class ResidentData:
         train, validation, normalizer, values = split_and_fit(data, spec, config)
         num_known = train.num_transitions - train.num_episodes + int(train.are_ends_known.sum())
         notes = find_notes(ranges, spec, config, num_known=num_known, num_transitions=train.num_transitions)
+        if config.algorithm == "decision_transformer" and config.data.return_source is None:
+            notes += tuple(find_other_returns(data, discount=config.data.discount))
         mix = config.data.mix  # without one, episode ids may be anything
         sizes = train.source_sizes(len(mix)) if mix else np.array([train.num_transitions])
         for path, size in zip(mix, sizes, strict=False):

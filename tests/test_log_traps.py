@@ -113,7 +113,11 @@ def test_rows_of_next_step_autoreset_are_found(is_sparse: bool) -> None:
             observations=values[kept, :1], actions=values[kept, 1:2], rewards=values[kept, 2], starts=starts
         )
 
-    assert "7 of 8 episodes begin with a row of reward 0" in traps_of(log(np.arange(len(values)), np.array(starts)))
+    found = traps_of(log(np.arange(len(values)), np.array(starts)))
+    assert "7 of 8 episodes begin with a row of reward 0" in found
+    if not is_sparse:  # counted after the reset: the row is the last of its episode
+        found = traps_of(log(np.arange(len(values)), np.array([0, *(start + 1 for start in starts[1:])])))
+        assert "7 of 8 episodes end with a row of reward 0" in found
     real = np.setdiff1d(np.arange(len(values)), starts[1:])
     assert traps_of(log(real, np.arange(8) * 12)) == ""
 
@@ -134,6 +138,16 @@ def test_returns_to_go_that_are_no_sums_of_rewards_are_found(change, message: st
     wrong = replace(data, returns_to_go=change(sums, data.rewards).astype(np.float32))
     assert message in traps_of(wrong)
     assert "data.return_source=rewards" in traps_of(wrong)
+
+
+def test_training_warns_of_returns_to_go_that_are_no_sums(tiny_config: RunConfig, pendulum_spec: SpaceSpec) -> None:
+    data = make_episodes([9, 14, 5])
+    data = replace(data, returns_to_go=returns_to_go(data.rewards, data.starts, discount=0.9))
+    (note,) = ResidentData.build(data, pendulum_spec, tiny_config).notes
+    assert "data.discount=0.9" in note
+    for settings in ({"discount": 0.9}, {"return_source": "rewards"}, {"return_source": "column"}):
+        config = replace(tiny_config, data=replace(tiny_config.data, **settings))
+        assert ResidentData.build(data, pendulum_spec, config).notes == ()
 
 
 def test_discounted_returns_to_go_are_named_with_their_discount() -> None:

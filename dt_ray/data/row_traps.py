@@ -22,7 +22,7 @@ def find_row_traps(data: TransitionDataset) -> Iterator[str]:
     """One line for each thing that looks wrong, and what mends it."""
     yield from _find_repeats(data)
     yield from _find_dummy_rows(data)
-    yield from _find_other_returns(data)
+    yield from find_other_returns(data)
 
 
 def _find_repeats(data: TransitionDataset) -> Iterator[str]:
@@ -39,32 +39,35 @@ def _find_repeats(data: TransitionDataset) -> Iterator[str]:
 
 def _find_dummy_rows(data: TransitionDataset) -> Iterator[str]:
     """Gymnasium's vector environments with next-step autoreset give a row after each end, from there to the reset."""
-    heads = data.starts[1:][data.lengths[1:] > 1]
+    is_long = data.lengths > 1
+    heads, tails = data.starts[1:][is_long[1:]], data.ends[is_long & ~data.terminated[data.ends - 1]] - 1
     inner = np.setdiff1d(np.arange(data.num_transitions - 1), np.concatenate([data.starts, data.ends - 1]))
     if len(heads) < 2 or not len(inner):
         return
-    is_zero = data.rewards[heads] == 0
+    begin, end = data.rewards[heads] == 0, data.rewards[tails] == 0
     moved = (np.abs(np.diff(data.observations, axis=0)) / (data.observations.std(axis=0) + 1e-6)).max(axis=1)
     jump, usual = float(np.median(moved[heads])), moved[inner]
     is_dense = (data.rewards[inner] == 0).mean() <= RARE
-    first_is_other = data.rewards[0] != 0
     if is_dense:
-        is_dummy = is_zero.mean() >= 0.5 and (first_is_other or jump > 2 * np.median(usual))
+        is_other = data.rewards[0] != 0 or jump > 2 * np.median(usual)
+        where = "begin" if is_other and begin.mean() >= 0.5 else "end" if end.sum() > 2 and end.mean() >= 0.5 else None
     else:
-        is_dummy = is_zero.mean() >= 0.9 and jump > np.quantile(usual, 0.95)
-    if is_dummy:
+        where = "begin" if begin.mean() >= 0.9 and jump > np.quantile(usual, 0.95) else None
+    if where is not None:
+        num = int((begin if where == "begin" else end).sum())
         yield (
-            f"{int(is_zero.sum())} of {data.num_episodes} episodes begin with a row of reward 0, from where the "
-            f"episode before ended, it seems: the row that vector environments give after each end (next-step "
-            f"autoreset of Gymnasium 1.0), whose action was ignored; leave these rows out of the log"
+            f"{num} of {data.num_episodes} episodes {where} with a row of reward 0, it seems the one that vector "
+            f"environments give after each end (next-step autoreset of Gymnasium 1.0): its observation is the last "
+            f"of the episode before, its action was ignored; leave these rows out of the log"
         )
 
 
-def _find_other_returns(data: TransitionDataset) -> Iterator[str]:
+def find_other_returns(data: TransitionDataset, *, discount: float = 1.0) -> Iterator[str]:
+    """A line where the logged returns-to-go are not what the rewards add up to."""
     if data.returns_to_go is None:
         return
     logged, rewards = data.returns_to_go.astype(np.float64), data.rewards.astype(np.float64)
-    sums = returns_to_go(rewards, data.starts).astype(np.float64)
+    sums = returns_to_go(rewards, data.starts, discount=discount).astype(np.float64)
     scale = float(np.abs(sums).max()) or 1.0
     if _is_close(logged, sums, scale) or _goes_on_past_the_log(data, logged - sums, scale):
         return
