@@ -74,6 +74,7 @@ def episode_statistics(file: DatasetFile, config: RunConfig, spec: SpaceSpec) ->
             "mean": list(mean),
             "squares": list(np.add.reduceat(deviation**2, data.starts)),
             "is_end_known": data.are_ends_known,
+            "change": [ranges.changes] * data.num_episodes,
             "largest_reward": ranges.largest_reward,
             "usual_reward": ranges.usual_reward,
             **{
@@ -333,7 +334,11 @@ def _ranges(statistics: pa.Table) -> Ranges:
         )
         for name in ("observation", "action")
     }
-    return Ranges(**extremes, **{name: statistics[name].to_numpy() for name in ("largest_reward", "usual_reward")})
+    return Ranges(
+        **extremes,
+        changes=_matrix(statistics["change"])[0],
+        **{name: statistics[name].to_numpy() for name in ("largest_reward", "usual_reward")},
+    )
 
 
 def _matrix(column: pa.ChunkedArray) -> Float[ndarray, "E S"]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import make_episodes, write_episodes
 from quirky_environments import FAULTY_STEP
 from test_environment_faults import collect, env_id, settings_of
 from test_resuming import contents
@@ -129,6 +130,12 @@ def test_a_sweep_goes_on_where_its_folder_and_its_data_are_now(tank_data: Path, 
     Path(str(SweepFolder.of(sweep))).rename(place)
     (tmp_path / "data").rename(tmp_path / "moved")
     shutil.rmtree(place / "trials/00001")
+    other = make_episodes([9] * 6, observation_dim=2)
+    write_episodes(replace(other, actions=other.actions / 2), tmp_path / "other.parquet")
+    before = contents(place)
+    with pytest.raises(RunError, match="was trained on other data"):
+        run_sweep(SweepFolder(Folder.at(place)).read([f"data.path={tmp_path}/other.parquet"]), resume=True)
+    assert contents(place) == before
     again = run_sweep(SweepFolder(Folder.at(place)).read([f"data.path={tmp_path}/moved"]), resume=True)
     assert again is not None
     assert again["return_mean"] == best["return_mean"]

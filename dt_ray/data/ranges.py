@@ -16,6 +16,8 @@ from dt_ray.data.spaces import SpaceSpec
 from dt_ray.data.transitions import TransitionDataset
 
 FEWEST_VALUES = 256  # that float32 must have between the smallest and the largest number of a column
+SMALLEST_CHANGE = 2  # steps of float32 that a number must change by, from one row to the next, to be told from rounding
+NUM_LOOKED_AT = 4096  # first rows of a log, for what numbers change by
 SMALLEST_DEVIATION = 1e-6  # below it a column counts as constant and is not normalised
 SWALLOWED = 1e7  # times: a float32 sum forgets what is that much smaller
 UNUSED = 1e-3  # of the bounds' width: a range of actions that a policy would miss
@@ -27,6 +29,9 @@ class Ranges:
 
     observations: Float[ndarray, "2 S"]
     actions: Float[ndarray, "2 A"]
+    changes: Float[
+        ndarray, "S"
+    ]  # usual ones of an observation from one row to the next; infinite: none, or whole numbers
     largest_reward: Float[ndarray, "E"]  # its size
     usual_reward: Float[ndarray, "E"]  # mean size of the others that are not 0; 0 where there is none
 
@@ -39,6 +44,7 @@ class Ranges:
         return cls(
             observations=_extremes(data.observations),
             actions=_extremes(data.actions),
+            changes=np.array([_usual_change(column) for column in data.observations[:NUM_LOOKED_AT].T]),
             largest_reward=largest,
             usual_reward=np.add.reduceat(sizes * others, data.starts) / np.maximum(num_others, 1),
         )
@@ -51,7 +57,7 @@ class Ranges:
             name: np.concatenate([getattr(self, name), getattr(other, name)])
             for name in ("largest_reward", "usual_reward")
         }
-        return Ranges(**extremes, **rewards)
+        return Ranges(**extremes, **rewards, changes=self.changes)
 
 
 def find_range_traps(
@@ -60,10 +66,11 @@ def find_range_traps(
     """One line for each thing that the sizes of numbers give away, and what mends it; `columns` is `data.columns`."""
     for kind in ("observation", "action"):
         low, high = getattr(ranges, f"{kind}s")
+        is_observation = kind == "observation"
         for i in range(len(low)):
-            if (
-                problem := _find_imprecise(float(low[i]), float(high[i]), is_normalised=kind == "observation")
-            ) is not None:
+            change = float(ranges.changes[i]) if is_observation else np.inf
+            problem = _find_imprecise(float(low[i]), float(high[i]), change=change, is_normalised=is_observation)
+            if problem is not None:
                 yield f"{_name(kind, i, len(low), columns)} {problem}"
     yield from _find_swallowed(ranges)
     if spec is not None:
@@ -79,7 +86,7 @@ def constant_columns(ranges: Ranges, columns: Mapping[str, str | None] | None = 
     ]
 
 
-def _find_imprecise(low: float, high: float, *, is_normalised: bool) -> str | None:
+def _find_imprecise(low: float, high: float, *, change: float, is_normalised: bool) -> str | None:
     span, step = high - low, float(np.spacing(np.float32(max(abs(low), abs(high)))))
     way_out = "subtract its smallest value, or its value at the start of the episode, in the log, or leave it out"
     if span == 0:
@@ -92,6 +99,11 @@ def _find_imprecise(low: float, high: float, *, is_normalised: bool) -> str | No
         return (
             f"lies between {low:.9g} and {high:.9g}, where float32, as which numbers are read, has only "
             f"{span / step + 1:.0f} values; {way_out}"
+        )
+    if change <= SMALLEST_CHANGE * step:
+        return (
+            f"changes by {change:.3g} from row to row at values up to {max(abs(low), abs(high)):.9g}, the least that "
+            f"float32, as which numbers are read, can tell apart there; {way_out}"
         )
     if is_normalised and span < SMALLEST_DEVIATION:
         return (
@@ -127,6 +139,13 @@ def _find_unused_bounds(ranges: Ranges, spec: SpaceSpec, columns: Mapping[str, s
 def _name(kind: str, i: int, num: int, columns: Mapping[str, str | None] | None) -> str:
     given = [name.strip() for name in ((columns or {}).get(kind) or "").split(",")]
     return f"column {given[i]}" if len(given) == num and given[i] else f"{kind} dimension {i}"
+
+
+def _usual_change(column: Float[ndarray, "N"]) -> float:
+    changes = np.abs(np.diff(column))
+    changes = changes[changes > 0]
+    is_whole = np.abs(column).max() < 2**24 and (column == np.round(column)).all()
+    return np.inf if is_whole or not len(changes) else float(np.median(changes))
 
 
 def _extremes(values: Float[ndarray, "N D"]) -> Float[ndarray, "2 D"]:

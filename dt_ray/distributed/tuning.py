@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +16,7 @@ from ray.tune.search import Searcher
 from dt_ray.config import EvaluationConfig, RunConfig
 from dt_ray.data.spaces import SpaceSpec
 from dt_ray.distributed.cluster import quiet
-from dt_ray.distributed.data import prepare_layouts
+from dt_ray.distributed.data import check_checkpoint_on_ray, prepare_layouts
 from dt_ray.distributed.resources import TRIAL_CPUS, TrialPlan, worker_bundle
 from dt_ray.distributed.trials import layout_key, note_failure, train_trial
 from dt_ray.errors import ConfigError
@@ -52,6 +52,8 @@ def tune_on_ray(
     scaling, cpus = sweep.base.scaling, plan.cpus_per_worker
     search = make_search(sweep)
     layouts = share_data(sweep, spec)
+    if resume:
+        check_trials(sweep, folder, layouts)
     prepare_folder()
     # With several workers a trial's own process only waits for them; they ask for what they need themselves.
     bundle = {"CPU": TRIAL_CPUS} if scaling.max_workers > 1 else worker_bundle(scaling, cpus)
@@ -91,6 +93,27 @@ def tune_on_ray(
     for name in folder.trial_names():
         note_end(folder.trial(name))
     evaluate_further(sweep, folder)
+
+
+def check_trials(sweep: SweepConfig, folder: SweepFolder, layouts: Mapping[tuple[Any, ...], ray.ObjectRef]) -> None:
+    """Loads a checkpoint of those that were trained on each part of the data, before a trial goes on with it.
+
+    Raises:
+        RunError: it was trained on other data.
+    """
+    data = sweep.base.data
+    seen: set[tuple[Any, ...]] = set()
+    for name in folder.trial_names():
+        run = folder.trial(name)
+        checkpoint, _ = run.latest_checkpoint()
+        if checkpoint is None:
+            continue
+        config = run.read_config()
+        config = replace(config, data=replace(config.data, path=data.path, values=data.values, mix=data.mix))
+        key = layout_key(config)
+        if key in layouts and key not in seen:
+            seen.add(key)
+            check_checkpoint_on_ray(checkpoint, config, layouts[key])
 
 
 def note_end(run: RunFolder) -> None:
