@@ -14,12 +14,13 @@ from hypothesis import strategies as st
 from quirky_environments import FAULTY_STEP, LostSimulator, Tank
 
 from dt_ray.api import DecisionTransformer
-from dt_ray.config import DataConfig, EvaluationConfig
+from dt_ray.config import DataConfig, EvaluationConfig, RunConfig
 from dt_ray.config_io import load_config
 from dt_ray.data import read_dataset
 from dt_ray.data.__main__ import main as data_main
 from dt_ray.data.behaviors import make_behavior
 from dt_ray.data.spaces import read_spaces
+from dt_ray.distributed.resources import Node, plan_resources
 from dt_ray.environments import GymnasiumEnvironments, make_environments
 from dt_ray.errors import BrokenEnvironmentError, UnsupportedSpaceError, UserError
 from dt_ray.evaluate import main as evaluate_main
@@ -200,6 +201,12 @@ def test_a_simulator_that_can_be_opened_once_is_collected_trained_and_evaluated(
     evaluate_main([str(tmp_path / "runs/Plain"), "--max-envs", "1"])
     export_main([str(tmp_path / "runs/Plain"), "--format", "torch", "--out", str(tmp_path / "policy.pt2")])
     assert Tank.most_open == 1
+
+
+@given(max_envs=st.integers(1, 6), wanted=st.one_of(st.none(), st.integers(0, 6)), cpus=st.integers(1, 32))
+def test_there_are_no_more_actors_than_environments_may_be_open(max_envs: int, wanted: int | None, cpus: int) -> None:
+    config = RunConfig(evaluation=EvaluationConfig(max_envs=max_envs, num_actors=wanted))
+    assert plan_resources(config, [Node(cpus=cpus)]).num_actors <= max_envs
 
 
 def test_arguments_of_an_environment_reach_every_place_that_makes_one(tmp_path: Path) -> None:
