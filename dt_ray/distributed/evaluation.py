@@ -62,7 +62,7 @@ class EvaluationActors:
 
 
 def try_environment_on_ray(config: RunConfig, actors: Sequence[Any] = ()) -> None:
-    """Plays a little of the evaluation environment on each actor, one after the other, or else in a task.
+    """Plays a little of the evaluation environment on each actor, or else in a task.
 
     Raises:
         BrokenEnvironmentError: it fails, or answers what no policy can act on.
@@ -70,10 +70,8 @@ def try_environment_on_ray(config: RunConfig, actors: Sequence[Any] = ()) -> Non
     """
     what = (config.env_id, config.env_kwargs, config.evaluation.seed)
     with user_errors():
-        for actor in actors:
-            ray.get(actor.try_environment.remote(*what))
-        if not actors:
-            ray.get(_try_environment.remote(*what))
+        calls = [actor.try_environment.remote(*what) for actor in actors]  # no more than may be open at once
+        ray.get(calls or _try_environment.remote(*what))
 
 
 @ray.remote
