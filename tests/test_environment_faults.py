@@ -291,3 +291,17 @@ def test_an_environment_that_is_half_made_is_closed() -> None:
     with pytest.raises(UnsupportedSpaceError):
         GymnasiumEnvironments(env_id("NeedsFile"), 2, {"file": "no number"})
     assert Tank.num_open == before
+
+
+def crash(observation: Any, generator: Any) -> Any:
+    raise ZeroDivisionError("no pump")
+
+
+def forget(observation: Any, generator: Any) -> Any:
+    return None
+
+
+@pytest.mark.parametrize("name", ["crash", "forget"])
+def test_a_behaviour_that_gives_no_action_is_named(name: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=rf"the (behaviour {__name__}:{name} gives no action|policy gave the action)"):
+        collect("Plain", tmp_path / "data", "--behavior", f"{__name__}:{name}")
