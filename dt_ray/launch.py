@@ -301,10 +301,13 @@ def _train(
         data = prepare_data(config, spec)
         if checkpoint is not None:
             check_checkpoint_on_ray(checkpoint, config, data)
-        log.info("training in %s", RunFolder.of(config))
         from dt_ray.distributed.training import train_on_ray
 
-        return train_on_ray(config, data, plan, prepare_folder=prepare_folder, verbose=verbose)
+        def begin() -> None:
+            prepare_folder()
+            log.info("training in %s", RunFolder.of(config))
+
+        return train_on_ray(config, data, plan, prepare_folder=begin, verbose=verbose)
 
 
 def _train_here(
