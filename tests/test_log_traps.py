@@ -19,6 +19,7 @@ from dt_ray.config_io import load_config
 from dt_ray.data import TransitionDataset, read_dataset, returns_to_go
 from dt_ray.data.__main__ import main as data_main
 from dt_ray.data.files import find_files
+from dt_ray.data.ranges import Ranges
 from dt_ray.data.spaces import SpaceSpec
 from dt_ray.data.traps import find_traps
 from dt_ray.errors import DataError
@@ -240,3 +241,10 @@ def test_columns_that_never_change_are_noted_by_their_names(tmp_path: Path, caps
     write_episodes(data, path / "part.parquet")
     with pytest.raises(DataError, match="every reward is 0"):
         data_main(["validate", str(path), "--workers", "0"])
+
+
+@given(st.integers(1, 300), st.integers(1, 5), st.integers(0, 99))
+def test_ranges_are_the_smallest_and_largest_of_each_column(num: int, dimension: int, seed: int) -> None:
+    data = make_episodes([num], observation_dim=dimension, seed=seed)
+    expected = [data.observations.min(axis=0), data.observations.max(axis=0)]
+    np.testing.assert_array_equal(Ranges.of(data).observations, expected)
