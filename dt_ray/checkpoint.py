@@ -164,7 +164,9 @@ def restore_learner(folder: Folder, learner: Learner) -> dict[str, Any]:
         )
     _load_weights(learner, folder, files["policy/model.safetensors"])
     try:
-        learner.load_state_dict(torch.load(io.BytesIO(files["training/optimizer.pt"]), weights_only=True))
+        # On the CPU first, wherever it was saved: the optimizer moves what it takes to the learner's own device.
+        state = torch.load(io.BytesIO(files["training/optimizer.pt"]), map_location="cpu", weights_only=True)
+        learner.load_state_dict(state)
     except (pickle.UnpicklingError, EOFError, RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise RunError(f"training/optimizer.pt in {folder} is no optimizer state of this model: {reason}") from None

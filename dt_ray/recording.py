@@ -216,8 +216,10 @@ class Recorder:
         self._prune(step, spared)
 
     def _prune(self, step: int, spared: set[int]) -> None:
-        """Deletes old checkpoints at update `step`, but not the best, nor those that wait for their evaluation."""
+        """Deletes old checkpoints at update `step`.
+
+        The newest, the best, the one that this process began with and those that wait for their evaluation are kept.
+        """
         best = self.run.best_evaluation(up_to=step)
-        self.run.prune_checkpoints(
-            keep=self.config.checkpoint.keep, spared=spared | ({best["step"]} if best else set())
-        )
+        kept = {step, self.first_step} | ({best["step"]} if best else set())
+        self.run.prune_checkpoints(keep=self.config.checkpoint.keep, spared=spared | kept)

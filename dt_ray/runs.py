@@ -20,7 +20,7 @@ from dt_ray.config import RunConfig
 from dt_ray.config_io import decode_config, parse_yaml, to_yaml
 from dt_ray.errors import ConfigError, RunError
 from dt_ray.evaluation import score
-from dt_ray.storage import Folder
+from dt_ray.storage import Folder, Stamp
 
 REWRITE_EVERY_S = 10.0  # of a metrics file in an object store
 PACKAGES = ("torch", "ray", "gymnasium", "numpy", "pyarrow")
@@ -34,6 +34,9 @@ class RunFolder:
         self.metrics_file = folder / "metrics.jsonl"
         self.checkpoints = folder / "checkpoints"
         self.evaluations = folder / "evaluations"
+        # What was read and found good is not read again until it is written again.
+        self._sound: dict[int, dict[str, Stamp]] = {}
+        self._reports: dict[str, tuple[Stamp, dict[str, Any]]] = {}
 
     @classmethod
     def of(cls, config: RunConfig) -> RunFolder:
@@ -69,7 +72,8 @@ class RunFolder:
         self.write_config(config)
 
     def write_config(self, config: RunConfig) -> None:
-        """Writes `config.yaml` and `environment.json`."""
+        """Writes `config.yaml` and `environment.json`, at a start or a resume: what ended the run before is past."""
+        (self.folder / "error.txt").delete()
         (self.folder / "config.yaml").write_text(to_yaml(config))
         (self.folder / "environment.json").write_text(json.dumps(describe_environment(config), indent=2) + "\n")
 
@@ -102,10 +106,43 @@ class RunFolder:
         (self.checkpoints / "latest").write_text(checkpoint_name(step) + "\n")
 
     def prune_checkpoints(self, *, keep: int, spared: set[int]) -> None:
-        """Deletes all but the `keep` newest checkpoints and those in `spared`."""
-        for step in self.checkpoint_steps()[:-keep]:
-            if step not in spared:
+        """Deletes what is older than the `keep` newest complete checkpoints, but neither those in `spared` nor the one
+        that `latest` names.
+
+        Damaged checkpoints don't count: they never take the place of complete ones.
+        """
+        steps, num_kept = self.checkpoint_steps(), 0
+        while steps and num_kept < keep:
+            num_kept += self._is_sound(steps.pop())
+        if not set(steps) - spared:
+            return
+        latest = self._named_latest()
+        for step in steps:
+            if step not in spared and checkpoint_name(step) != latest:
                 self.checkpoint(step).delete()
+                self._sound.pop(step, None)
+
+    def _is_sound(self, step: int) -> bool:
+        """Whether a checkpoint is complete and undamaged; one that is as it was when it was read is not read again."""
+        stamps = self.checkpoint(step).stamps(recursive=True)
+        if self._sound.get(step) != stamps and find_fault(self.checkpoint(step)) is None:
+            self._sound[step] = stamps
+        return self._sound.get(step) == stamps
+
+    def _named_latest(self) -> str | None:
+        try:
+            return (self.checkpoints / "latest").read_text().strip()
+        except FileNotFoundError:
+            return None
+
+    def discard_after(self, step: int) -> None:
+        """Deletes the checkpoints and evaluations of later updates, of a run that goes on from other weights at `step`."""
+        for later in self.checkpoint_steps():
+            if later > step:
+                self.checkpoint(later).delete()
+        for name in self._evaluation_names():
+            if name > f"{checkpoint_name(step)}.json":
+                (self.evaluations / name).delete()
 
     def evaluation(self, step: int) -> Folder:
         """The file of the evaluation at a step."""
@@ -118,13 +155,21 @@ class RunFolder:
         return json.loads(self.evaluation(step).read_text())
 
     def write_evaluation(self, report: Mapping[str, Any]) -> None:
-        self.evaluation(report["step"]).write_text(json.dumps(report, indent=1) + "\n")
+        file = self.evaluation(report["step"])
+        self._reports.pop(file.name, None)
+        file.write_text(json.dumps(report, indent=1) + "\n")
 
     def read_evaluations(self, *, up_to: int | None = None) -> list[dict[str, Any]]:
-        """The evaluations at steps up to `up_to`, oldest first."""
-        names = [name for name in self.evaluations.names() if name.startswith("step-")]
-        reports = [json.loads((self.evaluations / name).read_text()) for name in names]
+        """The evaluations at steps up to `up_to`, oldest first; only new ones are read from the storage."""
+        stamps = {name: stamp for name, stamp in self.evaluations.stamps().items() if _is_evaluation(name)}
+        for name, stamp in stamps.items():
+            if name not in self._reports or self._reports[name][0] != stamp:
+                self._reports[name] = stamp, json.loads((self.evaluations / name).read_text())
+        reports = [self._reports[name][1] for name in stamps]
         return [report for report in reports if up_to is None or report["step"] <= up_to]
+
+    def _evaluation_names(self) -> list[str]:
+        return [name for name in self.evaluations.names() if _is_evaluation(name)]
 
     def best_evaluation(self, *, up_to: int | None = None) -> dict[str, Any] | None:
         """The evaluation with the best score; the earlier of equal ones."""
@@ -138,7 +183,7 @@ class RunFolder:
             "step": step,
             **values,
             "last": reports[-1] if reports else None,
-            "best": self.best_evaluation(up_to=step),
+            "best": max(reports, key=score, default=None),
         }
         (self.folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
         return summary
@@ -176,6 +221,34 @@ class MetricsLog:
         if not self._is_written:
             self.file.write_text(self._text)
             self._written_at, self._is_written = time.monotonic(), True
+
+
+class MetricsTail:
+    """The lines of a `metrics.jsonl` that are new since the last look, wherever it is written."""
+
+    def __init__(self, file: Folder) -> None:
+        self.file = file
+        self._read, self._last = 0, b""  # bytes of whole lines, and the last of these lines
+
+    def new_lines(self) -> list[dict[str, Any]]:
+        """The whole lines since the last call; all of them where a run was resumed or replaced meanwhile."""
+        begin = self._read - len(self._last)
+        try:
+            content = self.file.read_from(begin)
+        except FileNotFoundError:
+            content = b""
+        if not content.startswith(self._last) or (begin and not content):  # another file than before
+            self._read, self._last = 0, b""
+            return self.new_lines() if begin or content else []
+        whole = content[: content.rfind(b"\n") + 1]
+        lines = whole[len(self._last) :].splitlines(keepends=True)
+        if lines:
+            self._read, self._last = begin + len(whole), lines[-1]
+        return [json.loads(line) for line in lines]
+
+
+def _is_evaluation(name: str) -> bool:
+    return name.startswith("step-") and name.endswith(".json")
 
 
 def _step_of(line: str) -> float:

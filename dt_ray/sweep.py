@@ -25,6 +25,7 @@ from dt_ray.command import run_command, show_log
 from dt_ray.interrupts import raise_on_sigterm
 
 if TYPE_CHECKING:
+    from dt_ray.config import EvaluationConfig
     from dt_ray.sweep_config import SweepConfig
     from dt_ray.sweeps import SweepFolder
 
@@ -130,13 +131,26 @@ def write_results(sweep: SweepConfig, folder: SweepFolder) -> dict[str, Any] | N
 
     import torch
 
+    from dt_ray.errors import RunError
     from dt_ray.sweeps import evaluate_best, find_best, read_rows, write_table
 
     rows = read_rows(sweep, folder)
     write_table(rows, folder.folder / "trials.csv")
-    best = find_best(rows, sweep)
-    if best is None:
-        return None
+    torch.set_num_threads(1)  # as the command, whose every digit depends on it
+    while (best := find_best(rows, sweep)) is not None:
+        try:
+            best = evaluate_best(best, best_evaluation(best, sweep, folder))
+        except RunError as error:
+            log.warning("the best of the rest: the best trial's checkpoint can't be played: %s", error)
+            rows = [row for row in rows if row["trial"] != best["trial"]]
+        else:
+            (folder.folder / "best.json").write_text(json.dumps(best, indent=1) + "\n")
+            return best
+    return None
+
+
+def best_evaluation(best: dict[str, Any], sweep: SweepConfig, folder: SweepFolder) -> EvaluationConfig:
+    """The settings of the evaluation that `find_best` found."""
     run = folder.trial(best["trial"])
     asked = best["settings"]
     (evaluation,) = (
@@ -145,10 +159,7 @@ def write_results(sweep: SweepConfig, folder: SweepFolder) -> dict[str, Any] | N
         if all(getattr(evaluation, key.removeprefix("evaluation.")) == value
                for key, value in asked.items() if key.startswith("evaluation."))
     )  # fmt: skip
-    torch.set_num_threads(1)  # as the command, whose every digit depends on it
-    best = evaluate_best(best, evaluation)
-    (folder.folder / "best.json").write_text(json.dumps(best, indent=1) + "\n")
-    return best
+    return evaluation
 
 
 def show_results(folder: SweepFolder, best: dict[str, Any] | None) -> None:

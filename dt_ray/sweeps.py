@@ -126,8 +126,11 @@ def read_rows(sweep: SweepConfig, folder: SweepFolder) -> list[Row]:
 
 def _rows_of(sweep: SweepConfig, folder: SweepFolder, name: str) -> list[Row]:
     run = folder.trial(name)
-    config = run.read_config()
     status, report = result_of(run)
+    try:
+        config = run.read_config()
+    except RunError:  # it ended before it began
+        return [{"trial": name, "status": status}]
     summary = run.read_summary() or {}
     trained = {axis.key: value_of(config, axis.key) for axis in sweep.training_axes}
     common = {"trial": name, "status": status, **trained, "seed": config.seed}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -20,10 +21,12 @@ from dt_ray.distributed.cluster import quiet
 from dt_ray.distributed.data import prepare_layouts
 from dt_ray.distributed.resources import TRIAL_CPUS, TrialPlan, worker_bundle
 from dt_ray.distributed.trials import layout_key, note_failure, train_trial
-from dt_ray.errors import ConfigError
+from dt_ray.errors import ConfigError, UserError
 from dt_ray.runs import RunFolder, with_values_checkpoint
 from dt_ray.sweep_config import Axis, SweepConfig, configure
 from dt_ray.sweeps import SweepFolder, evaluate_checkpoint, further_evaluations, result_of
+
+log = logging.getLogger("dt_ray")
 
 TUNE_SETTINGS = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # a run writes its own metrics
@@ -103,20 +106,30 @@ def note_end(run: RunFolder) -> None:
 
 
 def evaluate_further(sweep: SweepConfig, folder: SweepFolder) -> None:
-    """Plays the evaluations under other settings than those of the training, a task each."""
+    """Plays the evaluations under other settings than those of the training, a task each.
+
+    A checkpoint that can't be played is named, and its rows are left out.
+    """
     calls = {
         _evaluate.remote(place, evaluation): file for place, evaluation, file in further_evaluations(sweep, folder)
     }
     waiting = list(calls)
     while waiting:
         (done,), waiting = ray.wait(waiting)
-        calls[done].write_text(ray.get(done))
+        result = ray.get(done)
+        if isinstance(result, UserError):
+            log.warning("not evaluated: %s", result)
+        else:
+            calls[done].write_text(result)
 
 
 @ray.remote
-def _evaluate(checkpoint: str, evaluation: EvaluationConfig) -> str:
+def _evaluate(checkpoint: str, evaluation: EvaluationConfig) -> str | UserError:
     torch.set_num_threads(1)
-    return json.dumps(evaluate_checkpoint(checkpoint, evaluation), indent=1) + "\n"
+    try:
+        return json.dumps(evaluate_checkpoint(checkpoint, evaluation), indent=1) + "\n"
+    except UserError as error:
+        return error
 
 
 def share_data(sweep: SweepConfig, spec: SpaceSpec) -> dict[tuple[Any, ...], ray.ObjectRef]:
