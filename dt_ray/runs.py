@@ -136,7 +136,7 @@ class RunFolder:
             return None
 
     def discard_after(self, step: int) -> None:
-        """Deletes the checkpoints and evaluations of later updates, of a run that goes on from other weights at `step`."""
+        """Deletes the checkpoints and evaluations of later updates: the run goes on from other weights at `step`."""
         for later in self.checkpoint_steps():
             if later > step:
                 self.checkpoint(later).delete()

@@ -140,7 +140,7 @@ def write_results(sweep: SweepConfig, folder: SweepFolder) -> dict[str, Any] | N
     while (best := find_best(rows, sweep)) is not None:
         try:
             best = evaluate_best(best, best_evaluation(best, sweep, folder))
-        except RunError as error:
+        except RunError as error:  # noqa: PERF203
             log.warning("the best of the rest: the best trial's checkpoint can't be played: %s", error)
             rows = [row for row in rows if row["trial"] != best["trial"]]
         else:

@@ -103,7 +103,7 @@ class WandbTracker:
 
 
 class SafeTracker:
-    """A tracker whose failures are one warning: the training goes on without it, and never waits for it before its end."""
+    """A tracker whose failures are one warning; the training goes on without it and waits for it at its end only."""
 
     def __init__(self, name: str, make: Callable[[], Tracker]) -> None:
         self.name, self._tracker = name, None
