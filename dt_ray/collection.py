@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import uuid
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -120,25 +122,24 @@ def write_dataset(
     `source` and `licence` are for the card, beside the folder as `OUT.README.md`; `flat` writes a row per step.
 
     Raises:
-        DataError: something is there already, or the disk can't be written.
+        DataError: something is there already, by another process that was sooner too, or the disk can't be written.
     """
     if "://" in out:
         raise DataError(f"datasets are written to a local folder; write one and copy it to {out}")
     folder = Path(out).expanduser().absolute()
     if folder.exists() and not overwrite:
         raise DataError(f"{out} exists already; choose another folder, or replace it with --overwrite")
-    temporary = folder.with_name(f".{folder.name}.partial")
+    # Of this process alone: another one may be writing the same dataset.
+    temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.partial")
     summary = DatasetSummary()
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         for count, table in enumerate(tables):
             summary.add(from_table(table, source=out))
             part = temporary / f"part-{count:05d}.parquet"
             pq.write_table(flatten(table) if flat else table, part, write_page_checksum=True)
-        if folder.exists():
-            shutil.rmtree(folder)
-        temporary.rename(folder)
+        if not _put(temporary, folder, overwrite=overwrite):
+            raise DataError(f"{out} was written by another process meanwhile; that one is kept (or give --overwrite)")
         card = summary.card(folder.name, source=source, licence=licence)
         (folder.parent / f"{folder.name}.README.md").write_text(card)
     except OSError as error:
@@ -146,6 +147,25 @@ def write_dataset(
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return summary
+
+
+def _put(temporary: Path, folder: Path, *, overwrite: bool) -> bool:
+    """Gives a folder its name; False where another one has it and may not be replaced."""
+    while True:
+        if folder.exists():
+            if not overwrite:
+                return False
+            replaced = folder.with_name(f"{temporary.name}.replaced")
+            with suppress(FileNotFoundError):  # another process replaces it, too
+                folder.rename(replaced)
+            shutil.rmtree(replaced, ignore_errors=True)
+        try:
+            temporary.rename(folder)
+        except OSError:
+            if not folder.exists():
+                raise
+        else:
+            return True
 
 
 def flatten(table: pa.Table) -> pa.Table:

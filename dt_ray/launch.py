@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import replace
 from importlib import import_module
 from threading import Thread
@@ -20,9 +20,10 @@ from dt_ray.context import LocalContext
 from dt_ray.data.files import absolute, resolve
 from dt_ray.data.reading import read_dataset, sound_files_here
 from dt_ray.data.spaces import SpaceSpec, read_spaces
-from dt_ray.errors import ConfigError, ResourceError, RunError
+from dt_ray.errors import ConfigError, DataError, ResourceError, RunError
 from dt_ray.interrupts import stops_asked_of
 from dt_ray.learners import find_learner
+from dt_ray.lease import Lease
 from dt_ray.loop import run_training
 from dt_ray.recording import TrainResult
 from dt_ray.runs import RunFolder, default_name, with_values_checkpoint
@@ -68,16 +69,25 @@ def start_run(
     """
     run = RunFolder.of(config)
     spec = check_run(config)
-    if not overwrite:
+    if overwrite:
+        run.check_writable()
+    else:
         run.check_free()
     with _one_connection(config, verbose=verbose, dashboard=dashboard):
         if config.relabels:
             values = _learn_values(config, overwrite=overwrite, verbose=verbose, watch=watch)
             config = with_values_checkpoint(replace(config, data=replace(config.data, values=values)))
-        with watch(config):
-            return _train(
-                config, spec, lambda: run.create(config, overwrite=overwrite), verbose=verbose, dashboard=dashboard
-            )
+
+        def prepare_folder() -> None:
+            if overwrite:
+                run.check_writable()
+            else:
+                run.check_free()  # before the lease makes the folder
+            lease.acquire()
+            run.create(config, overwrite=overwrite)
+
+        with closing(Lease(run.folder)) as lease, watch(config):
+            return _train(config, spec, prepare_folder, verbose=verbose, dashboard=dashboard)
 
 
 def _one_connection(config: RunConfig, *, verbose: bool, dashboard: bool) -> AbstractContextManager[Any]:
@@ -156,16 +166,23 @@ def resume_run(config: RunConfig, *, verbose: bool = False, dashboard: bool = Fa
     """Goes on with a run from its newest complete checkpoint; `config` comes from `resumed_config`.
 
     Raises:
-        RunError: there is no complete checkpoint.
+        RunError: there is no complete checkpoint, or another process writes the run.
     """
     run = RunFolder.of(config)
+    run.check_writable()
     checkpoint, faults = run.latest_checkpoint()
     for fault in faults:
         log.warning("passed over: %s", fault)
     if checkpoint is None:
         raise RunError(f"{run} has no complete checkpoint to go on from; start it again with --overwrite")
     log.info("going on from %s", checkpoint)
-    return _train(config, check_run(config), lambda: run.write_config(config), verbose=verbose, dashboard=dashboard)
+
+    def prepare_folder() -> None:
+        lease.acquire()
+        run.write_config(config)
+
+    with closing(Lease(run.folder)) as lease:
+        return _train(config, check_run(config), prepare_folder, verbose=verbose, dashboard=dashboard)
 
 
 def _absolute_run(place: str | None) -> str | None:
@@ -215,8 +232,14 @@ def make_dataset(config: RunConfig, collect: Callable[[CollectionPlan], Iterable
     )
     plan.check()
     log.info("collecting %d %s episodes of %s", plan.num_episodes, plan.behavior, plan.env_id)
-    write_dataset(config.data.path, collect(plan), source=plan.source)
-    log.info("wrote %s", config.data.path)
+    try:
+        write_dataset(config.data.path, collect(plan), source=plan.source)
+    except DataError:
+        if needs_dataset(config):
+            raise
+        log.info("another process has written %s meanwhile", config.data.path)
+    else:
+        log.info("wrote %s", config.data.path)
 
 
 def _train(

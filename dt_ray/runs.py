@@ -20,6 +20,8 @@ from dt_ray.config import RunConfig
 from dt_ray.config_io import decode_config, parse_yaml, to_yaml
 from dt_ray.errors import ConfigError, RunError
 from dt_ray.evaluation import score
+from dt_ray.lease import FILE as LEASE
+from dt_ray.lease import Lease
 from dt_ray.storage import Folder, Stamp
 
 REWRITE_EVERY_S = 10.0  # of a metrics file in an object store
@@ -48,9 +50,13 @@ class RunFolder:
 
     def check_free(self) -> None:
         """Raises:
-        RunError: a run of this name exists.
+        RunError: a run of this name exists, or another process makes it.
         """
-        if self.folder.exists():
+        Lease(self.folder).check_free()
+        self._check_new()
+
+    def _check_new(self) -> None:
+        if self.folder.exists() and self.folder.names() != [LEASE]:
             raise RunError(
                 f"{self} exists already; choose another name=…, go on with --resume {self}, "
                 f"or replace it with --overwrite"
@@ -64,12 +70,22 @@ class RunFolder:
             StorageError: the storage can't be written.
         """
         if not overwrite:
-            self.check_free()
+            self._check_new()
         elif self.folder.exists():
-            if not (self.folder / "config.yaml").exists():
+            if not (self.folder / "config.yaml").exists() and self.folder.names() != [LEASE]:
                 raise RunError(f"{self} exists and is no run; --overwrite replaces runs only")
-            self.folder.delete()
+            for name in self.folder.names():
+                if name != LEASE:  # whoever creates the run holds it
+                    (self.folder / name).delete()
         self.write_config(config)
+
+    def check_writable(self) -> None:
+        """Raises:
+        RunError: another process writes the run, or the sweep that it is a trial of.
+        """
+        Lease(self.folder).check_free()
+        if self.folder.parent.name == "trials":
+            Lease(self.folder.parent.parent).check_free()
 
     def write_config(self, config: RunConfig) -> None:
         """Writes `config.yaml` and `environment.json`, at a start or a resume: what ended the run before is past."""

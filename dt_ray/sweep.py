@@ -17,8 +17,8 @@ import argparse
 import logging
 import threading
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from dt_ray.command import run_command, show_log
@@ -97,17 +97,25 @@ def run_sweep(
     from dt_ray.distributed.paths import check_data, check_storage
     from dt_ray.distributed.tuning import TUNE_SETTINGS, tune_on_ray
     from dt_ray.launch import check_run, make_dataset, name_run, needs_dataset
+    from dt_ray.lease import Lease
     from dt_ray.progress import sweep_progress
     from dt_ray.sweeps import SweepFolder
 
     sweep = replace(sweep, base=name_run(sweep.base, "sweep"))
     folder = SweepFolder.of(sweep)
     spec = check_run(sweep.base)
+    lease = Lease(folder.folder)
+    lease.check_free()
     if not resume and not overwrite:
         folder.check_free()
-    prepare_folder = (lambda: None) if resume else partial(folder.create, sweep, overwrite=overwrite)
+
+    def prepare_folder() -> None:
+        lease.acquire()
+        if not resume:
+            folder.create(sweep, overwrite=overwrite)
+
     try:
-        with environment(TUNE_SETTINGS), connection(verbose=verbose, dashboard=dashboard):
+        with closing(lease), environment(TUNE_SETTINGS), connection(verbose=verbose, dashboard=dashboard):
             if threading.current_thread() is threading.main_thread():
                 raise_on_sigterm()  # Ray has its own way
             wanted = min(sweep.num_trials, sweep.settings.max_concurrent or sweep.num_trials)

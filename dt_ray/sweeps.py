@@ -17,6 +17,8 @@ from dt_ray.config import EvaluationConfig
 from dt_ray.config_io import parse_yaml
 from dt_ray.errors import RunError
 from dt_ray.evaluation import evaluate, student_interval
+from dt_ray.lease import FILE as LEASE
+from dt_ray.lease import Lease
 from dt_ray.runs import RunFolder
 from dt_ray.storage import Folder
 from dt_ray.sweep_config import SweepConfig, decode_sweep, value_of
@@ -41,9 +43,13 @@ class SweepFolder:
 
     def check_free(self) -> None:
         """Raises:
-        RunError: a sweep of this name exists.
+        RunError: a sweep of this name exists, or another process makes it.
         """
-        if self.folder.exists():
+        Lease(self.folder).check_free()
+        self._check_new()
+
+    def _check_new(self) -> None:
+        if self.folder.exists() and self.folder.names() != [LEASE]:
             raise RunError(
                 f"{self} exists already; choose another name=…, go on with --resume {self}, "
                 f"or replace it with --overwrite"
@@ -56,11 +62,13 @@ class SweepFolder:
             RunError: something of this name exists and may not be replaced.
         """
         if not overwrite:
-            self.check_free()
+            self._check_new()
         elif self.folder.exists():
-            if not self.is_sweep():
+            if not self.is_sweep() and self.folder.names() != [LEASE]:
                 raise RunError(f"{self} exists and is no sweep; --overwrite replaces sweeps only")
-            self.folder.delete()
+            for name in self.folder.names():
+                if name != LEASE:  # whoever creates the sweep holds it
+                    (self.folder / name).delete()
         (self.folder / "sweep.yaml").write_text(sweep.to_yaml())
 
     def is_sweep(self) -> bool:
