@@ -22,6 +22,7 @@ from dt_ray.data.normalizer import Normalizer
 from dt_ray.data.spaces import SpaceSpec
 from dt_ray.errors import RunError, StorageError
 from dt_ray.learners import Learner, Policy, find_learner
+from dt_ray.modules import check_names
 from dt_ray.storage import Folder
 
 FORMAT_VERSION = 1
@@ -118,7 +119,7 @@ def load_policy(folder: Folder, evaluation: EvaluationConfig | None = None) -> t
     """The policy of a checkpoint, without its optimizer; `evaluation` may give it a shorter context.
 
     Raises:
-        RunError: the checkpoint is incomplete, damaged or of another format.
+        RunError: the checkpoint is incomplete, damaged or of another format, or names a module that the user did not.
     """
     files = _verified_files(folder, "policy/")
     facts = _facts(folder, files["policy/policy.json"])
@@ -139,6 +140,7 @@ def load_learner(folder: Folder) -> tuple[Learner, RunConfig]:
     facts = read_facts(folder)
     state = json.loads(_verified_files(folder, "training/state.json")["training/state.json"])
     config = decode_config(state["config"])
+    check_names(config.named_code, source=f"{folder}/training/state.json")
     learner = find_learner(facts.algorithm)(config, facts.spec, _normalizer(facts))
     restore_learner(folder, learner)
     return learner, config
@@ -211,9 +213,11 @@ def _facts(folder: Folder, content: bytes) -> PolicyFacts:
             f"{folder} has checkpoint format {version}; this version of dt_ray reads format {FORMAT_VERSION}"
         )
     try:
-        return TypeAdapter(PolicyFacts).validate_python(values)
+        facts = TypeAdapter(PolicyFacts).validate_python(values)
     except ValidationError as error:
         raise RunError(f"{folder}/policy/policy.json does not describe a policy: {error}") from None
+    check_names({"algorithm": facts.algorithm, "env_id": facts.env_id}, source=f"{folder}/policy/policy.json")
+    return facts
 
 
 def _normalizer(facts: PolicyFacts) -> Normalizer:

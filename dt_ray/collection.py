@@ -6,7 +6,7 @@ import shutil
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,7 @@ from dt_ray.data.spaces import read_spaces
 from dt_ray.data.summary import DatasetSummary
 from dt_ray.errors import DataError, UserError
 from dt_ray.learners import Policy
+from dt_ray.modules import allow_modules, allowed_modules
 from dt_ray.rollout import rollout
 from dt_ray.runs import find_checkpoint
 from dt_ray.storage import Folder
@@ -38,6 +39,7 @@ class CollectionPlan:
     seed: int
     max_timesteps: int = 1000  # the environment's own time limit usually comes first
     target_return: float | None = None  # for a checkpoint: null is the highest it was evaluated at
+    modules: tuple[str, ...] = field(default_factory=allowed_modules)  # that a checkpoint may name, in other processes
 
     def __post_init__(self) -> None:
         if (place := self._checkpoint()) is not None:
@@ -79,6 +81,7 @@ class CollectionPlan:
         place = self._checkpoint()
         if place is None:
             return make_behavior(self.behavior, self.env_id, spec, seeds=seeds), 0.0
+        allow_modules(*self.modules)
         policy, facts = load_policy(find_checkpoint(place))
         if facts.spec != spec:
             raise UserError(f"{self.behavior} acts in {facts.env_id}, whose spaces are not those of {self.env_id}")

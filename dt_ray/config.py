@@ -187,6 +187,12 @@ class RunConfig:
         return None if self.data.return_source == "value" else self.data.return_source
 
     @property
+    def named_code(self) -> dict[str, str | None]:
+        """The settings that may name code, as `module:name`, by their keys."""
+        behavior = None if self.data.collect is None else self.data.collect.behavior
+        return {"algorithm": self.algorithm, "env_id": self.env_id, "data.collect.behavior": behavior}
+
+    @property
     def relabels(self) -> bool:
         """Whether learned values take the place of logged returns-to-go."""
         return self.data.return_source == "value"

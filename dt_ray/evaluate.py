@@ -14,7 +14,7 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from dt_ray.command import print_evaluation, run_command, show_log
+from dt_ray.command import add_modules_argument, print_evaluation, run_command, show_log
 
 if TYPE_CHECKING:
     from dt_ray.config import EvaluationConfig
@@ -44,6 +44,7 @@ def main(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("--video", metavar="FILE", help="record one episode for each target return (GIF)")
     parser.add_argument("--verbose", action="store_true", help="show Ray's own messages too")
+    add_modules_argument(parser)
     options = parser.parse_args(arguments)
 
     from dt_ray.checkpoint import load_policy, read_facts

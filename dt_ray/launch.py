@@ -25,6 +25,7 @@ from dt_ray.interrupts import stops_asked_of
 from dt_ray.learners import find_learner
 from dt_ray.lease import Lease
 from dt_ray.loop import run_training
+from dt_ray.modules import allow_modules, allow_overrides, check_names
 from dt_ray.recording import TrainResult
 from dt_ray.runs import RunFolder, default_name, with_values_checkpoint
 from dt_ray.sources import ResidentData
@@ -68,6 +69,7 @@ def start_run(
         UserError: anything that the user can mend, named before training starts where it can be known.
     """
     run = RunFolder.of(config)
+    allow_modules(*config.named_code.values())
     spec = check_run(config)
     if overwrite:
         run.check_writable()
@@ -146,14 +148,16 @@ def values_config(config: RunConfig) -> RunConfig:
 
 
 def resumed_config(path: str, overrides: Sequence[str] = ()) -> RunConfig:
-    """The configuration that a run goes on with.
+    """The configuration that a run goes on with; overrides that repeat its `module:name` allow that module.
 
     Raises:
-        RunError: no such run.
+        RunError: no such run, or its configuration names a module that the user did not.
         ConfigError: an override is wrong, or changes what a checkpoint fixes.
     """
     run = RunFolder(Folder.at(path))
     before = run.read_config()
+    allow_overrides(overrides)
+    check_names(before.named_code, source=f"{run}/config.yaml")
     config = decode_config(to_plain(before), overrides)
     config = replace(config, name=run.folder.name, storage_path=run.folder.parent.uri)
     fixed = [key for key in ("algorithm", "env_id", "model", "seed") if getattr(config, key) != getattr(before, key)]

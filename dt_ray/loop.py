@@ -9,6 +9,7 @@ from dt_ray.config import RunConfig
 from dt_ray.context import TrainContext, Wish, mean_real_steps
 from dt_ray.learners import make_learner
 from dt_ray.learners.acceleration import keep_memory
+from dt_ray.modules import allow_modules
 from dt_ray.recording import Recorder, TrainResult
 from dt_ray.runs import RunFolder
 from dt_ray.sources import BatchSource
@@ -23,6 +24,7 @@ def run_training(config: RunConfig, source: BatchSource, context: TrainContext) 
         StorageError: a checkpoint can't be read or written.
     """
     keep_memory()
+    allow_modules(config.algorithm, config.env_id)  # who starts a run has chosen them, also for its own checkpoints
     run = RunFolder.of(config)
     learner, config = make_learner(
         config,

@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from dt_ray.command import run_command, show_log
+from dt_ray.command import add_modules_argument, run_command, show_log
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -28,6 +28,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--max-sessions", type=int, default=1000, metavar="N", help="live at a time (default 1000)")
     parser.add_argument("--idle-s", type=float, default=600.0, metavar="S", help="after which one is dropped (600)")
     parser.add_argument("--verbose", action="store_true", help="show Ray's own messages too")
+    add_modules_argument(parser)
     options = parser.parse_args(arguments)
 
     import importlib.util

@@ -21,8 +21,9 @@ from contextlib import closing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from dt_ray.command import run_command, show_log
+from dt_ray.command import add_modules_argument, run_command, show_log
 from dt_ray.interrupts import raise_on_sigterm
+from dt_ray.modules import KEYS
 
 if TYPE_CHECKING:
     from dt_ray.config import EvaluationConfig
@@ -46,10 +47,12 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--dashboard", action="store_true", help="start Ray's dashboard with a cluster started here")
     parser.add_argument("--verbose", action="store_true", help="show Ray's own messages too")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings to change or to sweep")
+    add_modules_argument(parser)
     options = parser.parse_intermixed_args(arguments)
     if options.resume and (options.config or options.sweep or options.overwrite or options.overrides):
         parser.error("--resume takes all settings from the sweep: give nothing else")
 
+    from dt_ray.modules import check_names
     from dt_ray.runs import default_name
     from dt_ray.storage import Folder
     from dt_ray.sweep_config import load_sweep
@@ -57,6 +60,8 @@ def main(arguments: Sequence[str]) -> None:
 
     if options.resume:
         sweep = SweepFolder(Folder.at(options.resume)).read()
+        for names in named_code(sweep):
+            check_names(names, source=f"{options.resume}/sweep.yaml")
     else:
         name = options.sweep or DEFAULT_SWEEP
         sweep = load_sweep(name, options.config, options.overrides, default_name=default_name(name))
@@ -98,12 +103,15 @@ def run_sweep(
     from dt_ray.distributed.tuning import TUNE_SETTINGS, tune_on_ray
     from dt_ray.launch import check_run, make_dataset, name_run, needs_dataset
     from dt_ray.lease import Lease
+    from dt_ray.modules import allow_modules
     from dt_ray.progress import sweep_progress
     from dt_ray.sweeps import SweepFolder
 
     sweep = replace(sweep, base=name_run(sweep.base, "sweep"))
     folder = SweepFolder.of(sweep)
     spec = check_run(sweep.base)
+    for names in named_code(sweep):
+        allow_modules(*names.values())
     lease = Lease(folder.folder)
     lease.check_free()
     if not resume and not overwrite:
@@ -131,6 +139,12 @@ def run_sweep(
             log.warning("stopped; go on with: python -m dt_ray.sweep --resume %s", folder)
         raise
     return write_results(sweep, folder)
+
+
+def named_code(sweep: SweepConfig) -> list[dict[str, str | None]]:
+    """The settings of a sweep's trials that may name code, as `module:name`, by their keys."""
+    swept = [{axis.key: str(value)} for axis in sweep.axes if axis.key in KEYS for value in axis.values]
+    return [sweep.base.named_code, *swept]
 
 
 def write_results(sweep: SweepConfig, folder: SweepFolder) -> dict[str, Any] | None:

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from dt_ray.command import run_command, show_log
+from dt_ray.command import add_modules_argument, run_command, show_log
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -61,6 +61,7 @@ def make_parser() -> argparse.ArgumentParser:
     collect.add_argument("--target-return", type=float, metavar="R", help="what to ask of a checkpoint")
     collect.add_argument("--flat", action="store_true", help="write a row per step instead of a row per episode")
     _add_cluster_arguments(collect)
+    add_modules_argument(collect)
     collect.set_defaults(run=collect_episodes)
 
     for name, run, text in (
@@ -101,7 +102,9 @@ def _add_cluster_arguments(command: argparse.ArgumentParser) -> None:
 
 def collect_episodes(options: argparse.Namespace) -> None:
     from dt_ray.collection import CollectionPlan, collect_here
+    from dt_ray.modules import allow_modules
 
+    allow_modules(options.env)
     plan = CollectionPlan(
         env_id=options.env,
         behavior=options.behavior,

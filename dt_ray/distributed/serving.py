@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field
 from ray import serve
 
 from dt_ray.checkpoint import load_policy
+from dt_ray.modules import allow_modules, allowed_modules
 from dt_ray.serving import RefusedError, Sessions
 from dt_ray.storage import Folder
 
@@ -52,8 +53,9 @@ def _or_refuse(work: Callable[[], Any]) -> Any:
 class PolicyServer:
     """Sessions of one policy."""
 
-    def __init__(self, checkpoint: str, *, max_sessions: int, idle_s: float) -> None:
+    def __init__(self, checkpoint: str, *, max_sessions: int, idle_s: float, modules: tuple[str, ...] = ()) -> None:
         torch.set_num_threads(1)
+        allow_modules(*modules)
         policy, facts = load_policy(Folder(checkpoint))
         self.facts = {"env_id": facts.env_id, "algorithm": facts.algorithm, "step": facts.step}
         self.sessions = Sessions(policy, facts.spec, max_sessions=max_sessions, idle_s=idle_s)
@@ -86,7 +88,8 @@ class PolicyServer:
 def serve_policy(checkpoint: str, *, host: str, port: int, max_sessions: int, idle_s: float) -> None:
     """Serves until it is interrupted, on the cluster that is joined."""
     serve.start(http_options={"host": host, "port": port})
-    server = PolicyServer.bind(checkpoint, max_sessions=max_sessions, idle_s=idle_s)  # type: ignore[attr-defined]
+    settings = {"max_sessions": max_sessions, "idle_s": idle_s, "modules": allowed_modules()}
+    server = PolicyServer.bind(checkpoint, **settings)  # type: ignore[attr-defined]
     try:
         serve.run(server, name="policy", route_prefix="/")
         log.info("serving %s at http://%s:%d", checkpoint, host, port)

@@ -22,6 +22,7 @@ from dt_ray.distributed.data import prepare_layouts
 from dt_ray.distributed.resources import TRIAL_CPUS, TrialPlan, worker_bundle
 from dt_ray.distributed.trials import layout_key, note_failure, train_trial
 from dt_ray.errors import ConfigError, UserError
+from dt_ray.modules import allow_modules, allowed_modules
 from dt_ray.runs import RunFolder, with_values_checkpoint
 from dt_ray.sweep_config import Axis, SweepConfig, configure
 from dt_ray.sweeps import SweepFolder, evaluate_checkpoint, further_evaluations, result_of
@@ -111,7 +112,8 @@ def evaluate_further(sweep: SweepConfig, folder: SweepFolder) -> None:
     A checkpoint that can't be played is named, and its rows are left out.
     """
     calls = {
-        _evaluate.remote(place, evaluation): file for place, evaluation, file in further_evaluations(sweep, folder)
+        _evaluate.remote(place, evaluation, allowed_modules()): file
+        for place, evaluation, file in further_evaluations(sweep, folder)
     }
     waiting = list(calls)
     while waiting:
@@ -124,8 +126,9 @@ def evaluate_further(sweep: SweepConfig, folder: SweepFolder) -> None:
 
 
 @ray.remote
-def _evaluate(checkpoint: str, evaluation: EvaluationConfig) -> str | UserError:
+def _evaluate(checkpoint: str, evaluation: EvaluationConfig, modules: tuple[str, ...]) -> str | UserError:
     torch.set_num_threads(1)
+    allow_modules(*modules)
     try:
         return json.dumps(evaluate_checkpoint(checkpoint, evaluation), indent=1) + "\n"
     except UserError as error:
