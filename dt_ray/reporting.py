@@ -116,8 +116,8 @@ def write_report(places: Sequence[str], out: Folder, *, video: bool = False) -> 
     )  # fmt: skip
     report.add_table(
         "aggregates", "Aggregates", aggregates,
-        "iqm: the mean of the middle half of all episodes, with a bootstrap interval stratified by seed "
-        "(Agarwal et al. 2021).",
+        "iqm: the mean of the middle half of all episodes (Agarwal et al. 2021), with its 95% interval over that many "
+        "seeds (Student's t over the jackknife); of one seed, over its episodes alone.",
     )  # fmt: skip
     if len(groups) > 1:
         report.add_table(

@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -141,7 +141,7 @@ def run_sweep(
     return write_results(sweep, folder)
 
 
-def named_code(sweep: SweepConfig) -> list[dict[str, str | None]]:
+def named_code(sweep: SweepConfig) -> list[Mapping[str, str | None]]:
     """The settings of a sweep's trials that may name code, as `module:name`, by their keys."""
     swept = [{axis.key: str(value)} for axis in sweep.axes if axis.key in KEYS for value in axis.values]
     return [sweep.base.named_code, *swept]
