@@ -7,7 +7,7 @@ import io
 import json
 import pickle
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ import safetensors.torch
 import torch
 from pydantic import TypeAdapter, ValidationError
 
-from dt_ray.config import EvaluationConfig, ModelConfig, RunConfig
+from dt_ray.config import EvaluationConfig, ModelConfig, OptimConfig, RunConfig
 from dt_ray.config_io import decode_config, to_plain
 from dt_ray.data.normalizer import Normalizer
 from dt_ray.data.spaces import SpaceSpec
@@ -131,8 +131,10 @@ def load_policy(folder: Folder, evaluation: EvaluationConfig | None = None) -> t
     return learner.policy(), facts
 
 
-def load_learner(folder: Folder) -> tuple[Learner, RunConfig]:
+def load_learner(folder: Folder, *, optim: OptimConfig | None = None) -> tuple[Learner, RunConfig]:
     """The learner of a checkpoint as it was, on the CPU, and the configuration that it was trained with.
+
+    With `optim` it is run by that, where the machine that trained it had what this one has not.
 
     Raises:
         RunError: the checkpoint is incomplete, damaged or of another format.
@@ -141,6 +143,7 @@ def load_learner(folder: Folder) -> tuple[Learner, RunConfig]:
     state = json.loads(_verified_files(folder, "training/state.json")["training/state.json"])
     config = decode_config(state["config"])
     check_names(config.named_code, source=f"{folder}/training/state.json")
+    config = replace(config, optim=optim or config.optim)
     learner = find_learner(facts.algorithm)(config, facts.spec, _normalizer(facts))
     restore_learner(folder, learner)
     return learner, config

@@ -60,8 +60,8 @@ def make_report(
     """The report in the form of `evaluations/*.json`, in the order of the episodes, whoever played them.
 
     The episodes are the same however they were shared among actors. Their returns are so to rounding, which depends on
-    how many are played as one batch: of -1,127 on Pendulum by 0.0005, and more where an environment is chaotic. The same
-    number of actors gives the same digits, also where one was lost and its share is played again.
+    how many are played as one batch: of -1,127 on Pendulum by 0.0005, and more where an environment is chaotic. As
+    many actors give the same digits again, also where one was lost and its share is played anew.
     """
     order = np.argsort(np.concatenate([part.episodes for part in results]))
     returns = np.concatenate([part.returns for part in results], axis=1)[:, order]

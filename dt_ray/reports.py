@@ -178,7 +178,8 @@ def stratified_interval(returns: Float[ndarray, "seeds episodes"]) -> tuple[floa
     Student's t over the jackknife, which leaves out a seed at a time (Miller 1974), within the returns that there are.
     Where seeds differ by 30 and their 20 episodes by 10 or 100 it holds the truth in 92 to 96% of cases with 3 to 20
     seeds and in 83 to 95% with 2, whose returns end it; percentiles of resampled seeds (Agarwal et al. 2021) with 2, 3,
-    5 and 10 seeds in 50 to 55, 73 to 75, 84 to 86 and 92 to 93%. Of one seed nothing is known of others: it is over that seed's episodes, resampled.
+    5 and 10 seeds in 50 to 55, 73 to 75, 84 to 86 and 92 to 93%. One seed says nothing of others: there it is over that
+    seed's episodes, resampled.
     """
     num, value = len(returns), iqm(returns)
     if num == 1:

@@ -2,10 +2,11 @@
 
 import json
 from collections import Counter
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from test_sweeps import made_sweep
 
 from dt_ray import trackers
-from dt_ray.checkpoint import FILES, find_fault, write_checkpoint
+from dt_ray.checkpoint import FILES, FileFacts, find_fault, write_checkpoint
 from dt_ray.config import RunConfig
 from dt_ray.config_io import decode_config, to_plain
 from dt_ray.launch import resume_run, resumed_config, start_run
@@ -249,4 +250,12 @@ def test_a_checkpoint_of_a_gpu_is_read_without_one(
     from dt_ray.relabeling import LearnedValues
 
     assert resume_run(resumed_config(str(run), ["total_timesteps=15"])).summary["step"] == 15
-    LearnedValues(str(run.checkpoint(10)))
+    state = run.checkpoint(15) / FILES[3]
+    content = state.read_text().replace('"compile": false', '"compile": true').replace('"float32"', '"bfloat16"')
+    state.write_text(content)
+    manifest = json.loads((run.checkpoint(15) / "MANIFEST.json").read_text())
+    manifest[FILES[3]] = asdict(FileFacts.of(content.encode()))
+    (run.checkpoint(15) / "MANIFEST.json").write_text(json.dumps(manifest))
+    monkeypatch.setenv("CXX", "no-such-compiler")  # that the machine with the GPU had
+    observations = np.zeros((2, 3), np.float32)
+    assert np.isfinite(LearnedValues(str(run.checkpoint(15)))(observations)).all()
