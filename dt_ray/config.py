@@ -38,7 +38,11 @@ class DataConfig:
     memory_mb: Annotated[int, Ge(1)] = 4096  # what the data of a node may take: resident, or pools of a worker
     on_corrupt: Literal["stop", "skip"] = "stop"  # at a file that can't be trained on; skip: leave it out and count it
     out_of_bounds: Literal["stop", "clip"] = "stop"  # at actions past the environment's; clip: as it would itself
-    columns: dict[str, str] = field(default_factory=dict)  # our column name -> its name, or names, in flat files
+    columns: dict[str, str | None] = field(default_factory=dict)  # our column name -> its name, or names, in the log;
+    # null: none of them
+    episodes_across_files: Literal["auto", True, False] = (
+        "auto"  # an id in several files is one episode; auto: as it says
+    )
     time_limit: Annotated[int, Ge(1)] | None = None  # episodes that end at this step were cut, whatever the log says
     action_scale: Annotated[float, Gt(0)] = 1.0  # environment action = logged action * action_scale
     max_episodes: Annotated[int, Ge(1)] | None = None  # only so many, the first by id

@@ -83,7 +83,7 @@ def streams(files: Sequence[DatasetFile], config: RunConfig) -> bool:
     )
     if not streaming:
         return False
-    if is_flat(files[0]):
+    if is_flat(files[0], settings):
         raise DataError(
             f"{path} has a row per step; streaming reads whole episodes: pack it once with "
             f"`python -m dt_ray.data import {path} --out DIR`, or set data.residency=resident"
@@ -119,6 +119,7 @@ class StreamingData:
             DataError: too few episodes to hold any out, or fewer files than workers.
         """
         settings = config.data
+        _check_dimensions(files, statistics)
         ids, lengths, places = (statistics[name].to_numpy() for name in ("episode_id", "length", "file"))
         chosen = chosen_episodes(
             ids, statistics["return"].to_numpy(), max_episodes=settings.max_episodes, top_fraction=settings.top_fraction
@@ -271,6 +272,20 @@ def _prepare(
     if data.num_episodes:
         data = normalizer.normalize(data)
         yield replace(data, returns_to_go=data.to_go(config.data.discount))
+
+
+def _check_dimensions(files: Sequence[DatasetFile], statistics: pa.Table) -> None:
+    """Raises:
+    DataError: two files hold observations of different dimensions.
+    """
+    dimensions = statistics["mean"].combine_chunks().value_lengths().to_numpy(zero_copy_only=False)
+    if len(wrong := np.flatnonzero(dimensions != dimensions[0])):
+        paths = {file.index: file.path for file in files}
+        first, other = (paths[statistics["file"][int(at)].as_py()] for at in (0, wrong[0]))
+        raise DataError(
+            f"{first} has observations of {dimensions[0]} dimension(s) but {other} of {dimensions[wrong[0]]}; "
+            f"a dataset has files of one kind"
+        )
 
 
 def _files_at(files: Sequence[DatasetFile], indices: Int[ndarray, "*any"]) -> list[DatasetFile]:

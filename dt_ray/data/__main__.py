@@ -71,7 +71,17 @@ def make_parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text)
         command.add_argument("path", metavar="SOURCE" if name == "import" else "DATASET")
         command.add_argument(
-            "--column", action="append", default=[], metavar="OURS=THEIRS", help="name of a column in flat files"
+            "--column",
+            action="append",
+            default=[],
+            metavar="OURS=THEIRS",
+            help="name of a column, or names with commas between them; nothing after the =: it isn't read",
+        )
+        command.add_argument(
+            "--episodes-across-files",
+            choices=("auto", "true", "false"),
+            default="auto",
+            help="whether an episode id in several files is one episode; auto: where the log says so",
         )
         command.add_argument(
             "--action-scale", type=float, default=1.0, metavar="X", help="environment action = logged action * X"
@@ -223,7 +233,7 @@ def _config(options: argparse.Namespace) -> DataConfig:
         ours, equals, theirs = pair.partition("=")
         if not equals:
             raise UserError(f"--column takes OURS=THEIRS, got {pair!r}")
-        columns[ours] = theirs
+        columns[ours.strip()] = theirs.strip() or None
     clip = getattr(options, "clip", False)
     if clip and not options.env:
         raise UserError("--clip clips actions to an environment's bounds: give --env ID too")
@@ -231,6 +241,7 @@ def _config(options: argparse.Namespace) -> DataConfig:
         path=options.path,
         format=options.format,
         columns=columns,
+        episodes_across_files={"auto": "auto", "true": True, "false": False}[options.episodes_across_files],
         action_scale=options.action_scale,
         time_limit=options.time_limit,
         out_of_bounds="clip" if clip else "stop",

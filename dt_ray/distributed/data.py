@@ -15,15 +15,18 @@ from dt_ray.config import DataConfig, RunConfig
 from dt_ray.data.episodes import from_table
 from dt_ray.data.files import DatasetFile
 from dt_ray.data.flat import join_fragments
+from dt_ray.data.formats import has_rows, is_flat
+from dt_ray.data.plan import FileEpisodes
 from dt_ray.data.reading import (
-    FlatFile,
-    check_schemas,
-    ends_before,
+    check_alike,
     find_fault_in,
     look_into,
+    make_plans,
+    read_episode_ids,
     read_file,
-    share_episodes,
+    read_schema_of,
     sound_files,
+    warn_of,
 )
 from dt_ray.data.spaces import SpaceSpec, read_spaces
 from dt_ray.data.transitions import chosen_episodes, held_out_episodes
@@ -39,6 +42,7 @@ SETTINGS_READ_LATER = ("max_episodes", "top_fraction", "return_source", "values"
                        "discount", "validation_fraction", "window_length")  # fmt: skip
 READ_ALIKE: dict[str, Any] = {name: getattr(DataConfig(), name) for name in SETTINGS_READ_LATER}
 WINDOWS_PER_BLOCK = 4096
+MAX_LOOKED_AT = 2**26  # bytes of rows that are looked through before they are read: tasks can't warn anybody
 
 
 def prepare_data(config: RunConfig, spec: SpaceSpec) -> ray.ObjectRef:
@@ -85,28 +89,30 @@ def episode_dataset(
     Raises:
         DataError: nothing there, or files of both kinds; what is wrong inside a file is raised when it is read.
     """
-    files = _sound_files(config, spec)[0] if files is None else files
-    flat = check_schemas(files)
-    several = flat and len(files) > 1
-    looks = ray.get([_look_into.remote(file, config) for file in files]) if several else []
-    before = ends_before(looks) if several else [0] * len(files)
+    with user_errors():
+        files = _sound_files(config, spec)[0] if files is None else files
+        plans = make_plans(files, config, lambda files: ray.get([_look_into.remote(file, config) for file in files]))
+        first = {files[0].path: ray.get(_schema_of.remote(files[0], config))} if len(files) > 1 else {}
+    joins = plans[0] is not None and plans[0].joins
+    labels = plans[0].labels if plans[0] is not None else {}
 
     def read(units: pa.Table) -> Iterator[pa.Table]:
         for index in units["index"].to_pylist():
-            yield read_file(files[index], config, spec, num_ends_before=before[index])
+            table = read_file(files[index], config, spec, plan=plans[index])
+            check_alike(first | {files[index].path: table.schema})
+            yield table
 
     def join(fragments: pa.Table) -> pa.Table:
-        return join_fragments(fragments, time_limit=config.time_limit) if len(fragments) else fragments
+        return join_fragments(fragments, time_limit=config.time_limit, labels=labels) if len(fragments) else fragments
 
     units = [{"index": index} for index in range(len(files))]
     dataset = ray.data.from_items(units, override_num_blocks=min(len(units), 4 * MAX_PARTITIONS))
     dataset.context.enable_progress_bars = False
     dataset.context.execution_options.preserve_order = True  # episodes keep the order of their files
     dataset = dataset.map_batches(read, batch_format="pyarrow", batch_size=None)
-    if several and share_episodes(files, looks):
+    if joins:
         dataset.context.target_max_block_size = None  # a partition cut into blocks could cut an episode
         dataset = dataset.repartition(min(len(files), MAX_PARTITIONS), keys=["episode_id"])
-    if flat:
         dataset = dataset.map_batches(join, batch_format="pyarrow", batch_size=None)
     return dataset
 
@@ -155,7 +161,15 @@ def window_dataset(config: RunConfig, *, split: Literal["train", "validation"] =
 
 
 def _sound_files(config: DataConfig, spec: SpaceSpec | None) -> tuple[list[DatasetFile], int]:
-    return sound_files(config, lambda files: ray.get([_find_fault.remote(file, config, spec) for file in files]))
+    files, num_skipped = sound_files(
+        config,
+        lambda files: ray.get([_find_fault.remote(file, config, spec) for file in files]),
+        lambda files: ray.get([_episode_ids.remote(file) for file in files]),
+    )
+    doubtful = len(files) == 1 or not is_flat(files[0], config)  # of others their plan knows
+    if doubtful and has_rows(files[0]) and sum(file.size for file in files) < MAX_LOOKED_AT:
+        warn_of(look.doubt for look in ray.get([_look_into.remote(file, config) for file in files]))
+    return files, num_skipped
 
 
 def _episode_returns(table: pa.Table) -> pa.Table:
@@ -174,8 +188,18 @@ def _find_fault(file: DatasetFile, config: DataConfig, spec: SpaceSpec | None) -
 
 
 @ray.remote
-def _look_into(file: DatasetFile, config: DataConfig) -> FlatFile:
+def _look_into(file: DatasetFile, config: DataConfig) -> FileEpisodes:
     return look_into(file, config)
+
+
+@ray.remote
+def _episode_ids(file: DatasetFile) -> np.ndarray:
+    return read_episode_ids(file)
+
+
+@ray.remote
+def _schema_of(file: DatasetFile, config: DataConfig) -> pa.Schema:
+    return read_schema_of(file, config)
 
 
 @ray.remote

@@ -7,14 +7,13 @@ from pathlib import Path
 import numpy as np
 from pyarrow import fs
 
-from dt_ray.config import DataConfig
 from dt_ray.data.files import DatasetFile
 from dt_ray.data.formats.pickles import as_vector
 from dt_ray.data.transitions import TransitionDataset, join_episodes
 from dt_ray.errors import DataError
 
 
-def read_minari(file: DatasetFile, config: DataConfig) -> TransitionDataset:
+def read_minari(file: DatasetFile) -> TransitionDataset:
     """All episodes, each with the observation after its last step.
 
     Raises:

@@ -1,0 +1,382 @@
+"""Which rows of a file are one episode: by ids, ends, starts and timesteps, and refused where these leave it open.
+
+Legend: N rows, E episodes.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from jaxtyping import Bool, Float, Int
+from numpy import ndarray
+
+from dt_ray.data.ends import Ends
+from dt_ray.data.names import ColumnNames
+from dt_ray.errors import DataError
+
+UNIT = (
+    "dt_ray.unit"  # column of rows from a container that keeps episodes apart by itself: no episode spans two of them
+)
+EVENNESS = 1e-3  # of a clock's step, within which its steps are the same
+REMEDY = "name the steps by data.columns.timestep=NAME or the ends by data.columns.terminated=NAME"
+
+
+class Follows(Protocol):
+    """Whether what was observed after each of some rows is what others begin with."""
+
+    def __call__(self, rows: Int[ndarray, "M"], next_rows: Int[ndarray, "M"]) -> Bool[ndarray, "M"]: ...
+
+
+class RowIds(NamedTuple):
+    """Ids of the rows' episodes as numbers, which sort as the logged ones do, and the logged ones where they are not."""
+
+    numbers: Int[ndarray, "N"]
+    texts: ndarray | None  # by number
+
+    def label(self, number: int) -> str:
+        return f"{number}" if self.texts is None else f"{self.texts[number]}"
+
+
+class Episodes(NamedTuple):
+    """The episodes of a file: in `order`, each one's rows follow one another."""
+
+    order: Int[ndarray, "N"] | None  # None: as they are
+    starts: Int[ndarray, "E"]
+    ids: Int[ndarray, "E"]
+    labels: RowIds
+
+    def label(self, episode: int) -> str:
+        return self.labels.label(int(self.ids[episode]))
+
+    def of(self, values: ndarray) -> ndarray:
+        """A column's values in `order`."""
+        return values if self.order is None else values[self.order]
+
+
+def read_ids(rows: pa.Table, names: ColumnNames, *, source: str) -> RowIds | None:
+    """The logged ids; several columns make one id together.
+
+    Raises:
+        DataError: a missing id, or one that is neither a whole number, a text nor a date.
+    """
+    columns = names.get("episode_id", ())
+    found = [_read_id(rows[column], f"{source}, {column}") for column in columns]
+    if not found:
+        return None
+    if len(found) == 1:
+        return found[0]
+    texts = [
+        np.asarray([f"{number}" for number in each.numbers]) if each.texts is None else each.texts[each.numbers]
+        for each in found
+    ]
+    numbers = np.lexsort([each.numbers for each in reversed(found)])
+    changes = np.any([np.diff(each.numbers[numbers]) != 0 for each in found], axis=0)
+    codes = np.empty(len(rows), np.int64)
+    codes[numbers] = np.concatenate([[0], np.cumsum(changes)])[: len(rows)]
+    labels = np.empty(int(codes.max(initial=-1)) + 1, object)
+    labels[codes] = ["/".join(parts) for parts in zip(*texts, strict=True)]
+    return RowIds(codes, labels)
+
+
+def _read_id(column: pa.ChunkedArray, where: str) -> RowIds:
+    column = column.combine_chunks()
+    column = pa.concat_arrays(column.chunks) if isinstance(column, pa.ChunkedArray) else column
+    if isinstance(column, pa.ExtensionArray):
+        column = column.storage
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    kind = column.type
+    if column.null_count:
+        raise DataError(f"{where} must be there at every step, {column.null_count} row(s) have none")
+    if pa.types.is_fixed_size_list(kind) and kind.list_size == 1:
+        return _read_id(pa.chunked_array([column.flatten()]), where)
+    if pa.types.is_integer(kind) or pa.types.is_boolean(kind):
+        values = column.to_numpy(zero_copy_only=False)
+        if values.dtype == np.uint64 and (values > np.iinfo(np.int64).max).any():
+            return _as_texts(column.cast(pa.string()))
+        return RowIds(values.astype(np.int64), None)
+    if pa.types.is_floating(kind):
+        values = column.to_numpy(zero_copy_only=False).astype(np.float64)
+        if not (np.isfinite(values) & (values == np.round(values)) & (np.abs(values) < 2**53)).all():
+            wrong = values[~(np.isfinite(values) & (values == np.round(values)) & (np.abs(values) < 2**53))][0]
+            raise DataError(f"{where} must be a whole number or a text at every step, found {wrong}")
+        return RowIds(values.astype(np.int64), None)
+    if pa.types.is_temporal(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        return _as_texts(column.cast(pa.string()))
+    if pa.types.is_string_view(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+        try:
+            return _as_texts(column.cast(pa.string()))
+        except pa.ArrowException:
+            pass
+    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind):
+        return _as_texts(pa.array([value.hex() for value in column.to_pylist()], pa.string()))
+    raise DataError(f"{where} must be a whole number or a text at every step, found {kind}")
+
+
+def _as_texts(column: pa.Array) -> RowIds:
+    encoded = column.dictionary_encode()
+    order = np.asarray(pc.array_sort_indices(encoded.dictionary)).astype(np.int64)
+    ranks = np.empty(len(order), np.int64)
+    ranks[order] = np.arange(len(order))
+    return RowIds(ranks[np.asarray(encoded.indices)], np.asarray(encoded.dictionary.to_pylist(), object)[order])
+
+
+def read_times(rows: pa.Table, names: ColumnNames, *, source: str) -> Float[ndarray, "N"] | None:
+    """The logged timesteps, or the times of a clock.
+
+    Raises:
+        DataError: a missing time, or one that is no number.
+    """
+    if "timestep" not in names:
+        return None
+    (name,) = names["timestep"]
+    column, where = rows[name].combine_chunks(), f"{source}, {name}"
+    column = pa.concat_arrays(column.chunks) if isinstance(column, pa.ChunkedArray) else column
+    if pa.types.is_fixed_size_list(column.type) and column.type.list_size == 1:
+        column = column.flatten()
+    remedy = "; data.columns.timestep=null ignores the column"
+    if column.null_count:
+        raise DataError(f"{where}: {column.null_count} missing value(s){remedy}")
+    kind = column.type
+    if pa.types.is_temporal(kind):
+        column = column.cast(pa.int32()) if kind.bit_width == 32 else column
+        column = column.cast(pa.int64())
+    elif not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
+        raise DataError(f"{where}: {kind} is no number or time{remedy}")
+    times = column.to_numpy(zero_copy_only=False).astype(np.float64)
+    if not np.isfinite(times).all():
+        raise DataError(f"{where}: {times[~np.isfinite(times)][0]} is no step{remedy}")
+    return times
+
+
+def group_rows(
+    ids: RowIds | None,
+    times: Float[ndarray, "N"] | None,
+    ends: Ends,
+    *,
+    units: Int[ndarray, "N"] | None,
+    follows: Follows | None,
+    time_limit: int | None,
+    source: str,
+) -> Episodes:
+    """The episodes of a file with at least one row.
+
+    `follows` says whether the logged next observation of a row is the observation of another, where both are logged.
+
+    Raises:
+        DataError: an id comes back and nothing says whether its episode does, signals contradict one another, or
+            nothing says where episodes end.
+    """
+    if ids is None:
+        return _group_in_order(times, ends, units=units, time_limit=time_limit, source=source)
+    key = ids.numbers
+    if units is not None:  # the same id in another part of the container is another episode
+        _, key = np.unique(np.stack([units, ids.numbers], axis=1), axis=0, return_inverse=True)
+        key = key.reshape(-1)
+    found = _group_by_key(key, ids, times, ends, source=source, follows=follows)
+    _check_marks(found, ends, source=source)
+    return found
+
+
+def _group_in_order(
+    times: ndarray | None, ends: Ends, *, units: ndarray | None, time_limit: int | None, source: str
+) -> Episodes:
+    num = len(ends.terminated)
+    parts = np.zeros(num, np.int64) if units is None else units
+    first = np.ones(num, bool)
+    first[1:] = ends.ended[:-1] | (np.diff(parts) != 0)
+    if ends.starts is not None:
+        missing = np.flatnonzero(first[1:] & (np.diff(parts) == 0) & ~ends.starts[1:])
+        if len(missing):
+            raise DataError(
+                f"{source}: row {missing[0]} ends an episode and row {missing[0] + 1} is not marked as the start of one"
+            )
+        first |= ends.starts
+    restarts = False
+    if times is not None:
+        back = np.flatnonzero((np.diff(times) < 0) & ~first[1:]) + 1
+        origins = times[np.searchsorted(parts, parts[back])] if len(back) else times[:0]
+        if len(wrong := back[times[back] != origins]):
+            raise DataError(
+                f"{source}: timestep {times[wrong[0] - 1]:g} is followed by {times[wrong[0]]:g} in row {wrong[0]}, and "
+                f"no ids say of which episode; name them by data.columns.episode_id=NAME, or ignore the timesteps by "
+                f"data.columns.timestep=null"
+            )
+        restarts = len(back) > 0
+        first[back] = True
+    known = ends.are_logged or ends.starts is not None or units is not None or restarts
+    if not known and time_limit is None:
+        raise DataError(
+            f"{source}: nothing says where episodes end; name it by data.columns.episode_id=NAME, "
+            f"data.columns.terminated=NAME or data.columns.truncated=NAME, or, if all have the same length, "
+            f"set data.time_limit"
+        )
+    if time_limit is not None and units is None:
+        starts = np.flatnonzero(first)
+        since = np.arange(num) - np.repeat(starts, np.diff(np.append(starts, num)))
+        first |= (since > 0) & (since % time_limit == 0)
+    starts = np.flatnonzero(first)
+    ids = np.arange(len(starts))
+    return Episodes(None, starts, ids, RowIds(ids, None))
+
+
+def _group_by_key(
+    key: ndarray, ids: RowIds, times: ndarray | None, ends: Ends, *, source: str, follows: Follows | None
+) -> Episodes:
+    num = len(key)
+    change = np.flatnonzero(np.diff(key)) + 1
+    heads = np.concatenate([[0], change])  # of runs of one key
+    ended = ends.ended
+    ordered = times is None or bool(((np.diff(times) >= 0) | (np.diff(key) != 0)).all())
+    sorted_runs = bool((np.diff(key[heads]) > 0).all())
+    inside = ended[:-1] & (np.diff(key) == 0)
+    if ordered and sorted_runs and not inside.any():
+        return Episodes(None, heads, ids.numbers[heads], ids)
+
+    order = np.lexsort((key,) if times is None else (times, key))
+    by_key = key[order]
+    firsts = np.concatenate([[0], np.flatnonzero(np.diff(by_key)) + 1])
+    lengths = np.diff(np.append(firsts, num))
+    run_keys, num_runs = np.unique(key[heads], return_counts=True)
+    assert len(run_keys) == len(firsts)
+    not_last = np.ones(num, bool)
+    not_last[firsts + lengths - 1] = False
+    ends_inside = np.logical_or.reduceat(ended[order] & not_last, firsts)
+    whole = ~ends_inside & ((num_runs == 1) | _even(times, order, firsts, lengths))
+    if whole.all():
+        return Episodes(order, firsts, ids.numbers[order[firsts]], ids)
+
+    is_whole = np.repeat(whole, lengths)
+    in_order = np.argsort(key, kind="stable")  # the rows of each key as they stand in the file
+    pieces = np.zeros(num, np.int64)  # by row of the file, for keys of several episodes
+    rows = in_order[~is_whole]
+    pieces[rows] = _cut_pieces(rows, key, ids, times, ended, source=source, follows=follows)
+    place = np.zeros(num) if times is None else times.copy()
+    place[rows] = 0  # as they stand
+    order = np.lexsort((place, pieces, key))
+    new = (np.diff(key[order]) != 0) | (np.diff(pieces[order]) != 0)
+    firsts = np.concatenate([[0], np.flatnonzero(new) + 1])
+    return Episodes(order, firsts, ids.numbers[order[firsts]], ids)
+
+
+def _even(times: ndarray | None, order: ndarray, firsts: ndarray, lengths: ndarray) -> ndarray:
+    """For each key whether its times, put in order, go up by equal steps: none is missing and none is there twice."""
+    even = np.ones(len(firsts), bool)
+    if times is None:
+        return lengths == 1
+    steps = np.diff(times[order], append=np.nan)
+    steps[firsts + lengths - 1] = np.nan  # to the next key
+    long = lengths > 1
+    low, high = np.fmin.reduceat(steps, firsts), np.fmax.reduceat(steps, firsts)
+    even[long] = (low[long] > 0) & (high[long] - low[long] <= EVENNESS * low[long])
+    return even
+
+
+def _cut_pieces(
+    rows: ndarray,
+    key: ndarray,
+    ids: RowIds,
+    times: ndarray | None,
+    ended: ndarray,
+    *,
+    source: str,
+    follows: Follows | None,
+) -> ndarray:
+    """The number of the episode among those of its key, for rows that are sorted by key and stand in the file's order.
+
+    Raises:
+        DataError: it isn't known whether an id that comes back is the same episode.
+    """
+    keys = key[rows]
+    same = np.diff(keys) == 0
+    apart = np.diff(rows) != 1  # other rows stand between them
+    after_end = ended[rows[:-1]]
+    begins = np.concatenate([[0], np.flatnonzero(~same) + 1])
+    origin = np.full(len(rows), np.nan)
+    if times is not None:
+        lengths = np.diff(np.append(begins, len(rows)))
+        origin = np.repeat(np.minimum.reduceat(times[rows], begins), lengths)
+    again = np.zeros(len(rows) - 1, bool)
+    if times is not None:
+        again = (times[rows[1:]] == origin[1:]) & (times[rows[1:]] <= times[rows[:-1]])
+    new = same & ((after_end & (apart | again)) | (apart & again))
+    if len(wrong := np.flatnonzero(same & after_end & ~new)):
+        at = wrong[0]
+        begin = begins[np.searchsorted(begins, at, side="right") - 1]
+        raise DataError(
+            f"{source}, episode {ids.label(ids.numbers[rows[at]])}: it ends at step {at - begin} of this file but goes "
+            f"on with the same episode id"
+        )
+    pieces = np.cumsum(np.concatenate([[False], new | ~same]))
+    returns = np.flatnonzero(same & apart & ~new)  # rows before which other episodes' rows stand
+    if len(returns):
+        tails = np.append(np.flatnonzero(np.diff(pieces)), len(rows) - 1)
+        closes = ended[rows[tails]][pieces[returns]]  # by an end of its own, later
+        restarted = bool((same & apart & new).any())
+        shown = closes & (not restarted)
+        if follows is not None:
+            shown |= follows(rows[returns], rows[returns + 1])
+        if times is not None:
+            shown |= times[rows[returns + 1]] - times[rows[returns]] == 1
+        if not shown.all():
+            at = returns[np.argmin(shown)]
+            raise DataError(
+                f"{source}: the id of episode {ids.label(ids.numbers[rows[at]])} comes back in row {rows[at + 1]} after "
+                f"other episodes, and nothing says whether it goes on or is another one; {REMEDY}, or give each its own id"
+            )
+    if times is not None:
+        inside = np.flatnonzero((np.diff(pieces) == 0) & (times[rows[1:]] < times[rows[:-1]]))
+        if len(inside):
+            at = inside[0]
+            raise DataError(
+                f"{source}, episode {ids.label(ids.numbers[rows[at]])}: timestep {times[rows[at]]:g} is followed by "
+                f"{times[rows[at + 1]]:g}; a step is missing or twice there, or data.columns.timestep=null ignores it"
+            )
+    return pieces
+
+
+def _check_marks(episodes: Episodes, ends: Ends, *, source: str) -> None:
+    """Raises:
+    DataError: a start is marked inside an episode, or one that begins in the middle of the file is not marked.
+    """
+    if ends.starts is None:
+        return
+    marks = episodes.of(ends.starts)
+    heads = np.zeros(len(marks), bool)
+    heads[episodes.starts] = True
+    rows = np.arange(len(marks)) if episodes.order is None else episodes.order
+    wrong = (marks & ~heads) | (~marks & heads & (rows != 0))
+    if wrong.any():
+        at = int(np.argmax(wrong))
+        episode = int(np.searchsorted(episodes.starts, at, side="right")) - 1
+        what = "is marked as a start" if marks[at] else "is not marked as a start"
+        raise DataError(
+            f"{source}, episode {episodes.label(episode)}: step {at - episodes.starts[episode]} {what}, against the ids; "
+            f"leave one of them out by data.columns.episode_start=null or data.columns.episode_id=null"
+        )
+
+
+def check_steps(times: Float[ndarray, "N"], starts: Int[ndarray, "E"], label: object, *, source: str) -> None:
+    """Refuses timesteps with a gap or a repetition; a clock, which doesn't count by one, is let pass.
+
+    Raises:
+        DataError: the episode and its steps are named.
+    """
+    steps = np.diff(times)
+    steps[starts[1:] - 1] = np.nan
+    steps_inside = steps[~np.isnan(steps)]
+    if not len(steps_inside):
+        return
+    counts = (times == np.round(times)).all() and (steps_inside == 1).mean() > 0.5
+    wrong = np.flatnonzero((steps != 1) & ~np.isnan(steps)) if counts else np.flatnonzero(steps < 0)
+    if len(wrong):
+        at = int(wrong[0])
+        episode = int(np.searchsorted(starts, at, side="right")) - 1
+        name = label(episode) if callable(label) else label
+        raise DataError(
+            f"{source}episode {name}: timestep {times[at]:g} is followed by {times[at + 1]:g}; "
+            f"a step is missing or twice there; data.columns.timestep=null ignores the column"
+        )
