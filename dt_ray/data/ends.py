@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from jaxtyping import Bool
 from numpy import ndarray
 
@@ -14,7 +14,7 @@ from dt_ray.data.names import SIGNALS, ColumnNames
 from dt_ray.errors import DataError
 
 YES, NO = ("true", "t", "yes", "y", "1", "1.0"), ("false", "f", "no", "n", "0", "0.0")
-FIRST, LAST = ("0", "first"), ("2", "last")  # of dm_env's step types
+FIRST, MIDDLE, LAST = ("0", "first"), ("1", "mid"), ("2", "last")  # of dm_env's step types
 
 
 class Ends(NamedTuple):
@@ -82,9 +82,8 @@ def read_flags(column: pa.ChunkedArray | pa.Array, where: str, name: str) -> Boo
         values = column.to_numpy(zero_copy_only=False)
         known, flags = (values == 0) | (values == 1), values == 1
     elif _is_text(column.type):
-        texts = pc.utf8_lower(pc.utf8_trim_whitespace(column.cast(pa.string())))
-        flags = np.asarray(pc.is_in(texts, pa.array(YES)))
-        known = flags | np.asarray(pc.is_in(texts, pa.array(NO)))
+        texts = _Texts.of(column)
+        flags, known = texts.among(YES), texts.among((*YES, *NO))
     else:
         raise DataError(f"{where} holds {column.type}{remedy}")
     if not known.all():
@@ -97,11 +96,25 @@ def _step_types(column: pa.ChunkedArray, where: str) -> tuple[ndarray, ndarray]:
     column = _one_number_a_row(column)
     if pa.types.is_integer(column.type):
         column = column.cast(pa.string())
-    texts = pc.utf8_lower(column.cast(pa.string())) if _is_text(column.type) else None
-    known = None if texts is None else np.asarray(pc.is_in(texts, pa.array((*FIRST, "1", "mid", *LAST))))
-    if texts is None or known is None or not known.all():
+    texts = _Texts.of(column) if _is_text(column.type) and not column.null_count else None
+    if texts is None or not texts.among((*FIRST, *MIDDLE, *LAST)).all():
         raise DataError(f"{where}: step types are 0, 1 and 2, or FIRST, MID and LAST; data.columns.step_type=null")
-    return tuple(np.asarray(pc.is_in(texts, pa.array(each))) for each in (FIRST, LAST))  # type: ignore[return-value]
+    return texts.among(FIRST), texts.among(LAST)
+
+
+class _Texts(NamedTuple):
+    """A column of few texts, without blanks around them and in small letters."""
+
+    values: list[str]
+    rows: ndarray  # of `values`
+
+    @classmethod
+    def of(cls, column: pa.Array) -> _Texts:
+        encoded = column.cast(pa.string()).dictionary_encode()
+        return cls([text.strip().lower() for text in encoded.dictionary.to_pylist()], np.asarray(encoded.indices))
+
+    def among(self, texts: Sequence[str]) -> Bool[ndarray, "N"]:
+        return np.asarray([value in texts for value in self.values], bool)[self.rows]
 
 
 def _one_number_a_row(column: pa.ChunkedArray | pa.Array) -> pa.Array:

@@ -204,7 +204,7 @@ def _parse_vectors(texts: Sequence[str], where: str) -> ndarray:
     for row, text in enumerate(texts):
         try:
             rows.append([float(part) for part in text.translate(BRACKETS).replace(",", " ").split()])
-        except ValueError:
+        except ValueError:  # noqa: PERF203
             raise DataError(f"{where}: expected numbers, found {text[:40]!r} in row {row}") from None
     dimensions = sorted({len(row) for row in rows})
     if len(dimensions) > 1:

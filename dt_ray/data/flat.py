@@ -68,9 +68,9 @@ def _follows(rows: pa.Table, names: ColumnNames, *, source: str) -> Follows | No
     if not {*names["observation"], *names["next_observation"]} <= set(rows.column_names):
         return None
 
-    def follows(of: ndarray, others: ndarray) -> ndarray:
-        after = read_vectors(rows.take(pa.array(of)), names, "next_observation", source=source)
-        before = read_vectors(rows.take(pa.array(others)), names, "observation", source=source)
+    def follows(earlier: ndarray, later: ndarray) -> ndarray:
+        after = read_vectors(rows.take(pa.array(earlier)), names, "next_observation", source=source)
+        before = read_vectors(rows.take(pa.array(later)), names, "observation", source=source)
         return (after == before).all(axis=1)
 
     return follows

@@ -9,7 +9,6 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 
@@ -27,17 +26,20 @@ REMEDY = "name the steps by data.columns.timestep=NAME or the ends by data.colum
 class Follows(Protocol):
     """Whether what was observed after each of some rows is what others begin with."""
 
-    def __call__(self, rows: Int[ndarray, "M"], next_rows: Int[ndarray, "M"]) -> Bool[ndarray, "M"]: ...
+    def __call__(self, earlier: Int[ndarray, "M"], later: Int[ndarray, "M"]) -> Bool[ndarray, "M"]: ...
 
 
 class RowIds(NamedTuple):
-    """Ids of the rows' episodes as numbers, which sort as the logged ones do, and the logged ones where they are not."""
+    """Ids of the rows' episodes as numbers, which sort as the logged ones do, and those where they are no numbers."""
 
     numbers: Int[ndarray, "N"]
     texts: ndarray | None  # by number
 
-    def label(self, number: int) -> str:
+    def label(self, number: int | np.integer) -> str:
         return f"{number}" if self.texts is None else f"{self.texts[number]}"
+
+    def of_row(self, row: int | np.integer) -> str:
+        return self.label(self.numbers.item(int(row)))
 
 
 class Episodes(NamedTuple):
@@ -49,7 +51,7 @@ class Episodes(NamedTuple):
     labels: RowIds
 
     def label(self, episode: int) -> str:
-        return self.labels.label(int(self.ids[episode]))
+        return self.labels.label(self.ids[episode])
 
     def of(self, values: ndarray) -> ndarray:
         """A column's values in `order`."""
@@ -118,10 +120,11 @@ def _read_id(column: pa.ChunkedArray, where: str) -> RowIds:
 
 def _as_texts(column: pa.Array) -> RowIds:
     encoded = column.dictionary_encode()
-    order = np.asarray(pc.array_sort_indices(encoded.dictionary)).astype(np.int64)
+    texts = np.asarray(encoded.dictionary.to_pylist(), object)
+    order = np.argsort(texts, kind="stable")
     ranks = np.empty(len(order), np.int64)
     ranks[order] = np.arange(len(order))
-    return RowIds(ranks[np.asarray(encoded.indices)], np.asarray(encoded.dictionary.to_pylist(), object)[order])
+    return RowIds(ranks[np.asarray(encoded.indices)], texts[order])
 
 
 def read_times(rows: pa.Table, names: ColumnNames, *, source: str) -> Float[ndarray, "N"] | None:
@@ -307,7 +310,7 @@ def _cut_pieces(
         at = wrong[0]
         begin = begins[np.searchsorted(begins, at, side="right") - 1]
         raise DataError(
-            f"{source}, episode {ids.label(ids.numbers[rows[at]])}: it ends at step {at - begin} of this file but goes "
+            f"{source}, episode {ids.of_row(rows[at])}: it ends at step {at - begin} of this file but goes "
             f"on with the same episode id"
         )
     pieces = np.cumsum(np.concatenate([[False], new | ~same]))
@@ -324,15 +327,16 @@ def _cut_pieces(
         if not shown.all():
             at = returns[np.argmin(shown)]
             raise DataError(
-                f"{source}: the id of episode {ids.label(ids.numbers[rows[at]])} comes back in row {rows[at + 1]} after "
-                f"other episodes, and nothing says whether it goes on or is another one; {REMEDY}, or give each its own id"
+                f"{source}: the id of episode {ids.of_row(rows[at])} comes back in row {rows[at + 1]} "
+                f"after other episodes, and nothing says whether it goes on or is another one; {REMEDY}, or give "
+                f"each its own id"
             )
     if times is not None:
         inside = np.flatnonzero((np.diff(pieces) == 0) & (times[rows[1:]] < times[rows[:-1]]))
         if len(inside):
             at = inside[0]
             raise DataError(
-                f"{source}, episode {ids.label(ids.numbers[rows[at]])}: timestep {times[rows[at]]:g} is followed by "
+                f"{source}, episode {ids.of_row(rows[at])}: timestep {times[rows[at]]:g} is followed by "
                 f"{times[rows[at + 1]]:g}; a step is missing or twice there, or data.columns.timestep=null ignores it"
             )
     return pieces
@@ -354,8 +358,8 @@ def _check_marks(episodes: Episodes, ends: Ends, *, source: str) -> None:
         episode = int(np.searchsorted(episodes.starts, at, side="right")) - 1
         what = "is marked as a start" if marks[at] else "is not marked as a start"
         raise DataError(
-            f"{source}, episode {episodes.label(episode)}: step {at - episodes.starts[episode]} {what}, against the ids; "
-            f"leave one of them out by data.columns.episode_start=null or data.columns.episode_id=null"
+            f"{source}, episode {episodes.label(episode)}: step {at - episodes.starts[episode]} {what}, against the "
+            f"ids; leave one of them out by data.columns.episode_start=null or data.columns.episode_id=null"
         )
 
 

@@ -11,7 +11,7 @@ VECTORS = ("observation", "action", "next_observation")
 SIGNALS = ("terminated", "truncated", "done", "episode_end", "episode_start", "step_type")  # all columns of each count
 REQUIRED = ("observation", "action", "reward")
 OPTIONAL = ("episode_id", "timestep", *SIGNALS, "next_observation", "return_to_go")
-USUAL_NAMES = {  # besides ours: of Gymnasium, Stable-Baselines, CleanRL, Tianshou, RLlib, RLDS, D4RL, d3rlpy, LeRobot, …
+USUAL_NAMES = {  # besides ours: Gymnasium's, Stable-Baselines', CleanRL's, Tianshou's, RLlib's, RLDS', D4RL's, …
     "observation": ("observations", "obs", "state", "states", "observation.state"),
     "action": ("actions", "act", "acts"),
     "reward": ("rewards", "rew", "rews", "next.reward"),

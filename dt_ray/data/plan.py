@@ -35,7 +35,7 @@ class FileEpisodes(NamedTuple):
     that an episode begins with here and the logged one after its last row; 0 where it isn't logged.
     """
 
-    labels: Sequence[int] | Sequence[str]
+    labels: Sequence[int | str]
     are_logged: bool  # the labels; else they are counted
     are_shared: bool  # by all files: the name of a folder
     ended: Bool[ndarray, "E"]
@@ -62,7 +62,7 @@ class _Piece(NamedTuple):
     """The steps of an episode in one file."""
 
     file: int
-    index: int  # among the file's episodes
+    episode: int  # among the file's
 
 
 def plan_files(
@@ -80,16 +80,16 @@ def plan_files(
     labels: dict[int, str] = {}
     for number, pieces in zip(numbers, episodes, strict=True):
         for piece in pieces:
-            ids[piece.file][piece.index] = number
+            ids[piece.file][piece.episode] = number
         if len(pieces) > 1:
-            labels[number] = f"{looks[pieces[0].file].labels[pieces[0].index]}"
+            labels[number] = f"{looks[pieces[0].file].labels[pieces[0].episode]}"
     return [FilePlan(each, joins, labels) for each in ids]
 
 
 def _number(files: Sequence[DatasetFile], looks: Sequence[FileEpisodes], episodes: Sequence[list[_Piece]]) -> list[int]:
     """An id for each episode, the logged one where none is there twice; order by file and id else."""
     first = [pieces[0] for pieces in episodes]
-    labels = [looks[piece.file].labels[piece.index] for piece in first]
+    labels = [looks[piece.file].labels[piece.episode] for piece in first]
     sources = [files[piece.file].source for piece in first]
     if not any(look.are_logged for look in looks):
         order = sorted(range(len(first)), key=lambda i: first[i])
@@ -104,10 +104,10 @@ def _number(files: Sequence[DatasetFile], looks: Sequence[FileEpisodes], episode
         ranks = {label: rank for rank, label in enumerate(sorted(set(labels)))}  # type: ignore[type-var]
         return [ranks[label] for label in labels]  # type: ignore[index]
     own = [numbers_in_file(look.labels, files[at].index) for at, look in enumerate(looks)]
-    return [int(own[piece.file][piece.index]) for piece in first]
+    return [int(own[piece.file][piece.episode]) for piece in first]
 
 
-def numbers_in_file(labels: Sequence[int] | Sequence[str] | ndarray, file_index: int) -> Int[ndarray, "E"]:
+def numbers_in_file(labels: Sequence[int | str] | ndarray, file_index: int) -> Int[ndarray, "E"]:
     """Ids that no other file has: the logged ones where they are small and different, else numbers in their order."""
     ids = np.asarray(labels) if all(isinstance(each, (int, np.integer)) for each in labels) else np.zeros(2)
     small = ids.dtype.kind in "iu" and ids.min(initial=0) >= 0 and ids.max(initial=0) < 2**FILE_BITS
@@ -135,9 +135,9 @@ def _chains(
     if unsure:
         before, piece = unsure[0]
         log.warning(
-            "%d episode id(s) are in several files, the first, %s, in %s and in %s: read as different episodes; if they "
-            "are the same, set data.episodes_across_files=true",
-            *(len(unsure), looks[before.file].labels[before.index], files[before.file].path, files[piece.file].path),
+            "%d episode id(s) are in several files, the first, %s, in %s and in %s: read as different episodes; if "
+            "they are the same, set data.episodes_across_files=true",
+            *(len(unsure), looks[before.file].labels[before.episode], files[before.file].path, files[piece.file].path),
         )
     if all(look.are_logged for look in looks):
         return chains
@@ -158,7 +158,7 @@ def _chain(
     """
     if across is True or (looks[pieces[0].file].are_shared and across == "auto"):
         return _split_at_ends(pieces, looks)
-    first, last, num = (np.array([getattr(looks[p.file], name)[p.index] for p in pieces]) for name in
+    first, last, num = (np.array([getattr(looks[p.file], name)[p.episode] for p in pieces]) for name in
                         ("first", "last", "num_steps"))  # fmt: skip
     counted = bool((last - first + 1 == num).all())  # False where no timestep is logged too
     if across == "auto" and (counted or num.sum() == last.max() - first.min() + 1):
@@ -167,20 +167,20 @@ def _chain(
     for before, piece in pairwise(pieces):
         same_file = files[before.file].path == files[piece.file].path
         one, other = looks[before.file], looks[piece.file]
-        adjacent = piece.file == before.file + 1 and one.closes == before.index and other.opens == piece.index
-        known = one.after[before.index] and other.before[piece.index]
-        if one.ended[before.index]:
+        adjacent = piece.file == before.file + 1 and one.closes == before.episode and other.opens == piece.episode
+        known = one.after[before.episode] and other.before[piece.episode]
+        if one.ended[before.episode]:
             goes_on = False
         elif same_file:
             goes_on = adjacent and before.file != piece.file
         elif across is False:
             goes_on = False
         elif known:
-            goes_on = bool(one.after[before.index] == other.before[piece.index])
+            goes_on = bool(one.after[before.episode] == other.before[piece.episode])
         elif adjacent and other.opens_marked is not None:
             goes_on = not other.opens_marked
         else:
-            label = one.labels[before.index]
+            label = one.labels[before.episode]
             goes_on = (adjacent and is_global) or (isinstance(label, str) and UUID.fullmatch(label) is not None)
             unsure += [] if goes_on else [(before, piece)]
         if goes_on:
@@ -192,13 +192,13 @@ def _chain(
 
 def _split_at_ends(pieces: list[_Piece], looks: Sequence[FileEpisodes]) -> list[list[_Piece]]:
     """One episode, or one after each end, where the pieces stand in the order of their files."""
-    times = [looks[piece.file].first[piece.index] for piece in pieces]
+    times = [looks[piece.file].first[piece.episode] for piece in pieces]
     if not np.isnan(times).any():
         return [pieces]  # in the order of their timesteps, which joining checks
     chains: list[list[_Piece]] = [[]]
     for piece in pieces:
         chains[-1].append(piece)
-        if looks[piece.file].ended[piece.index]:
+        if looks[piece.file].ended[piece.episode]:
             chains.append([])
     return [chain for chain in chains if chain]
 
@@ -218,21 +218,21 @@ def _chain_by_time(
     chains: list[list[int]] = []
     for at in order:
         open_ones = [chain for chain in chains if last[chain[-1]] + 1 == first[at]]
-        running = [c for c in open_ones if not looks[pieces[c[-1]].file].ended[pieces[c[-1]].index]]
+        running = [c for c in open_ones if not looks[pieces[c[-1]].file].ended[pieces[c[-1]].episode]]
         if first[at] == first.min():
             chains.append([at])
         elif len(running) == 1:
             running[0].append(at)
         else:
             piece, before = pieces[at], pieces[order[np.flatnonzero(order == at)[0] - 1]]
-            label = looks[piece.file].labels[piece.index]
+            label = looks[piece.file].labels[piece.episode]
             if not running and before.file == piece.file:
                 chains.append([at])
                 continue
             raise DataError(
                 f"episode {label}: in {files[before.file].path} timestep {last[pieces.index(before)]:g} is followed by "
-                f"{first[at]:g} in {files[piece.file].path}; a step is missing or twice there; if each file has episodes "
-                f"of its own, set data.episodes_across_files=false"
+                f"{first[at]:g} in {files[piece.file].path}; a step is missing or twice there; if each file has "
+                f"episodes of its own, set data.episodes_across_files=false"
             )
     return [[pieces[at] for at in chain] for chain in sorted(chains, key=lambda c: pieces[c[0]])]
 
@@ -254,16 +254,16 @@ def _chain_unnumbered(
             continue
         one, other = looks[before.file], looks[piece.file]
         goes_on = not (
-            one.are_logged or one.ended[before.index] or files[before.file].source != files[piece.file].source
+            one.are_logged or one.ended[before.episode] or files[before.file].source != files[piece.file].source
         )
         if goes_on and files[before.file].path != files[piece.file].path and across is not True:
-            known = one.after[before.index] and other.before[piece.index]
+            known = one.after[before.episode] and other.before[piece.episode]
             if across is False:
                 goes_on = False
             elif known:
-                goes_on = bool(one.after[before.index] == other.before[piece.index])
-            elif not np.isnan(one.last[before.index]) and not np.isnan(other.first[piece.index]):
-                goes_on = bool(other.first[piece.index] == one.last[before.index] + 1)
+                goes_on = bool(one.after[before.episode] == other.before[piece.episode])
+            elif not np.isnan(one.last[before.episode]) and not np.isnan(other.first[piece.episode]):
+                goes_on = bool(other.first[piece.episode] == one.last[before.episode] + 1)
             elif other.opens_marked is not None:
                 goes_on = not other.opens_marked
             else:

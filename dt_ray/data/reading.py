@@ -325,8 +325,8 @@ def check_alike(schemas: Mapping[str, pa.Schema]) -> None:
     with_returns = [path for path, schema in schemas.items() if "returns_to_go" in schema.names]
     if with_returns and (without := [path for path in schemas if path not in with_returns]):
         raise DataError(
-            f"{with_returns[0]} has a column of returns-to-go but {without[0]} has none; write it into all files or none"
-            f", or leave it out by data.columns.return_to_go=null"
+            f"{with_returns[0]} has a column of returns-to-go but {without[0]} has none; write it into all files or "
+            f"none, or leave it out by data.columns.return_to_go=null"
         )
 
 

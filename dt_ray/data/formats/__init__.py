@@ -48,7 +48,7 @@ def read_rows(
     observations_too: Callable[[ColumnNames], bool] | None = None,
     num_rows: int | None = None,
 ) -> tuple[pa.Table, ColumnNames]:
-    """The rows of a file in the columns that are known, or in the `wanted` ones of ours, and what it calls each of ours.
+    """The rows of a file in the known columns, or in the `wanted` ones of ours, and what it calls each of ours.
 
     `observations_too` says whether observations and next ones are wanted besides, where both are logged; of Parquet
     `num_rows` are enough.

@@ -160,9 +160,9 @@ def align(arrays: Arrays, config: DataConfig, *, source: str, time_limit: int | 
     rewards, actions = plain[names["reward"][0]], plain[names["action"][0]]
     if rewards.ndim == 0:
         raise DataError(f"{source}: {names['reward'][0]} is one number; every step needs its own")
-    if rewards.ndim >= 2 and rewards.shape[1] > 1 and actions.ndim >= 2 and actions.shape[:2] == rewards.shape[:2]:
-        if not _has_two_rewards(plain, names, rewards):
-            plain = _unstack(plain, roles, rewards.shape[:2], time_limit, source=source)
+    is_deep = rewards.ndim >= 2 and rewards.shape[1] > 1 and actions.shape[:2] == rewards.shape[:2]
+    if is_deep and not _has_two_rewards(plain, names, rewards):
+        plain = _unstack(plain, roles, rewards.shape[:2], time_limit, source=source)
     units = plain.pop(UNIT, None)
     num = len(plain[names["reward"][0]])
     result = {}
@@ -177,9 +177,9 @@ def align(arrays: Arrays, config: DataConfig, *, source: str, time_limit: int | 
     extra = [column for column in names["observation"] if lengths[column] == num + 1]
     wrong = {column for column, length in lengths.items() if length != num and column not in extra}
     if wrong or (extra and len(extra) < len(names["observation"])):
+        found = ", ".join(f"{name} {length}" for name, length in lengths.items())
         raise DataError(
-            f"{source}: arrays of different lengths: {', '.join(f'{name} {length}' for name, length in lengths.items())}"
-            f"; each has one entry for each step, observations may have one more"
+            f"{source}: arrays of different lengths: {found}; each has one entry for each step, observations may have one more"
         )
     for column, values in plain.items():
         result[column] = _shaped(values, roles[column], f"{source}, {column}")
@@ -237,8 +237,8 @@ def _unstack(
         told = last[:, -1].all() or any(each[:, 0].astype(bool).all() for each in starts)
         if not told:
             raise DataError(
-                f"{source}: arrays of {num_episodes} x {num_steps} steps, and no end marks the last step of each of the "
-                f"first axis; if each is an episode, set data.time_limit={num_steps}, else write one row for each step"
+                f"{source}: arrays of {num_episodes} x {num_steps} steps, and no end marks the last step of each of "
+                f"the first axis; if each is an episode, set data.time_limit={num_steps}, else write one row for each step"
             )
     result: dict[str, ndarray] = {}
     for name, values in plain.items():
