@@ -5,7 +5,7 @@ Legend: N rows, E episodes.
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -38,7 +38,7 @@ class RowIds(NamedTuple):
     def label(self, number: int | np.integer) -> str:
         return f"{number}" if self.texts is None else f"{self.texts[number]}"
 
-    def of_row(self, row: int | np.integer) -> str:
+    def of_row(self, row: Any) -> str:
         return self.label(self.numbers.item(int(row)))
 
 

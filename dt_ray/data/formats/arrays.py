@@ -179,7 +179,8 @@ def align(arrays: Arrays, config: DataConfig, *, source: str, time_limit: int | 
     if wrong or (extra and len(extra) < len(names["observation"])):
         found = ", ".join(f"{name} {length}" for name, length in lengths.items())
         raise DataError(
-            f"{source}: arrays of different lengths: {found}; each has one entry for each step, observations may have one more"
+            f"{source}: arrays of different lengths: {found}; each has one entry for each step, "
+            f"observations may have one more"
         )
     for column, values in plain.items():
         result[column] = _shaped(values, roles[column], f"{source}, {column}")
@@ -238,7 +239,8 @@ def _unstack(
         if not told:
             raise DataError(
                 f"{source}: arrays of {num_episodes} x {num_steps} steps, and no end marks the last step of each of "
-                f"the first axis; if each is an episode, set data.time_limit={num_steps}, else write one row for each step"
+                f"the first axis; if each is an episode, set data.time_limit={num_steps}, else write one row "
+                f"for each step"
             )
     result: dict[str, ndarray] = {}
     for name, values in plain.items():
