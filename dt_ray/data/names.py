@@ -48,8 +48,6 @@ def column_names(available: Sequence[str], renamed: Mapping[str, str | None], *,
             f"data.columns names {', '.join(sorted(unknown))}; it maps {', '.join((*REQUIRED, *OPTIONAL))} "
             f"to the names in the file"
         )
-    if twice := sorted({name for name in available if list(available).count(name) > 1}):
-        raise DataError(f"{source}: several columns are called {', '.join(twice)}; give each its own name")
     given = {
         ours: tuple(_exact(part.strip(), available) for part in theirs.split(",")) if theirs else ()
         for ours, theirs in renamed.items()
@@ -70,6 +68,9 @@ def column_names(available: Sequence[str], renamed: Mapping[str, str | None], *,
         raise DataError(
             f"{source}: no column for {', '.join(missing)} among {listed(available)}; name it with {example}{why}"
         )
+    wanted = {name for theirs in names.values() for name in theirs}
+    if twice := sorted({name for name in wanted if list(available).count(name) > 1}):
+        raise DataError(f"{source}: several columns are called {', '.join(twice)}; give each its own name")
     for ours in ("timestep", "return_to_go"):
         if len(names[ours]) > 1:
             raise DataError(f"{source}: data.columns.{ours} takes one column, got {', '.join(names[ours])}")

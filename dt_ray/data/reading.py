@@ -81,7 +81,7 @@ def number_files(
     Raises:
         DataError: a file can't be read.
     """
-    if any(is_flat(file, config) for file in files):
+    if is_flat(files[0], config):
         return files  # a plan numbers their episodes
     if not all(file.format == "parquet" for file in files):
         return [replace(file, is_numbered=True) for file in files]
@@ -173,7 +173,7 @@ def read_file(
         DataError: the file is unreadable or empty, or has faults: each named by file, episode and step.
     """
     labels: Mapping[int, str] = {}
-    if has_rows(file):
+    if flat := has_rows(file):
         rows, names = read_rows(file, config)
         table, labels = cut_fragments(
             rows,
@@ -191,7 +191,7 @@ def read_file(
         raise DataError(f"{file.path} is empty: there is no episode in it")
     bounds = (spec.action_low, spec.action_high) if spec is not None and config.out_of_bounds == "clip" else None
     table = scale_actions(table, config.action_scale, bounds=bounds)
-    hint = SCALE_HINT if has_rows(file) else ""
+    hint = SCALE_HINT if flat else ""
     raise_faults(from_table(table, source=file.path), spec, source=file.path, hint=hint, labels=labels)
     if plan is None:
         table = _number(table, file)

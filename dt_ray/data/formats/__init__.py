@@ -74,10 +74,12 @@ def read_rows(
         rows = ARRAY_READERS[file.format](file, config)
         rows = rows.select(choose(rows.column_names))
     elif file.format in ("parquet", "lerobot") and not is_episodes(schema := read_schema(file)):
-        rows = decode_rows(read_parquet(file, choose(flat_names(schema)), num_rows=num_rows))
+        rows = decode_rows(read_parquet(file, choose(flat_names(schema)), num_rows=num_rows), source=file.path)
     else:
-        rows = {"csv": read_csv, "rllib-json": read_json}.get(file.format, read_episodes)(file)
-        rows = rows.select(choose(rows.column_names))
+        rows = read_json(file, choose) if file.format == "rllib-json" else None
+        if rows is None:
+            rows = (read_csv if file.format == "csv" else read_episodes)(file)
+            rows = rows.select(choose(rows.column_names))
     for name, value in partitions.items():
         if any(name in columns for columns in names.values()) and name not in rows.column_names:
             rows = rows.append_column(name, _partition(value, len(rows), f"{file.path}, {name}"))

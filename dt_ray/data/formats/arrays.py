@@ -129,7 +129,7 @@ def rows_of_parts(
         lengths = [len(next(iter(each.values()))) for each in aligned]
         number = np.repeat(np.arange(len(aligned)), lengths)
         units = number if units is None else number * (int(units.max()) + 1) + units
-    table = {name: _column(values) for name, values in columns.items()}
+    table = {name: _column(values, f"{source}, {name}") for name, values in columns.items()}
     return pa.table(table | ({} if units is None else {UNIT: units.astype(np.int64)}))
 
 
@@ -291,14 +291,14 @@ def _as_matrix(values: ndarray) -> ndarray:
     return values if values.ndim == 2 else values[:, None]
 
 
-def _column(values: ndarray) -> pa.Array:
+def _column(values: ndarray, where: str) -> pa.Array:
     if values.dtype.kind in "iuf":
         values = np.ascontiguousarray(values, values.dtype.newbyteorder("="))
         values = values.astype(np.float64) if values.dtype.itemsize > 8 else values
     if values.ndim == 1:
         return pa.array(values)
     if values.dtype.kind not in "iuf":
-        raise DataError(f"expected numbers, found {values.dtype}")
+        raise DataError(f"{where}: expected numbers, found {values.dtype}")
     return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
 
 
