@@ -156,7 +156,8 @@ def assert_safe(seed: int, folder: Path, tiny: RunConfig) -> bool:
             attempt()
         except UserError as error:
             is_read = is_read and number > 0
-            assert f"log-{seed}" in str(error), f"seed {seed}: the file is not named in: {error}"
+            if f"log-{seed}" not in str(error):
+                raise AssertionError(f"seed {seed}: the file is not named in: {error}") from error
         except Exception as error:
             raise AssertionError(f"seed {seed}, attempt {number}: {type(error).__name__}: {error}") from error
     if is_read and num_rows is not None:

@@ -1,4 +1,4 @@
-"""The laws of reading: which signals end an episode and how, which rows are one episode, and what is refused by name."""
+"""The laws of reading: what ends an episode and how, which rows are one episode, and what is refused by name."""
 
 from __future__ import annotations
 
