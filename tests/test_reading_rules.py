@@ -208,6 +208,22 @@ def test_datasets_in_one_folder_share_no_episode_in_any_residency(tmp_path: Path
     assert read(tmp_path / "0").episode_ids.tolist() == [0, 1, 2]
 
 
+@pytest.mark.parametrize(
+    ("times", "message"),
+    [
+        ([0, 1, 2, 0, 1, 2], "timestep 2 is followed by 0"),
+        ([0, 0, 1, 1, 2, 2], "timestep 0 is followed by 0"),
+        ([0, 1, 2, 3, 5, 6], "timestep 3 is followed by 5"),
+        ([0, 1, 3, 4, 5, 7], "timestep 1 is followed by 3"),
+    ],
+)
+def test_an_index_with_a_gap_or_a_repetition_is_refused(times: list[int], message: str, tmp_path: Path) -> None:
+    write(tmp_path / "log.csv", episode=[4] * 6, t=times)
+    with pytest.raises(DataError, match=f"log.csv, episode 4: {message}; a step is missing or twice there"):
+        read(tmp_path)
+    assert read(tmp_path, columns={"timestep": None}).lengths.tolist() == [6]
+
+
 @pytest.mark.parametrize("times", [[0, 0.05, 0, 0.05, 0.1, 0.15], [0, 4, 0, 4, 8, 12], [10, 11.5, 3, 4, 4, 9]])
 def test_a_clock_orders_the_steps_and_is_no_index(times: list[float], tmp_path: Path) -> None:
     write(tmp_path / "log.csv", episode=[0, 0, 1, 1, 1, 1], t=times)

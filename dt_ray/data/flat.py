@@ -126,7 +126,8 @@ def cut_fragments(
     if ids is None:
         ids = unique_ids(found.ids)
     last = np.append(starts[1:], len(rows)) - 1
-    ended = found.of(ends.ended)
+    terminated, truncated = found.of(ends.terminated), found.of(ends.truncated)
+    ended = terminated | truncated
     inside = np.setdiff1d(np.flatnonzero(ended), last)
     if len(inside):
         at = int(np.searchsorted(starts, inside[0], side="right")) - 1
@@ -137,7 +138,6 @@ def cut_fragments(
     ordered = None if times is None else found.of(times)
     if ordered is not None and not joins:
         check_steps(ordered, starts, found.label, source=f"{source}, ")
-    truncated = found.of(ends.truncated)
     if not joins:
         truncated = truncated.copy()
         truncated[last] |= ~ended[last]
@@ -145,7 +145,7 @@ def cut_fragments(
         observations=found.of(read_vectors(rows, names, "observation", source=source)),
         actions=found.of(read_vectors(rows, names, "action", source=source)),
         rewards=found.of(_numbers(rows, names, "reward", source=source)),
-        terminated=found.of(ends.terminated),
+        terminated=terminated,
         truncated=truncated,
         starts=starts,
         episode_ids=ids,
@@ -161,7 +161,9 @@ def cut_fragments(
                 f"{following.shape[1]}; data.columns.next_observation=null leaves them out"
             )
         data = data.with_next_observations(following)
-    labels = {int(number): found.label(episode) for episode, number in enumerate(ids)}
+    labels = {}  # of faults, where ids are not as they were logged
+    if found.labels.texts is not None or not np.array_equal(ids, found.ids):
+        labels = {int(number): found.label(episode) for episode, number in enumerate(ids)}
     if not joins:
         return to_table(data.with_time_limit(time_limit), {"doubt": doubt} if doubt else None), labels
     fragments = to_table(data)

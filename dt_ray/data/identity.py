@@ -243,12 +243,17 @@ def _group_by_key(
     by_key = key[order]
     firsts = np.concatenate([[0], np.flatnonzero(np.diff(by_key)) + 1])
     lengths = np.diff(np.append(firsts, num))
-    run_keys, num_runs = np.unique(key[heads], return_counts=True)
-    assert len(run_keys) == len(firsts)
+    is_head = np.zeros(num, np.int64)
+    is_head[heads] = 1
+    num_runs = np.add.reduceat(is_head[order], firsts)
     not_last = np.ones(num, bool)
     not_last[firsts + lengths - 1] = False
     ends_inside = np.logical_or.reduceat(ended[order] & not_last, firsts)
-    whole = ~ends_inside & ((num_runs == 1) | _even(times, order, firsts, lengths))
+    even, repeats = _find_steps(times, order, firsts, lengths)
+    if times is not None and repeats.any():  # time that goes back to where it was is not that of a shuffled table
+        back = np.flatnonzero((np.diff(times) < 0) & (np.diff(key) == 0))
+        repeats &= np.isin(by_key[firsts], key[back])
+    whole = ~ends_inside & (even | ((num_runs == 1) & ~repeats))
     if whole.all():
         return Episodes(order, firsts, ids.numbers[order[firsts]], ids)
 
@@ -265,17 +270,17 @@ def _group_by_key(
     return Episodes(order, firsts, ids.numbers[order[firsts]], ids)
 
 
-def _even(times: ndarray | None, order: ndarray, firsts: ndarray, lengths: ndarray) -> ndarray:
-    """For each key whether its times, put in order, go up by equal steps: none is missing and none is there twice."""
-    even = np.ones(len(firsts), bool)
+def _find_steps(
+    times: ndarray | None, order: ndarray, firsts: ndarray, lengths: ndarray
+) -> tuple[Bool[ndarray, "E"], Bool[ndarray, "E"]]:
+    """For each key whether its times, put in order, go up by equal steps, and whether one is there twice."""
     if times is None:
-        return lengths == 1
+        return lengths == 1, np.zeros(len(firsts), bool)
     steps = np.diff(times[order], append=np.nan)
     steps[firsts + lengths - 1] = np.nan  # to the next key
-    long = lengths > 1
     low, high = np.fmin.reduceat(steps, firsts), np.fmax.reduceat(steps, firsts)
-    even[long] = (low[long] > 0) & (high[long] - low[long] <= EVENNESS * low[long])
-    return even
+    low[lengths == 1] = high[lengths == 1] = 1
+    return (low > 0) & (high - low <= EVENNESS * low), low == 0
 
 
 def _cut_pieces(
@@ -374,7 +379,11 @@ def check_steps(times: Float[ndarray, "N"], starts: Int[ndarray, "E"], label: ob
     steps_inside = steps[~np.isnan(steps)]
     if not len(steps_inside):
         return
-    counts = (times == np.round(times)).all() and (steps_inside == 1).mean() > 0.5
+    share = (steps_inside == 1).mean()
+    counts = share > 0 and bool((times == np.round(times)).all())
+    if counts and share <= 0.5:  # by one more often than by anything else, but for rows that are there twice
+        found, nums = np.unique(steps_inside[steps_inside != 0], return_counts=True)
+        counts = found[nums.argmax()] == 1
     wrong = np.flatnonzero((steps != 1) & ~np.isnan(steps)) if counts else np.flatnonzero(steps < 0)
     if len(wrong):
         at = int(wrong[0])

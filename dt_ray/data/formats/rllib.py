@@ -19,6 +19,7 @@ from dt_ray.data.formats.pickles import as_vector, load_arrays
 from dt_ray.data.formats.tables import read_parquet
 from dt_ray.errors import DataError
 
+COLUMNS = ("eps_id", "t", "obs", "actions", "rewards", "new_obs", "terminateds", "truncateds", "dones")
 PACKED = b"BCJNGGhA"  # how a base64-encoded LZ4 frame begins
 
 
@@ -40,10 +41,8 @@ def read_json(file: DatasetFile, choose: Callable[[Sequence[str]], Sequence[str]
             raise DataError(f"{where} is no SampleBatch of RLlib, the only JSON log that is read")
         batches.append((where, batch))
     names = dict.fromkeys(name for _, batch in batches for name in batch if name != "type")
-    rows: dict[str, list[Any]] = {name: [] for name in choose(list(names))}
-    for where, batch in batches:
-        for name, values in rows.items():
-            values.extend(_values(batch[name], f"{where}, {name}") if name in batch else ())
+    known = {name: _column(batches, name) for name in names if name in COLUMNS}  # and so safe, whatever is missing
+    rows = {name: known.get(name) or _column(batches, name) for name in choose(list(names))}
     sizes = {name: len(values) for name, values in rows.items()}
     if len(set(sizes.values())) > 1:
         raise DataError(f"{file.path}: columns of different lengths: {sizes}")
@@ -51,6 +50,10 @@ def read_json(file: DatasetFile, choose: Callable[[Sequence[str]], Sequence[str]
         return pa.table(rows)
     except (pa.ArrowException, ValueError, TypeError, OverflowError) as error:
         raise DataError(f"{file.path}: the values of a column are of different kinds: {error}") from None
+
+
+def _column(batches: Sequence[tuple[str, Mapping[str, Any]]], name: str) -> list[Any]:
+    return [value for where, batch in batches if name in batch for value in _values(batch[name], f"{where}, {name}")]
 
 
 def decode_rows(rows: pa.Table, *, source: str) -> pa.Table:
