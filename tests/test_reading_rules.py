@@ -292,6 +292,12 @@ def test_decimal_commas(tmp_path: Path) -> None:
     assert data.rewards.tolist() == [2, 3]
 
 
+def test_names_that_are_not_in_utf_8_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_bytes("observation,action,reward,épisode\n1,2,3,0\n".encode("latin-1"))
+    with pytest.raises(DataError, match="log.csv is not a readable CSV file: its names are not written in UTF-8"):
+        read(tmp_path)
+
+
 def test_only_a_header_is_empty(tmp_path: Path) -> None:
     (tmp_path / "log.csv").write_text("observation,action,reward,episode\n")
     with pytest.raises(DataError, match="log.csv is empty"):

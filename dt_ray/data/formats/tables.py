@@ -69,6 +69,10 @@ def read_csv(file: DatasetFile) -> pa.Table:
             "convert_options": pyarrow.csv.ConvertOptions(decimal_point="," if comma else "."),
         }
         try:
+            start.partition(b"\n")[0].decode()
+        except UnicodeDecodeError:
+            raise DataError(f"{file.path} is not a readable CSV file: its names are not written in UTF-8") from None
+        try:
             return pyarrow.csv.read_csv(pa.BufferReader(content), **options)
         except pa.ArrowInvalid:  # a column of whole numbers may go on with others: all rows say what it holds
             whole = pyarrow.csv.ReadOptions(block_size=min(max(content.size, 2**20), 2**31 - 1))
