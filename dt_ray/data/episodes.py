@@ -11,7 +11,7 @@ import pyarrow as pa
 from numpy import ndarray
 
 from dt_ray.data.ends import read_flags
-from dt_ray.data.identity import read_ids
+from dt_ray.data.ids import read_ids
 from dt_ray.data.transitions import SOURCE_BITS, TransitionDataset
 from dt_ray.errors import DataError
 

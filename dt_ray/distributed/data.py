@@ -16,15 +16,14 @@ from dt_ray.data.episodes import from_table
 from dt_ray.data.files import DatasetFile
 from dt_ray.data.flat import join_fragments
 from dt_ray.data.formats import has_rows, is_flat
+from dt_ray.data.looks import look_into, read_schema_of
 from dt_ray.data.plan import FileEpisodes
 from dt_ray.data.reading import (
     check_alike,
     find_fault_in,
-    look_into,
     make_plans,
     read_episode_ids,
     read_file,
-    read_schema_of,
     sound_files,
     warn_of,
 )

@@ -7,10 +7,8 @@ itself (groups, trajectories, a leading axis of episodes) is told apart by the c
 from __future__ import annotations
 
 import re
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import pyarrow as pa
@@ -35,7 +33,9 @@ def read_hdf5(file: DatasetFile, config: DataConfig) -> pa.Table:
         try:
             with h5py.File(stream, "r") as content:
                 parts = list(_read_parts(content, config, source=file.path))
-        except (RuntimeError, KeyError, ValueError, TypeError, AttributeError, UnicodeError) as error:
+        except (DataError, OSError):
+            raise
+        except Exception as error:  # what its library raises depends on what is damaged
             raise DataError(f"{file.path} is not a readable HDF5 file: {error}") from None
     return rows_of_parts(parts, config, source=file.path, are_apart=any(place for place, _ in parts))
 
@@ -90,7 +90,9 @@ def read_npz(file: DatasetFile, config: DataConfig) -> pa.Table:
                 chosen = column_names(known, config.columns, source=file.path)
                 wanted = {name for columns in chosen.values() for name in columns}
             named = {name: arrays[name] for name in known if name in wanted}
-        except (ValueError, BadZipFile, EOFError, KeyError, zlib.error, NotImplementedError, SyntaxError) as error:
+        except (DataError, OSError):
+            raise
+        except Exception as error:  # likewise
             raise DataError(f"{file.path} is no NPZ of plain arrays: {error}") from None
     if "indices" in named and "acts" in named:
         return rows_of_parts(list(_cut_imitation(named, source=file.path)), config, source=file.path, are_apart=True)
