@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from dt_ray.config import DataConfig
 from dt_ray.data.files import DatasetFile
-from dt_ray.data.formats.arrays import read_hdf5, read_npz
+from dt_ray.data.formats.containers import read_hdf5, read_npz
 from dt_ray.data.formats.minari import read_minari
 from dt_ray.data.formats.rllib import decode_rows, is_episodes, read_episodes, read_json
 from dt_ray.data.formats.tables import flat_names, read_csv, read_parquet, read_schema
