@@ -410,6 +410,12 @@ def test_a_list_of_rewards_a_step_is_refused(tmp_path: Path) -> None:
         read(tmp_path)
 
 
+def test_columns_of_whole_episodes_are_not_renamed_in_silence(tmp_path: Path) -> None:
+    write_episodes(make_episodes([3]), tmp_path / "part.parquet")
+    with pytest.raises(DataError, match=r"part.parquet holds whole episodes.*leave out data.columns .*, got reward"):
+        read(tmp_path, columns={"reward": "bonus"})
+
+
 def test_columns_and_the_setting_are_options_of_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for number in range(2):
         moving = number + np.arange(3) / 8

@@ -139,6 +139,11 @@ def read_file(
             time_limit=config.time_limit,
             source=file.path,
         )
+    elif config.columns:
+        raise DataError(
+            f"{file.path} holds whole episodes, whose columns have names of their own: leave out data.columns (--column), "
+            f"got {', '.join(sorted(config.columns))}"
+        )
     else:
         data = read_minari(file) if file.format == "minari" else from_table(read_parquet(file), source=file.path)
         table = to_table(data.with_time_limit(config.time_limit))
