@@ -141,8 +141,8 @@ def read_file(
         )
     elif config.columns:
         raise DataError(
-            f"{file.path} holds whole episodes, whose columns have names of their own: leave out data.columns (--column), "
-            f"got {', '.join(sorted(config.columns))}"
+            f"{file.path} holds whole episodes, whose columns have names of their own: leave out data.columns "
+            f"(--column), got {', '.join(sorted(config.columns))}"
         )
     else:
         data = read_minari(file) if file.format == "minari" else from_table(read_parquet(file), source=file.path)
