@@ -61,11 +61,12 @@ def read_csv(file: DatasetFile) -> pa.Table:
         lines = [line for line in start.decode("utf-8", "replace").splitlines() if line.strip()]
         if not lines:
             raise DataError(f"{file.path} is not a readable CSV file: it is empty")
+        rows = start.partition(b"\n")[2]  # quotes in the header alone need no slower reader
         header = re.sub(r'"[^"]*"', "", lines[0])
         separator = max(SEPARATORS, key=header.count)
         comma = separator == ";" and any(re.search(r"\d,\d", each) and "." not in each for each in lines[1:2])
         options = {
-            "parse_options": pyarrow.csv.ParseOptions(delimiter=separator, newlines_in_values=b'"' in start),
+            "parse_options": pyarrow.csv.ParseOptions(delimiter=separator, newlines_in_values=b'"' in rows),
             "convert_options": pyarrow.csv.ConvertOptions(decimal_point="," if comma else "."),
         }
         try:
