@@ -17,6 +17,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -49,6 +50,7 @@ SETTINGS = [
     "checkpoint={every: 250, keep: 2}",
     "logging.every=10",
 ]
+ENDS_WITHIN_S = 30  # a run that can't go on, and one that is refused once it is connected
 BEGIN, END = "<!-- faults -->", "<!-- /faults -->"
 
 
@@ -64,14 +66,24 @@ class Run:
     log: Path
     store: ObjectStore
     nodes: Any = None  # a Ray cluster of several nodes, for the faults that are about them
+    launcher: tuple[str, ...] = ("-m", "dt_ray.train")
     process: subprocess.Popen[bytes] | None = None
     lost: list[int] = field(default_factory=list)  # updates to be made again, a fault
 
     def start(self, *arguments: str) -> None:
-        command = [sys.executable, "-m", "dt_ray.train", *(arguments or self.command)]
-        address = {"RAY_ADDRESS": self.nodes.address} if self.nodes else {}
+        command = [sys.executable, *self.launcher, *(arguments or self.command)]
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | address)
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, env=self.environment)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {**os.environ, **({"RAY_ADDRESS": self.nodes.address} if self.nodes else {})}
+
+    def wait_for_refusal(self, process: subprocess.Popen[bytes], log: Path, message: str) -> None:
+        """A command ends by itself, with exit code 2 and one message."""
+        status = process.wait(timeout=ENDS_WITHIN_S)
+        said = log.read_text()
+        assert (status, message in said, "Traceback" in said) == (2, True, False), f"exit code {status}: {said[-2000:]}"
 
     def wait(self) -> int:
         assert self.process is not None
@@ -212,6 +224,143 @@ def preempt_node(run: Run, chance: random.Random) -> None:
     run.nodes.add_node(num_cpus=1)
 
 
+def fill_disk(run: Run, chance: random.Random) -> None:
+    """Rank 0's disk takes nothing more; the run goes on by its resume command when it does again."""
+    assert run.process is not None
+    run.wait_for_step(chance.randrange(520, NUM_UPDATES - 200))
+    checkpoints = Path(str(run.folder.checkpoints))
+    checkpoints.rename(checkpoints.with_name("kept"))
+    checkpoints.touch()  # no file can be written below a file
+    run.wait_for_refusal(run.process, run.log, "can't write")
+    checkpoints.unlink()
+    checkpoints.with_name("kept").rename(checkpoints)
+    run.note_fault()
+    run.resume()
+
+
+# Runs the command in a process in which the nodes are listed, and asked only when `FOLDER/gone` is there.
+ASKS_LATE = """
+import os, sys, time
+from dt_ray import train
+from dt_ray.distributed import paths
+folder, ask = os.environ["DT_RAY_FAULTS_FOLDER"], paths.ask_each_node
+def alive():
+    nodes = paths.alive_nodes()
+    open(folder + "/listed", "w").close()
+    while not os.path.exists(folder + "/gone"):
+        time.sleep(0.05)
+    return nodes
+paths.ask_each_node = lambda file: ask(file, alive=alive)
+train.main(sys.argv[1:])
+"""
+
+
+def lose_asked_node(run: Run, chance: random.Random) -> None:
+    """Kills a node between the moment at which it is listed and that at which it is asked."""
+    assert run.process is not None
+    run.process.kill()
+    run.wait()
+    folder = Path(tempfile.mkdtemp(prefix="asked-"))
+    os.environ["DT_RAY_FAULTS_FOLDER"] = str(folder)
+    run.launcher = ("-c", ASKS_LATE)
+    run.start(*run.command, "--overwrite")
+    while not (folder / "listed").exists():
+        assert run.process.poll() is None, run.log.read_text()
+        time.sleep(0.05)
+    run.note_fault()
+    run.nodes.remove_node(chance.choice(sorted(run.nodes.worker_nodes, key=str)), allow_graceful=False)
+    (folder / "gone").touch()
+
+
+def start_second_run(run: Run, chance: random.Random) -> None:
+    """Another run on a cluster that has room for one."""
+    run.wait_for_step(chance.randrange(20, NUM_UPDATES - 200))
+    run.note_fault()
+    log = run.log.with_suffix(".second")
+    command = [sys.executable, "-m", "dt_ray.train", *run.command, f"name={run.folder.folder.name}-second"]
+    with log.open("wb") as output:
+        second = subprocess.Popen(command, stdout=output, stderr=output, env=run.environment)
+    run.wait_for_refusal(second, log, "in use by job")
+
+
+# Holds a placement group until its input ends; exit code 0 if it still has it then.
+HOLDS_A_CPU = """
+import sys, ray
+from ray.util.placement_group import placement_group, placement_group_table
+ray.init(log_to_driver=False)
+group = placement_group([{"CPU": 1}])
+assert group.wait(60)
+print("holds", flush=True)
+sys.stdin.read()
+sys.exit(placement_group_table()[group.id.hex()]["state"] != "CREATED")
+"""
+
+
+def lose_controller_beside(run: Run, chance: random.Random) -> None:
+    """Kills the controller; a job that came after the run must keep what it holds."""
+    run.wait_for_step(chance.randrange(20, NUM_UPDATES - 200))
+    other = subprocess.Popen(
+        [sys.executable, "-c", HOLDS_A_CPU], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=run.environment
+    )
+    assert other.stdin is not None
+    assert other.stdout is not None
+    assert other.stdout.readline() == b"holds\n"
+    run.note_fault()
+    kill("TrainController")
+    run.wait()
+    other.stdin.close()
+    assert other.wait(timeout=60) == 0, "another job's placement group was removed"
+
+
+# An application of another user; it stays until its input ends.
+SERVES = """
+import sys, urllib.request
+from ray import serve
+@serve.deployment(ray_actor_options={"num_cpus": 0})
+class Other:
+    def __call__(self) -> str:
+        return "here"
+serve.start(http_options={"host": "127.0.0.1", "port": int(sys.argv[1])})
+serve.run(Other.bind(), name="other", route_prefix="/")
+print("serves", flush=True)
+sys.stdin.read()
+assert urllib.request.urlopen(f"http://127.0.0.1:{sys.argv[1]}/").read() == b"here"
+serve.shutdown()
+"""
+
+
+def serve_beside(run: Run, chance: random.Random) -> None:
+    """Serves the run's policy beside another application, is refused at another address, and ends."""
+    run.wait_for_step(chance.randrange(520, NUM_UPDATES - 200))
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    other = subprocess.Popen(
+        [sys.executable, "-c", SERVES, str(port)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=run.environment
+    )
+    assert other.stdin is not None
+    assert other.stdout is not None
+    while (line := other.stdout.readline()) != b"serves\n":
+        assert line or other.poll() is None
+    log = run.log.with_suffix(".serve")
+
+    def serve(port: int) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "dt_ray.serve", str(run.folder), "--port", str(port)]
+        with log.open("wb") as output:
+            return subprocess.Popen(command, stdout=output, stderr=output, env=run.environment)
+
+    run.wait_for_refusal(serve(port + 1), log, f"--port {port}")
+    ours = serve(port)
+    while "serving" not in log.read_text():
+        assert ours.poll() is None, log.read_text()
+        time.sleep(0.1)
+    run.note_fault()
+    ours.send_signal(signal.SIGINT)
+    assert ours.wait(timeout=60) == 130, log.read_text()
+    other.stdin.close()
+    assert other.wait(timeout=60) == 0, "another application was ended"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Kind:
     """A kind of fault, what the run is, and how often it is tried in a campaign."""
@@ -262,6 +411,36 @@ KINDS = {
         times=2,
         settings=(*TWO, "total_timesteps=11000", "scaling.num_workers=[1, 2]", "scaling.resize_every_s=5"),
         num_nodes=2,
+    ),
+    "full disk": Kind(
+        what="rank 0's disk is full: exit code 2 within 30 s, then `--resume`",
+        disturb=fill_disk,
+        times=2,
+        settings=("scaling.num_workers=2", "model.dropout=0", "evaluation.num_actors=0"),
+    ),
+    "asked node": Kind(
+        what="a node killed between being listed and being asked", disturb=lose_asked_node, times=1, num_nodes=3
+    ),
+    "two runs": Kind(
+        what="another run where there is room for one: exit code 2 within 30 s",
+        disturb=start_second_run,
+        times=2,
+        settings=TWO,
+        num_nodes=2,
+    ),
+    "controller beside": Kind(
+        what="`kill -9` of the Train controller beside another job",
+        disturb=lose_controller_beside,
+        times=2,
+        settings=("scaling.num_workers=1", "scaling.cpus_per_worker=1"),
+        num_nodes=3,
+    ),
+    "serve beside": Kind(
+        what="`dt_ray.serve` beside another application, ended",
+        disturb=serve_beside,
+        times=1,
+        settings=("scaling.num_workers=1", "scaling.cpus_per_worker=1", "total_timesteps=20000"),
+        num_nodes=3,
     ),
 }
 

@@ -20,7 +20,9 @@ from dt_ray import launch
 from dt_ray.checkpoint import MANIFEST, load_learner, save_checkpoint
 from dt_ray.config import DEFAULT_CONFIG, RunConfig
 from dt_ray.config_io import change_evaluation, decode_config, load_config, to_plain, with_values
+from dt_ray.data.ranges import Ranges
 from dt_ray.data.reading import read_dataset
+from dt_ray.data.spaces import with_data_bounds
 from dt_ray.data.windows import Windows
 from dt_ray.errors import ConfigError, RunError
 from dt_ray.evaluation import evaluate
@@ -103,7 +105,9 @@ class Algorithm:
         """The learner; a new one is fitted to the units of the configured dataset, which is read for that."""
         if self._learner is None:
             spec = launch.check_run(self.config)
-            *_, normalizer, values = split_and_fit(read_dataset(self.config.data, spec), spec, self.config)
+            data = read_dataset(self.config.data, spec)
+            spec = with_data_bounds(spec, self.config.data.action_bounds, *Ranges.of(data).actions)
+            *_, normalizer, values = split_and_fit(data, spec, self.config)
             self._learner, self.config = make_learner(self.config, spec, normalizer, values)
         return self._learner
 
@@ -129,7 +133,9 @@ class Algorithm:
             target_returns=None if target_returns is None else tuple(target_returns),
             num_episodes=num_episodes,
         )
-        return evaluate(self.policy(), self.config.env_id, settings, step=self.learner.step)
+        return evaluate(
+            self.policy(), self.config.env_id, settings, step=self.learner.step, env_kwargs=self.config.env_kwargs
+        )
 
     eval = evaluate
 

@@ -7,7 +7,7 @@ import io
 import json
 import pickle
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -16,12 +16,13 @@ import safetensors.torch
 import torch
 from pydantic import TypeAdapter, ValidationError
 
-from dt_ray.config import EvaluationConfig, ModelConfig, RunConfig
+from dt_ray.config import ActionBounds, EvaluationConfig, ModelConfig, OptimConfig, RunConfig
 from dt_ray.config_io import decode_config, to_plain
 from dt_ray.data.normalizer import Normalizer
 from dt_ray.data.spaces import SpaceSpec
 from dt_ray.errors import RunError, StorageError
 from dt_ray.learners import Learner, Policy, find_learner
+from dt_ray.modules import check_names
 from dt_ray.storage import Folder
 
 FORMAT_VERSION = 1
@@ -41,6 +42,8 @@ class PolicyFacts:
     model: ModelConfig
     normalizer: dict[str, Any]
     evaluation: EvaluationConfig
+    env_kwargs: dict[str, Any] = field(default_factory=dict)
+    action_bounds: ActionBounds = "environment"  # where those of `spec` come from
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +82,8 @@ def pack_checkpoint(learner: Learner, *, config: RunConfig, state: Mapping[str, 
         model=config.model,
         normalizer={key: np.asarray(value).tolist() for key, value in asdict(learner.normalizer).items()},
         evaluation=config.evaluation,
+        env_kwargs=config.env_kwargs,
+        action_bounds=config.data.action_bounds,
     )
     weights = {name: value.detach().cpu().contiguous() for name, value in learner.model.state_dict().items()}
     optimizer = io.BytesIO()
@@ -118,7 +123,7 @@ def load_policy(folder: Folder, evaluation: EvaluationConfig | None = None) -> t
     """The policy of a checkpoint, without its optimizer; `evaluation` may give it a shorter context.
 
     Raises:
-        RunError: the checkpoint is incomplete, damaged or of another format.
+        RunError: the checkpoint is incomplete, damaged or of another format, or names a module that the user did not.
     """
     files = _verified_files(folder, "policy/")
     facts = _facts(folder, files["policy/policy.json"])
@@ -130,8 +135,10 @@ def load_policy(folder: Folder, evaluation: EvaluationConfig | None = None) -> t
     return learner.policy(), facts
 
 
-def load_learner(folder: Folder) -> tuple[Learner, RunConfig]:
+def load_learner(folder: Folder, *, optim: OptimConfig | None = None) -> tuple[Learner, RunConfig]:
     """The learner of a checkpoint as it was, on the CPU, and the configuration that it was trained with.
+
+    With `optim` it is run by that, where the machine that trained it had what this one has not.
 
     Raises:
         RunError: the checkpoint is incomplete, damaged or of another format.
@@ -139,6 +146,8 @@ def load_learner(folder: Folder) -> tuple[Learner, RunConfig]:
     facts = read_facts(folder)
     state = json.loads(_verified_files(folder, "training/state.json")["training/state.json"])
     config = decode_config(state["config"])
+    check_names(config.named_code, source=f"{folder}/training/state.json")
+    config = replace(config, optim=optim or config.optim)
     learner = find_learner(facts.algorithm)(config, facts.spec, _normalizer(facts))
     restore_learner(folder, learner)
     return learner, config
@@ -164,7 +173,9 @@ def restore_learner(folder: Folder, learner: Learner) -> dict[str, Any]:
         )
     _load_weights(learner, folder, files["policy/model.safetensors"])
     try:
-        learner.load_state_dict(torch.load(io.BytesIO(files["training/optimizer.pt"]), weights_only=True))
+        # On the CPU first, wherever it was saved: the optimizer moves what it takes to the learner's own device.
+        state = torch.load(io.BytesIO(files["training/optimizer.pt"]), map_location="cpu", weights_only=True)
+        learner.load_state_dict(state)
     except (pickle.UnpicklingError, EOFError, RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise RunError(f"training/optimizer.pt in {folder} is no optimizer state of this model: {reason}") from None
@@ -209,9 +220,11 @@ def _facts(folder: Folder, content: bytes) -> PolicyFacts:
             f"{folder} has checkpoint format {version}; this version of dt_ray reads format {FORMAT_VERSION}"
         )
     try:
-        return TypeAdapter(PolicyFacts).validate_python(values)
+        facts = TypeAdapter(PolicyFacts).validate_python(values)
     except ValidationError as error:
         raise RunError(f"{folder}/policy/policy.json does not describe a policy: {error}") from None
+    check_names({"algorithm": facts.algorithm, "env_id": facts.env_id}, source=f"{folder}/policy/policy.json")
+    return facts
 
 
 def _normalizer(facts: PolicyFacts) -> Normalizer:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import shutil
+import uuid
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,11 +18,13 @@ from dt_ray.checkpoint import load_policy
 from dt_ray.config import NUM_EVALUATION_SEEDS
 from dt_ray.data.behaviors import NAMES, make_behavior
 from dt_ray.data.episodes import from_table, to_table
-from dt_ray.data.spaces import read_spaces
+from dt_ray.data.spaces import SpaceSpec, find_misfit, read_spaces
 from dt_ray.data.summary import DatasetSummary
+from dt_ray.environments import try_environment
 from dt_ray.errors import DataError, UserError
 from dt_ray.learners import Policy
-from dt_ray.rollout import rollout
+from dt_ray.modules import allow_modules, allowed_modules
+from dt_ray.rollout import join_rollouts, rollout
 from dt_ray.runs import find_checkpoint
 from dt_ray.storage import Folder
 
@@ -36,6 +41,10 @@ class CollectionPlan:
     seed: int
     max_timesteps: int = 1000  # the environment's own time limit usually comes first
     target_return: float | None = None  # for a checkpoint: null is the highest it was evaluated at
+    env_kwargs: dict[str, Any] = field(default_factory=dict)  # arguments of the environment's constructor
+    max_envs: int = 100  # environments open at once, in all processes together
+    spec: SpaceSpec | None = None  # with action bounds for `random`; null: the environment's own
+    modules: tuple[str, ...] = field(default_factory=allowed_modules)  # that a checkpoint may name, in other processes
 
     def __post_init__(self) -> None:
         if (place := self._checkpoint()) is not None:
@@ -50,7 +59,7 @@ class CollectionPlan:
 
     def check(self) -> None:
         """Raises:
-        UserError: no such behaviour or environment, or seeds that belong to evaluation.
+        UserError: no such behaviour, an environment that can't be played, or seeds that belong to evaluation.
         """
         if self.num_episodes < 1 or self.max_timesteps < 1:
             raise UserError("a dataset has at least one episode of at least one step")
@@ -60,6 +69,7 @@ class CollectionPlan:
                 f"more, got {self.seed}"
             )
         self.make_policy([self.seed])
+        try_environment(self.env_id, self.env_kwargs, seed=self.seed)
 
     def chunks(self) -> list[range]:
         """The episodes of each file."""
@@ -73,32 +83,50 @@ class CollectionPlan:
 
     def make_policy(self, seeds: list[int]) -> tuple[Policy, float]:
         """Who acts in the episodes with these seeds, and the return asked of it."""
-        spec = read_spaces(self.env_id)
+        spec = self.spec or read_spaces(self.env_id, self.env_kwargs)
         place = self._checkpoint()
         if place is None:
+            if self.behavior == "random" and not spec.is_bounded:
+                raise UserError(
+                    f"random actions are drawn within bounds, and {self.env_id} has none; give some by "
+                    f"--action-bounds (data.action_bounds), or the actions by --behavior module:function"
+                )
             return make_behavior(self.behavior, self.env_id, spec, seeds=seeds), 0.0
+        allow_modules(*self.modules)
         policy, facts = load_policy(find_checkpoint(place))
-        if facts.spec != spec:
-            raise UserError(f"{self.behavior} acts in {facts.env_id}, whose spaces are not those of {self.env_id}")
+        if (misfit := find_misfit(facts.spec, facts.action_bounds, spec)) is not None:
+            raise UserError(
+                f"{self.behavior} acts in {facts.env_id}, whose spaces are not those of {self.env_id}: {misfit}"
+            )
         target = max(facts.evaluation.target_returns) if self.target_return is None else self.target_return
         return policy, target
 
 
-def collect_chunk(plan: CollectionPlan, episodes: range) -> pa.Table:
-    """Plays these episodes together; the table is the same whichever process makes it."""
-    seeds = [plan.seed + episode for episode in episodes]
-    policy, target = plan.make_policy(seeds)
-    rollouts = rollout(
-        policy, plan.env_id, seeds=seeds, target_returns=[target] * len(seeds), max_timesteps=plan.max_timesteps
-    )
-    spec = read_spaces(plan.env_id)
+def collect_chunk(plan: CollectionPlan, episodes: range, *, num_processes: int = 1) -> pa.Table:
+    """Plays these episodes together, or as many as this process may open; the table is the same whoever makes it."""
+    size = max(1, plan.max_envs // num_processes)
+    parts = []
+    for begin in range(0, len(episodes), size):
+        seeds = [plan.seed + episode for episode in episodes[begin : begin + size]]
+        policy, target = plan.make_policy(seeds)
+        parts.append(
+            rollout(
+                policy,
+                plan.env_id,
+                seeds=seeds,
+                target_returns=[target] * len(seeds),
+                max_timesteps=plan.max_timesteps,
+                env_kwargs=plan.env_kwargs,
+            )
+        )
+    spec = read_spaces(plan.env_id, plan.env_kwargs)
     metadata = {
         "env_id": plan.env_id,
-        "action_low": spec.action_low,
-        "action_high": spec.action_high,
+        **({"env_kwargs": plan.env_kwargs} if plan.env_kwargs else {}),
+        **({"action_low": spec.action_low, "action_high": spec.action_high} if spec.is_bounded else {}),
         "behavior": plan.behavior,
     }
-    return to_table(rollouts.to_dataset(list(episodes)), metadata)
+    return to_table(join_rollouts(parts).to_dataset(list(episodes)), metadata)
 
 
 def collect_here(plan: CollectionPlan) -> Iterator[pa.Table]:
@@ -120,25 +148,24 @@ def write_dataset(
     `source` and `licence` are for the card, beside the folder as `OUT.README.md`; `flat` writes a row per step.
 
     Raises:
-        DataError: something is there already, or the disk can't be written.
+        DataError: something is there already, by another process that was sooner too, or the disk can't be written.
     """
     if "://" in out:
         raise DataError(f"datasets are written to a local folder; write one and copy it to {out}")
     folder = Path(out).expanduser().absolute()
     if folder.exists() and not overwrite:
         raise DataError(f"{out} exists already; choose another folder, or replace it with --overwrite")
-    temporary = folder.with_name(f".{folder.name}.partial")
+    # Of this process alone: another one may be writing the same dataset.
+    temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.partial")
     summary = DatasetSummary()
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         for count, table in enumerate(tables):
             summary.add(from_table(table, source=out))
             part = temporary / f"part-{count:05d}.parquet"
             pq.write_table(flatten(table) if flat else table, part, write_page_checksum=True)
-        if folder.exists():
-            shutil.rmtree(folder)
-        temporary.rename(folder)
+        if not _put(temporary, folder, overwrite=overwrite):
+            raise DataError(f"{out} was written by another process meanwhile; that one is kept (or give --overwrite)")
         card = summary.card(folder.name, source=source, licence=licence)
         (folder.parent / f"{folder.name}.README.md").write_text(card)
     except OSError as error:
@@ -146,6 +173,25 @@ def write_dataset(
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return summary
+
+
+def _put(temporary: Path, folder: Path, *, overwrite: bool) -> bool:
+    """Gives a folder its name; False where another one has it and may not be replaced."""
+    while True:
+        if folder.exists():
+            if not overwrite:
+                return False
+            replaced = folder.with_name(f"{temporary.name}.replaced")
+            with suppress(FileNotFoundError):  # another process replaces it, too
+                folder.rename(replaced)
+            shutil.rmtree(replaced, ignore_errors=True)
+        try:
+            temporary.rename(folder)
+        except OSError:
+            if not folder.exists():
+                raise
+        else:
+            return True
 
 
 def flatten(table: pa.Table) -> pa.Table:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 import signal
 import sys
@@ -10,6 +11,7 @@ from typing import Any
 
 from dt_ray.errors import UserError
 from dt_ray.interrupts import Terminated, raise_on_sigterm, sigterm_received
+from dt_ray.modules import allow_modules
 
 USER_ERROR = 2
 
@@ -28,6 +30,17 @@ def run_command(main: Callable[[Sequence[str]], None]) -> None:
         sys.exit(128 + (signal.SIGTERM if is_sigterm else signal.SIGINT))
     except BrokenPipeError:
         sys.exit(141)
+
+
+def add_modules_argument(parser: argparse.ArgumentParser) -> None:
+    """Adds `--import`; modules that are given are allowed while the command line is read."""
+
+    class Allow(argparse.Action):
+        def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+            allow_modules(values)
+
+    text = "a module of yours that the checkpoint or run names: its learner or environment"
+    parser.add_argument("--import", metavar="MODULE", action=Allow, dest="modules", help=text)
 
 
 def show_log() -> None:

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 
 DEFAULT_CONFIG = "decision_transformer/pendulum"  # what the commands and the Python interface start from
 NUM_EVALUATION_SEEDS = 10_000  # environment seeds below this belong to evaluation; collected episodes never use them
+
+# Where policies get their action bounds: the environment, the range of the logged actions, or [lowest, highest].
+ActionBounds = Literal["environment", "data"] | tuple[tuple[float, ...], tuple[float, ...]]
 
 WINDOW_OVER_BAND = 2  # training windows are so many bands long, so that most of their steps see a full band
 
@@ -38,7 +41,9 @@ class DataConfig:
     memory_mb: Annotated[int, Ge(1)] = 4096  # what the data of a node may take: resident, or pools of a worker
     on_corrupt: Literal["stop", "skip"] = "stop"  # at a file that can't be trained on; skip: leave it out and count it
     out_of_bounds: Literal["stop", "clip"] = "stop"  # at actions past the environment's; clip: as it would itself
-    columns: dict[str, str] = field(default_factory=dict)  # our column name -> its name, or names, in flat files
+    action_bounds: ActionBounds = "environment"  # that a policy acts within; data: the log's range; [[low …], [high …]]
+    columns: dict[str, str | None] = field(default_factory=dict)  # our column name -> the log's, or none for null
+    episodes_across_files: Literal["auto", True, False] = "auto"  # one id in two files is one episode; auto: see docs
     time_limit: Annotated[int, Ge(1)] | None = None  # episodes that end at this step were cut, whatever the log says
     action_scale: Annotated[float, Gt(0)] = 1.0  # environment action = logged action * action_scale
     max_episodes: Annotated[int, Ge(1)] | None = None  # only so many, the first by id
@@ -109,6 +114,7 @@ class EvaluationConfig:
     seed: Annotated[int, Ge(0)] = 0  # episode i resets its environment with seed + i
     max_timesteps: Annotated[int, Ge(1)] = 200  # an episode is cut after so many steps
     context_length: Annotated[int, Ge(1)] | None = None  # null: the model's
+    max_envs: Annotated[int, Ge(1)] = 100  # environments that a run has open at once, collection included
     batched_env: bool = True  # step all episodes as one where an exact batched copy is known: Pendulum-v1
     num_actors: Annotated[int, Ge(0)] | None = None  # 0: in the training process; null: what the machine allows
     random_return: float | None = None  # normalized_score is 0 here
@@ -158,6 +164,7 @@ class RunConfig:
 
     name: str | None = None  # of the run's folder; null: the configuration's name and the time
     env_id: str = "Pendulum-v1"
+    env_kwargs: dict[str, Any] = field(default_factory=dict)  # arguments of the environment's constructor, by name
     algorithm: str = "decision_transformer"
     seed: Annotated[int, Ge(0)] = 0
     total_timesteps: Annotated[int, Ge(1)] = 5000  # gradient updates
@@ -185,6 +192,12 @@ class RunConfig:
         if self.algorithm == "iql":
             return "rewards"
         return None if self.data.return_source == "value" else self.data.return_source
+
+    @property
+    def named_code(self) -> dict[str, str | None]:
+        """The settings that may name code, as `module:name`, by their keys."""
+        behavior = None if self.data.collect is None else self.data.collect.behavior
+        return {"algorithm": self.algorithm, "env_id": self.env_id, "data.collect.behavior": behavior}
 
     @property
     def relabels(self) -> bool:

@@ -26,6 +26,10 @@ class UnsupportedSpaceError(UserError):
     """The environment's observations or actions are not 1-D continuous vectors."""
 
 
+class BrokenEnvironmentError(UserError):
+    """An environment crashed, or answered what no policy can act on; the message names seed and step."""
+
+
 class RunError(UserError):
     """A run folder or a checkpoint can't be used as asked."""
 
@@ -36,6 +40,10 @@ class StorageError(UserError):
 
 class ResourceError(UserError):
     """The machine or cluster has less than the run asks for."""
+
+
+class EnvironmentCrashError(UserError):
+    """An environment ends the process that plays it."""
 
 
 class DivergedError(UserError):

@@ -10,13 +10,13 @@ Episode i resets its environment with seed + i: the same episodes on every machi
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from dt_ray.command import print_evaluation, run_command, show_log
+from dt_ray.command import add_modules_argument, print_evaluation, run_command, show_log
 
 if TYPE_CHECKING:
+    from dt_ray.checkpoint import PolicyFacts
     from dt_ray.config import EvaluationConfig
     from dt_ray.learners import Policy
 
@@ -35,6 +35,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--seed", metavar="S", type=int, help="seed of the first episode")
     parser.add_argument("--context-length", metavar="K", type=int, help="steps that the policy sees, up to the model's")
     parser.add_argument("--max-timesteps", metavar="T", type=int, help="cut episodes after so many steps")
+    parser.add_argument("--max-envs", metavar="N", type=int, help="environments open at once, over all actors")
     parser.add_argument(
         "--actors", metavar="N", type=int, default=0, help="Ray actors to play on (default 0: this process)"
     )
@@ -44,14 +45,16 @@ def main(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("--video", metavar="FILE", help="record one episode for each target return (GIF)")
     parser.add_argument("--verbose", action="store_true", help="show Ray's own messages too")
+    add_modules_argument(parser)
     options = parser.parse_args(arguments)
 
     from dt_ray.checkpoint import load_policy, read_facts
     from dt_ray.config_io import change_evaluation
-    from dt_ray.data.spaces import read_spaces
+    from dt_ray.data.spaces import find_misfit, read_spaces
     from dt_ray.errors import UserError
     from dt_ray.runs import find_checkpoint
     from dt_ray.storage import Folder
+    from dt_ray.writing import to_json
 
     show_log()
     place = find_checkpoint(Folder.at(options.checkpoint))
@@ -64,16 +67,16 @@ def main(arguments: Sequence[str]) -> None:
         seed=options.seed,
         context_length=options.context_length,
         max_timesteps=options.max_timesteps,
+        max_envs=options.max_envs,
     )
-    if read_spaces(facts.env_id) != facts.spec:
-        raise UserError(f"{facts.env_id} has other spaces here than those the policy was trained for: {facts.spec}")
+    here = read_spaces(facts.env_id, facts.env_kwargs)
+    if (misfit := find_misfit(facts.spec, facts.action_bounds, here)) is not None:
+        raise UserError(f"{facts.env_id} has other spaces here, {here}: {misfit}")
     policy, facts = load_policy(place, evaluation)
-    report = play_evaluation(
-        policy, facts.env_id, evaluation, step=facts.step, actors=options.actors, verbose=options.verbose
-    )
+    report = play_evaluation(policy, facts, evaluation, actors=options.actors, verbose=options.verbose)
     print_evaluation(report)
     if options.json:
-        Folder.at(options.json).write_text(json.dumps(report, indent=1) + "\n")
+        Folder.at(options.json).write_text(to_json(report, indent=1))
     if options.plot:
         from dt_ray.plots import draw_obedience
 
@@ -81,11 +84,11 @@ def main(arguments: Sequence[str]) -> None:
     if options.video:
         from dt_ray.plots import record_episodes
 
-        record_episodes(policy, facts.env_id, evaluation, options.video)
+        record_episodes(policy, facts.env_id, evaluation, options.video, env_kwargs=facts.env_kwargs)
 
 
 def play_evaluation(
-    policy: Policy, env_id: str, evaluation: EvaluationConfig, *, step: int, actors: int, verbose: bool
+    policy: Policy, facts: PolicyFacts, evaluation: EvaluationConfig, *, actors: int, verbose: bool
 ) -> dict[str, Any]:
     """The report on all episodes, played in this process or on so many Ray actors."""
     if actors == 0:
@@ -94,15 +97,17 @@ def play_evaluation(
         from dt_ray.evaluation import evaluate
 
         torch.set_num_threads(1)  # small batches: a second thread slows them
-        return evaluate(policy, env_id, evaluation, step=step)
+        return evaluate(policy, facts.env_id, evaluation, step=facts.step, env_kwargs=facts.env_kwargs)
 
     from dt_ray.distributed.cluster import connection
     from dt_ray.distributed.evaluation import EvaluationActors, check_actors
 
     with connection(verbose=verbose):
         check_actors(actors)
-        started = EvaluationActors(EvaluationActors.start(actors), env_id, evaluation)
-        return started.submit(policy, step=step).result()
+        started = EvaluationActors(
+            EvaluationActors.start(min(actors, evaluation.max_envs)), facts.env_id, evaluation, facts.env_kwargs
+        )
+        return started.submit(policy, step=facts.step).result()
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,9 +11,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 from numpy import ndarray
-from scipy.special import stdtrit
+from scipy.special import ndtr, stdtrit
 
 from dt_ray.config import EvaluationConfig
+from dt_ray.errors import BrokenEnvironmentError
 from dt_ray.learners.base import Policy
 from dt_ray.rollout import rollout
 
@@ -28,8 +30,18 @@ class EpisodeResults:
     lengths: Int[ndarray, "targets N"]
 
 
-def play(policy: Policy, env_id: str, config: EvaluationConfig, episodes: Sequence[int]) -> EpisodeResults:
-    """Plays the episodes with these numbers: all of them, at all target returns, as one batch."""
+def play(
+    policy: Policy,
+    env_id: str,
+    config: EvaluationConfig,
+    episodes: Sequence[int],
+    env_kwargs: Mapping[str, Any] | None = None,
+) -> EpisodeResults:
+    """Plays the episodes with these numbers: all of them, at all target returns, as one batch of up to `max_envs`.
+
+    Raises:
+        BrokenEnvironmentError: the environment crashed, or answered what no policy can act on.
+    """
     targets = config.target_returns
     rollouts = rollout(
         policy,
@@ -38,7 +50,14 @@ def play(policy: Policy, env_id: str, config: EvaluationConfig, episodes: Sequen
         target_returns=[target for target in targets for _ in episodes],
         max_timesteps=config.max_timesteps,
         batched=config.batched_env,
+        env_kwargs=env_kwargs,
+        max_envs=config.max_envs,
     )
+    if len(unusable := np.flatnonzero(~np.isfinite(rollouts.returns))):
+        seed = config.seed + episodes[unusable[0] % len(episodes)]
+        raise BrokenEnvironmentError(
+            f"the environment {env_id} gives rewards (seed {seed}) whose sum is {rollouts.returns[unusable[0]]}"
+        )
     shape = (len(targets), len(episodes))
     return EpisodeResults(
         episodes=np.asarray(episodes),
@@ -47,17 +66,29 @@ def play(policy: Policy, env_id: str, config: EvaluationConfig, episodes: Sequen
     )
 
 
-def evaluate(policy: Policy, env_id: str, config: EvaluationConfig, *, step: int) -> dict[str, Any]:
+def evaluate(
+    policy: Policy,
+    env_id: str,
+    config: EvaluationConfig,
+    *,
+    step: int,
+    env_kwargs: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """Plays all episodes in this process and reports on them, in the form of `evaluations/*.json`."""
     began = time.perf_counter()
-    results = play(policy, env_id, config, range(config.num_episodes))
+    results = play(policy, env_id, config, range(config.num_episodes), env_kwargs)
     return make_report([results], env_id, config, step=step, wall_s=time.perf_counter() - began)
 
 
 def make_report(
     results: Sequence[EpisodeResults], env_id: str, config: EvaluationConfig, *, step: int, wall_s: float
 ) -> dict[str, Any]:
-    """The report in the form of `evaluations/*.json`: the same however the episodes were shared among actors."""
+    """The report in the form of `evaluations/*.json`, in the order of the episodes, whoever played them.
+
+    The episodes are the same however they were shared among actors. Their returns are so to rounding, which depends on
+    how many are played as one batch: of -1,127 on Pendulum by 0.0005, and more where an environment is chaotic. As
+    many actors give the same digits again, also where one was lost and its share is played anew.
+    """
     order = np.argsort(np.concatenate([part.episodes for part in results]))
     returns = np.concatenate([part.returns for part in results], axis=1)[:, order]
     lengths = np.concatenate([part.lengths for part in results], axis=1)[:, order]
@@ -84,9 +115,16 @@ def make_report(
 
 
 def bootstrap_interval(values: Float[ndarray, "N"]) -> list[float]:
-    """95% percentile interval of the mean, over resamples with a fixed seed (Efron 1979)."""
-    draws = np.random.default_rng(0).integers(len(values), size=(NUM_BOOTSTRAP_SAMPLES, len(values)))
-    return np.percentile(values[draws].mean(axis=1), [2.5, 97.5]).tolist()
+    """95% interval of the mean: percentiles over resamples with a fixed seed, widened for few values (Hesterberg 2015).
+
+    Of n values that are normal (exponential) it holds the truth in 92% (87%) of cases at n = 5, 94% (90%) at 10, 95%
+    (93%) at 20 and 95% (94%) at 50; percentiles that are not widened in 84% (79%) at n = 5.
+    """
+    num = len(values)
+    draws = np.random.default_rng(0).integers(num, size=(NUM_BOOTSTRAP_SAMPLES, num))
+    # The level at which a normal interval would be as wide as Student's with the unbiased variance.
+    tail = 2.5 if num == 1 else 100 * ndtr(-stdtrit(num - 1, 0.975) * np.sqrt(num / (num - 1)))
+    return np.percentile(values[draws].mean(axis=1), [tail, 100 - tail]).tolist()
 
 
 def student_interval(values: Float[ndarray, "N"]) -> list[float]:
@@ -104,5 +142,11 @@ def normalized_score(return_mean: float, config: EvaluationConfig) -> float | No
 
 
 def score(report: Mapping[str, Any]) -> float:
-    """What makes one evaluation better than another: the mean return at the highest target return."""
-    return max(report["targets"], key=lambda target: target["target_return"])["return_mean"]
+    """What makes one evaluation better than another: the mean return at the highest target return, or NaN."""
+    mean = max(report["targets"], key=lambda target: target["target_return"])["return_mean"]
+    return math.nan if mean is None else mean
+
+
+def is_scored(report: Mapping[str, Any]) -> bool:
+    """Whether an evaluation can be better or worse than another: its returns are numbers."""
+    return math.isfinite(score(report))

@@ -83,7 +83,7 @@ def _essence(config: RunConfig) -> RunConfig:
         seed=0,
         storage_path="",
         data=replace(config.data, path="", residency="auto", memory_mb=1),
-        evaluation=replace(config.evaluation, every=0, num_actors=None),
+        evaluation=replace(config.evaluation, every=0, num_actors=None, max_envs=1),
         checkpoint=CheckpointConfig(),
         scaling=ScalingConfig(),
         logging=LoggingConfig(),

@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from dt_ray.command import run_command, show_log
+from dt_ray.command import add_modules_argument, run_command, show_log
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -24,6 +24,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--format", choices=("onnx", "torch"), default="onnx", help="(default onnx)")
     parser.add_argument("--out", metavar="FILE", help="(default: policy.onnx or policy.pt2 here)")
     parser.add_argument("--overwrite", action="store_true", help="replace the file")
+    add_modules_argument(parser)
     options = parser.parse_args(arguments)
 
     from dt_ray.checkpoint import load_policy
@@ -50,6 +51,7 @@ def main(arguments: Sequence[str]) -> None:
             target_return=target,
             seed=evaluation.seed,
             max_timesteps=evaluation.max_timesteps,
+            env_kwargs=facts.env_kwargs,
         )
         for target in evaluation.target_returns
     ]

@@ -16,6 +16,10 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM, which asks for the same as Ctrl-C."""
 
 
+class StoppedEarlyError(Exception):
+    """What was asked to stop has ended, and there is nothing that it would return."""
+
+
 sigterm_received = threading.Event()  # Ray raises KeyboardInterrupt for whatever a handler raised within its calls
 EXCEPTIONS = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: Terminated}
 
@@ -34,6 +38,7 @@ def raise_on_sigterm() -> None:
 def stops_asked_of(ask: Callable[[], object]) -> Iterator[None]:
     """Calls `ask` at the first signal; raises its exception when the block has ended, or at the second signal.
 
+    A block that is asked to stop may end with `StoppedEarlyError`; any other error of it is raised as it is.
     Signals reach the main thread only: in another one the block runs as it is.
     """
     if threading.current_thread() is not threading.main_thread():
@@ -51,6 +56,9 @@ def stops_asked_of(ask: Callable[[], object]) -> Iterator[None]:
     before = {number: signal.signal(number, handle) for number in EXCEPTIONS}
     try:
         yield
+    except StoppedEarlyError:
+        if not received:
+            raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

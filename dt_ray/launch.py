@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import replace
 from importlib import import_module
 from threading import Thread
@@ -14,16 +14,19 @@ import pyarrow as pa
 from pyarrow import fs
 
 from dt_ray.collection import CollectionPlan, collect_here, write_dataset
-from dt_ray.config import RunConfig
+from dt_ray.config import DataConfig, RunConfig
 from dt_ray.config_io import decode_config, load_config, to_plain
 from dt_ray.context import LocalContext
 from dt_ray.data.files import absolute, resolve
 from dt_ray.data.reading import read_dataset, sound_files_here
-from dt_ray.data.spaces import SpaceSpec, read_spaces
-from dt_ray.errors import ConfigError, ResourceError, RunError
+from dt_ray.data.spaces import SpaceSpec, choose_bounds, read_spaces
+from dt_ray.environments import try_environment
+from dt_ray.errors import ConfigError, DataError, ResourceError, RunError
 from dt_ray.interrupts import stops_asked_of
 from dt_ray.learners import find_learner
-from dt_ray.loop import run_training
+from dt_ray.lease import Lease
+from dt_ray.loop import check_checkpoint, run_training
+from dt_ray.modules import allow_modules, allow_overrides, check_names
 from dt_ray.recording import TrainResult
 from dt_ray.runs import RunFolder, default_name, with_values_checkpoint
 from dt_ray.sources import ResidentData
@@ -42,12 +45,17 @@ def name_run(config: RunConfig, config_name: str) -> RunConfig:
         config,
         name=config.name or default_name(config_name),
         storage_path=str(Folder.at(config.storage_path)),
-        data=replace(
-            config.data,
-            path=absolute(config.data.path),
-            values=_absolute_run(config.data.values),
-            mix={absolute(path): share for path, share in config.data.mix.items()},
-        ),
+        data=with_absolute_paths(config.data),
+    )
+
+
+def with_absolute_paths(data: DataConfig) -> DataConfig:
+    """The same data, wherever the process that reads it works."""
+    return replace(
+        data,
+        path=absolute(data.path),
+        values=_absolute_run(data.values),
+        mix={absolute(path): share for path, share in data.mix.items()},
     )
 
 
@@ -67,17 +75,27 @@ def start_run(
         UserError: anything that the user can mend, named before training starts where it can be known.
     """
     run = RunFolder.of(config)
+    allow_modules(*config.named_code.values())
     spec = check_run(config)
-    if not overwrite:
+    if overwrite:
+        run.check_writable()
+    else:
         run.check_free()
     with _one_connection(config, verbose=verbose, dashboard=dashboard):
         if config.relabels:
             values = _learn_values(config, overwrite=overwrite, verbose=verbose, watch=watch)
             config = with_values_checkpoint(replace(config, data=replace(config.data, values=values)))
-        with watch(config):
-            return _train(
-                config, spec, lambda: run.create(config, overwrite=overwrite), verbose=verbose, dashboard=dashboard
-            )
+
+        def prepare_folder() -> None:
+            if overwrite:
+                run.check_writable()
+            else:
+                run.check_free()  # before the lease makes the folder
+            lease.acquire()
+            run.create(config, overwrite=overwrite)
+
+        with closing(Lease(run.folder)) as lease, watch(config):
+            return _train(config, spec, prepare_folder, verbose=verbose, dashboard=dashboard)
 
 
 def _one_connection(config: RunConfig, *, verbose: bool, dashboard: bool) -> AbstractContextManager[Any]:
@@ -130,23 +148,34 @@ def values_config(config: RunConfig) -> RunConfig:
         data=replace(config.data, **unlike),
         model=replace(learns.model, max_timesteps=config.model.max_timesteps),
         evaluation=evaluation,
-        **{name: getattr(config, name) for name in ("env_id", "seed", "storage_path", "scaling", "logging")},
+        **{
+            name: getattr(config, name)
+            for name in ("env_id", "env_kwargs", "seed", "storage_path", "scaling", "logging")
+        },
     )
     return decode_config(to_plain(first))
 
 
 def resumed_config(path: str, overrides: Sequence[str] = ()) -> RunConfig:
-    """The configuration that a run goes on with.
+    """The configuration that a run goes on with; overrides that repeat its `module:name` allow that module.
 
     Raises:
-        RunError: no such run.
+        RunError: no such run, or its configuration names a module that the user did not.
         ConfigError: an override is wrong, or changes what a checkpoint fixes.
     """
     run = RunFolder(Folder.at(path))
     before = run.read_config()
+    allow_overrides(overrides)
+    check_names(before.named_code, source=f"{run}/config.yaml")
+    place = {"name": run.folder.name, "storage_path": run.folder.parent.uri}  # it may have been moved
+    before = replace(before, **place, data=with_absolute_paths(before.data))
     config = decode_config(to_plain(before), overrides)
-    config = replace(config, name=run.folder.name, storage_path=run.folder.parent.uri)
-    fixed = [key for key in ("algorithm", "env_id", "model", "seed") if getattr(config, key) != getattr(before, key)]
+    config = replace(config, data=with_absolute_paths(config.data))
+    fixed = [
+        key
+        for key in ("name", "storage_path", "algorithm", "env_id", "model", "seed")
+        if getattr(config, key) != getattr(before, key)
+    ]
     if fixed:
         raise ConfigError(f"a resumed run keeps its {', '.join(fixed)}; start a new run to change that")
     return config
@@ -155,17 +184,47 @@ def resumed_config(path: str, overrides: Sequence[str] = ()) -> RunConfig:
 def resume_run(config: RunConfig, *, verbose: bool = False, dashboard: bool = False) -> TrainResult:
     """Goes on with a run from its newest complete checkpoint; `config` comes from `resumed_config`.
 
+    Nothing of the run is changed before all is checked.
+
     Raises:
-        RunError: there is no complete checkpoint.
+        RunError: there is no complete checkpoint, it does not fit the data or the settings, or another process
+            writes the run.
     """
     run = RunFolder.of(config)
+    run.check_writable()
     checkpoint, faults = run.latest_checkpoint()
     for fault in faults:
         log.warning("passed over: %s", fault)
     if checkpoint is None:
         raise RunError(f"{run} has no complete checkpoint to go on from; start it again with --overwrite")
+    check_inputs_are_there(config, str(run))
     log.info("going on from %s", checkpoint)
-    return _train(config, check_run(config), lambda: run.write_config(config), verbose=verbose, dashboard=dashboard)
+
+    def prepare_folder() -> None:
+        lease.acquire()
+        run.write_config(config)
+
+    with closing(Lease(run.folder)) as lease:
+        return _train(
+            config, check_run(config), prepare_folder, checkpoint=checkpoint, verbose=verbose, dashboard=dashboard
+        )
+
+
+def check_inputs_are_there(config: RunConfig, resumed: str) -> None:
+    """Raises:
+    RunError: what a run or sweep was trained on is not where it was.
+    """
+    missing = {} if needs_dataset(config) else {"data.path": config.data.paths}
+    missing["data.values"] = (config.data.values,) if config.relabels and config.data.values else ()
+    for key, paths in missing.items():
+        for path in paths:
+            filesystem, place = resolve(path)
+            if filesystem.get_file_info(place).type == fs.FileType.NotFound:
+                key = "data.mix" if key == "data.path" and config.data.mix else key
+                raise RunError(
+                    f"{resumed} was trained with {path}, which is not there; if it was moved, say where to: "
+                    f"--resume {resumed} {key}=PLACE"
+                )
 
 
 def _absolute_run(place: str | None) -> str | None:
@@ -185,11 +244,12 @@ def check_run(config: RunConfig) -> SpaceSpec:
 
     Raises:
         ConfigError: an unknown algorithm.
-        UnsupportedSpaceError: an environment that is out of scope, or isn't there.
+        UnsupportedSpaceError: an environment that is out of scope, has no action bounds, or isn't there.
     """
     find_learner(config.algorithm)
     check_trackers(config)
-    return read_spaces(config.env_id)
+    spec = read_spaces(config.env_id, config.env_kwargs)
+    return choose_bounds(spec, config.data.action_bounds, env_id=config.env_id)
 
 
 def needs_dataset(config: RunConfig) -> bool:
@@ -202,8 +262,10 @@ def needs_dataset(config: RunConfig) -> bool:
     )
 
 
-def make_dataset(config: RunConfig, collect: Callable[[CollectionPlan], Iterable[pa.Table]]) -> None:
-    """Collects the dataset that `data.collect` describes into `data.path`."""
+def make_dataset(
+    config: RunConfig, collect: Callable[[CollectionPlan], Iterable[pa.Table]], *, spec: SpaceSpec | None = None
+) -> None:
+    """Collects the dataset that `data.collect` describes into `data.path`; `spec` may have other action bounds."""
     settings = config.data.collect
     assert settings is not None
     plan = CollectionPlan(
@@ -212,23 +274,39 @@ def make_dataset(config: RunConfig, collect: Callable[[CollectionPlan], Iterable
         num_episodes=settings.num_episodes,
         seed=settings.seed,
         max_timesteps=config.evaluation.max_timesteps,
+        env_kwargs=config.env_kwargs,
+        max_envs=config.evaluation.max_envs,
+        spec=spec,
     )
     plan.check()
     log.info("collecting %d %s episodes of %s", plan.num_episodes, plan.behavior, plan.env_id)
-    write_dataset(config.data.path, collect(plan), source=plan.source)
-    log.info("wrote %s", config.data.path)
+    try:
+        write_dataset(config.data.path, collect(plan), source=plan.source)
+    except DataError:
+        if needs_dataset(config):
+            raise
+        log.info("another process has written %s meanwhile", config.data.path)
+    else:
+        log.info("wrote %s", config.data.path)
 
 
 def _train(
-    config: RunConfig, spec: SpaceSpec, prepare_folder: Callable[[], None], *, verbose: bool, dashboard: bool
+    config: RunConfig,
+    spec: SpaceSpec,
+    prepare_folder: Callable[[], None],
+    *,
+    checkpoint: Folder | None = None,
+    verbose: bool,
+    dashboard: bool,
 ) -> TrainResult:
     if config.scaling.num_workers == 0:
-        return _train_here(config, spec, prepare_folder)
+        return _train_here(config, spec, prepare_folder, checkpoint=checkpoint)
 
     # Ray takes seconds to import, and only runs that use it need it.
     from dt_ray.distributed.cluster import connection, plan_on_cluster
     from dt_ray.distributed.collect import collect_on_ray
-    from dt_ray.distributed.data import prepare_data
+    from dt_ray.distributed.data import check_checkpoint_on_ray, prepare_data
+    from dt_ray.distributed.evaluation import try_environment_on_ray
     from dt_ray.distributed.paths import check_data, check_storage
 
     with connection(verbose=verbose, dashboard=dashboard):
@@ -236,12 +314,15 @@ def _train(
         for note in plan.notes:
             log.warning(note)
         check_storage(config)
+        try_environment_on_ray(config)
         if needs_dataset(config):
-            make_dataset(config, collect_on_ray)
+            make_dataset(config, collect_on_ray, spec=spec)
         check_data(config)
         # Ray Train takes another second or two to import, which the data needs too.
         Thread(target=import_module, args=("dt_ray.distributed.training",)).start()
         data = prepare_data(config, spec)
+        if checkpoint is not None:
+            check_checkpoint_on_ray(checkpoint, config, data)
         prepare_folder()
         log.info("training in %s", RunFolder.of(config))
         from dt_ray.distributed.training import train_on_ray
@@ -249,17 +330,25 @@ def _train(
         return train_on_ray(config, data, plan, verbose=verbose)
 
 
-def _train_here(config: RunConfig, spec: SpaceSpec, prepare_folder: Callable[[], None]) -> TrainResult:
+def _train_here(
+    config: RunConfig, spec: SpaceSpec, prepare_folder: Callable[[], None], *, checkpoint: Folder | None
+) -> TrainResult:
     import torch
 
     if config.scaling.use_gpu and not torch.cuda.is_available():
         raise ResourceError("scaling.use_gpu is set but torch sees no GPU; set scaling.use_gpu=false")
     if config.scaling.cpus_per_worker is not None:
         torch.set_num_threads(max(1, int(config.scaling.cpus_per_worker)))
+    try_environment(config.env_id, config.env_kwargs, seed=config.evaluation.seed)
     if needs_dataset(config):
-        make_dataset(config, collect_here)
+        make_dataset(config, collect_here, spec=spec)
     context = LocalContext(config, device="cuda" if config.scaling.use_gpu else "cpu")
-    source = make_source(_prepare_here(config, spec), config, device=context.device)
+    data = _prepare_here(config, spec)
+    for note in data.notes:
+        log.warning("%s", note)
+    source = make_source(data, config, device=context.device)
+    if checkpoint is not None:
+        check_checkpoint(checkpoint, config, source.spec, source.normalizer, source.values)
     prepare_folder()
     log.info("training in %s", RunFolder.of(config))
     with stops_asked_of(context.stop):

@@ -46,17 +46,25 @@ def expectile_loss(differences: Float[Tensor, "B"], expectile: float) -> Float[T
 
 
 def iql_losses(
-    model: ActorCriticModel, batch: Transitions, config: IQLConfig, *, reward_scale: float
+    model: ActorCriticModel,
+    batch: Transitions,
+    config: IQLConfig,
+    *,
+    reward_scale: float,
+    mean_windows: float | Float[Tensor, ""] | None = None,
 ) -> dict[str, Float[Tensor, ""]]:
     """The losses of V, of both Q and of the policy (Kostrikov et al. 2021, equations 5 to 7), and their sum `loss`.
 
     V regresses on the slow Q by an expectile; Q on r + discount V(s'), or on r where the environment ended the episode;
     the policy on logged actions, weighted with exp(temperature (Q - V)), at most `MAX_WEIGHT`. Transitions whose
-    successor a time limit hides train V and the policy only. Means are over all transitions of the batch.
+    successor a time limit hides train V and the policy only. Sums over transitions are divided by `mean_windows`: by
+    default the transitions of this batch; a data-parallel worker passes the mean count over all workers, so that the
+    mean of the workers' losses, and of their gradients, is the mean over the whole global batch.
     """
+    divisor = len(batch.rewards) if mean_windows is None else mean_windows
     slow = model.target_action_values(batch.observations, batch.actions)
     values = model.values(batch.observations)
-    value_loss = expectile_loss(slow - values, config.expectile).mean()
+    value_loss = expectile_loss(slow - values, config.expectile).sum() / divisor
     with torch.no_grad():
         next_values = model.values(batch.next_observations) * batch.goes_on
         aims = reward_scale * batch.rewards + config.discount * next_values
@@ -64,14 +72,14 @@ def iql_losses(
         weights = (config.temperature * advantages).exp().clamp(max=MAX_WEIGHT)
     errors = [aims - each for each in model.action_values(batch.observations, batch.actions)]
     critic_loss = sum(
-        ((error.square() * batch.is_known).mean() for error in errors), start=torch.zeros_like(value_loss)
+        ((error.square() * batch.is_known).sum() / divisor for error in errors), start=torch.zeros_like(value_loss)
     )
-    policy_loss = -(weights * model.log_likelihood(batch.observations, batch.actions)).mean()
+    policy_loss = -(weights * model.log_likelihood(batch.observations, batch.actions)).sum() / divisor
     return {
         "loss": value_loss + critic_loss + policy_loss,
         "value_loss": value_loss,
         "critic_loss": critic_loss,
         "policy_loss": policy_loss,
-        "value": values.mean(),
-        "advantage": advantages.mean(),
+        "value": values.sum() / divisor,
+        "advantage": advantages.sum() / divisor,
     }

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from numpy import ndarray
 
 from dt_ray.config import EvaluationConfig
-from dt_ray.data.spaces import make_env
+from dt_ray.environments import GymnasiumEnvironments
 from dt_ray.errors import UserError
 from dt_ray.learners import Policy
 
@@ -65,37 +65,45 @@ def draw_returns(returns: Float[ndarray, "E"], title: str, file: str) -> None:
     figure.savefig(file, dpi=150)
 
 
-def record_episodes(policy: Policy, env_id: str, config: EvaluationConfig, file: str) -> None:
+def record_episodes(
+    policy: Policy, env_id: str, config: EvaluationConfig, file: str, *, env_kwargs: Mapping[str, Any] | None = None
+) -> None:
     """Writes an animated GIF of the first evaluation episode, one part for each target return.
 
     Raises:
-        UserError: the file is no GIF, or the environment can't be drawn here.
+        UserError: the file is no GIF, the environment can't be drawn here, or it fails.
     """
-    from PIL import Image, ImageDraw
-
     if Path(file).suffix.lower() != ".gif":
         raise UserError(f"--video writes GIF files, got {file!r}")
     frames = []
     for target in config.target_returns:
-        env = make_env(env_id, render_mode="rgb_array")
-        observation, _ = env.reset(seed=config.seed)
-        policy.start(np.asarray(observation, np.float32)[None], np.array([target]))
-        reached = 0.0
-        for _ in range(config.max_timesteps):
-            action = policy.act()
-            observation, reward, terminated, truncated, _ = env.step(action[0])
-            reached += float(reward)
-            policy.observe(action, np.array([reward]), np.asarray(observation, np.float32)[None])
-            try:
-                frame = Image.fromarray(np.asarray(env.render())).resize((240, 240))
-            except Exception as error:
-                raise UserError(f"{env_id} can't be drawn here: {error}") from None
-            ImageDraw.Draw(frame).text((6, 6), f"asked {target:g}, so far {reached:.0f}", fill=(0, 0, 0))
-            frames.append(frame)
-            if terminated or truncated:
-                break
-        env.close()
+        envs = GymnasiumEnvironments(env_id, 1, env_kwargs, render_mode="rgb_array")
+        try:
+            frames += _draw_episode(policy, envs, config, target)
+        finally:
+            envs.close()
     frames[0].save(file, save_all=True, append_images=frames[1:], duration=33, loop=0)
+
+
+def _draw_episode(policy: Policy, envs: GymnasiumEnvironments, config: EvaluationConfig, target: float) -> list[Any]:
+    from PIL import Image, ImageDraw
+
+    frames, reached = [], 0.0
+    policy.start(envs.reset([config.seed]), np.array([target]))
+    for _ in range(config.max_timesteps):
+        action = policy.act()
+        step = envs.step(np.zeros(1, np.int64), action)
+        reached += float(step.rewards[0])
+        policy.observe(action, step.rewards, step.observations)
+        try:
+            frame = Image.fromarray(np.asarray(envs.envs[0].render())).resize((240, 240))
+        except Exception as error:
+            raise UserError(f"{envs.env_id} can't be drawn here: {error}") from None
+        ImageDraw.Draw(frame).text((6, 6), f"asked {target:g}, so far {reached:.0f}", fill=(0, 0, 0))
+        frames.append(frame)
+        if step.terminated[0] or step.truncated[0]:
+            break
+    return frames
 
 
 def _figure(file: str) -> tuple[Any, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import threading
 import time
@@ -16,9 +15,10 @@ from rich.table import Table
 from tqdm import tqdm
 
 from dt_ray.config import RunConfig
-from dt_ray.errors import RunError, StorageError
+from dt_ray.errors import StorageError
 from dt_ray.evaluation import score
-from dt_ray.runs import RunFolder
+from dt_ray.runs import MetricsTail, RunFolder, decode_evaluation
+from dt_ray.storage import Stamp
 from dt_ray.sweep_config import SweepConfig, value_of
 from dt_ray.sweeps import SweepFolder, result_of
 
@@ -63,7 +63,8 @@ class Watcher:
         self.bar: tqdm | None = None
         self.newest: dict[str, Any] = {}
         self.last_evaluation: dict[str, str] = {}
-        self.before = self._lines()  # of a run that is resumed or replaced: nothing new
+        self.metrics = MetricsTail(self.run.metrics_file)
+        self.metrics.new_lines()  # of a run that is resumed or replaced: nothing new
         self.evaluated: set[str] = set(self.run.evaluations.names())
         self.last_line, self.shown_step = 0.0, 0
 
@@ -79,17 +80,17 @@ class Watcher:
 
     def look(self) -> None:
         """Shows what is new."""
-        lines, names = self._lines(), self.run.evaluations.names()
+        lines, names = self.metrics.new_lines(), self.run.evaluations.names()
         self.evaluated &= set(names)  # a replaced run writes them again
         for name in names:
             if name.endswith(".json") and not name.startswith(".") and name not in self.evaluated:
                 self.evaluated.add(name)
-                report = json.loads((self.run.evaluations / name).read_text())
+                report = decode_evaluation((self.run.evaluations / name).read_text())
                 self.last_evaluation = {"return": f"{score(report):.1f} at {report['step']}"}
                 self._say(_evaluation_line(report))
-        if not lines or lines == self.before:
+        if not lines:
             return
-        self.newest = json.loads(lines[-1])
+        self.newest = lines[-1]
         if self.newest["step"] == self.shown_step:
             return
         step, total = self.newest["step"], self.config.total_timesteps
@@ -111,13 +112,6 @@ class Watcher:
             self.last_line = time.monotonic()
         self.shown_step = step
 
-    def _lines(self) -> list[str]:
-        """The whole lines of `metrics.jsonl` that are there by now."""
-        try:
-            return [line for line in self.run.metrics_file.read_text().splitlines() if line.endswith("}")]
-        except FileNotFoundError:
-            return []
-
     def _say(self, line: str) -> None:
         tqdm.write(line, file=sys.stderr)
 
@@ -133,6 +127,7 @@ class SweepWatcher:
         self.num_trials = sweep.num_trials  # which draws them all
         self.stop = threading.Event()
         self.rows: dict[str, tuple[str, ...]] = {}
+        self.trials: dict[str, TrialWatcher] = {}
         self.ended = {name for name in self.folder.trial_names() if self._row(name)[1] in self.final}  # before a resume
 
     def watch(self) -> None:
@@ -143,7 +138,7 @@ class SweepWatcher:
             going_on = True
             while going_on:
                 going_on = not self.stop.wait(every)
-                with suppress(StorageError, ValueError):  # ValueError: half of a line is written
+                with suppress(StorageError, ValueError, FileNotFoundError):  # a file is just being replaced
                     self.look()
                     if live is not None:
                         live.update(self.table())
@@ -151,7 +146,7 @@ class SweepWatcher:
     def look(self) -> None:
         """Reads the trials that have not ended; says which have."""
         for name in self.folder.trial_names():
-            if name not in self.ended and self.folder.trial(name).metrics_file.parent.exists():
+            if name not in self.ended:
                 self.rows[name] = self._row(name)
                 if self.rows[name][1] in self.final:
                     self.ended.add(name)
@@ -174,25 +169,45 @@ class SweepWatcher:
         return f"trial {len(self.ended)}/{self.num_trials} {status} {what}  {chosen}"
 
     def _row(self, name: str) -> tuple[str, ...]:
-        run = self.folder.trial(name)
-        try:
-            config = run.read_config()
-        except RunError:
-            return name, "starting", "", "", "", *("" for _ in self.sweep.training_axes)
-        status, report = result_of(run)
-        newest: dict[str, Any] = {}
-        with suppress(FileNotFoundError):
-            lines = [line for line in run.metrics_file.read_text().splitlines() if line.endswith("}")]
-            newest = json.loads(lines[-1]) if lines else {}
+        trial = self.trials.setdefault(name, TrialWatcher(self.folder.trial(name), self.sweep))
+        return name, *trial.row()
+
+
+class TrialWatcher:
+    """A trial's row in the table, read again when its files have changed."""
+
+    def __init__(self, run: RunFolder, sweep: SweepConfig) -> None:
+        self.run, self.axes = run, sweep.training_axes
+        self.metrics = MetricsTail(run.metrics_file)
+        self._newest: dict[str, Any] = {}
+        self._stamps: dict[str, Stamp] = {}
+        self._row = self._starting
+
+    @property
+    def _starting(self) -> tuple[str, ...]:
+        return "starting", "", "", "", *("" for _ in self.axes)
+
+    def row(self) -> tuple[str, ...]:
+        """Status, updates, loss, best return, and the values that are swept."""
+        stamps = self.run.folder.stamps() | self.run.evaluations.stamps()
+        if stamps != self._stamps:
+            self._row = self._read() if "config.yaml" in stamps else self._starting
+            self._stamps = stamps
+        return self._row
+
+    def _read(self) -> tuple[str, ...]:
+        config = self.run.read_config()
+        status, report = result_of(self.run)
+        if lines := self.metrics.new_lines():
+            self._newest = lines[-1]
         best = max((target["return_mean"] for target in report["targets"]), default=None) if report else None
         return (
-            name,
             "training" if status == "unfinished" else status,
-            str(max(newest.get("step", 0), report["step"] if report else 0)),
-            f"{newest['train/loss']:.4f}" if newest else "",
+            str(max(self._newest.get("step", 0), report["step"] if report else 0)),
+            f"{self._newest['train/loss']:.4f}" if self._newest else "",
             "" if best is None else f"{best:.1f}",
             *(f"{value:.4g}" if isinstance(value, float) else str(value)
-              for value in (value_of(config, axis.key) for axis in self.sweep.training_axes)),
+              for value in (value_of(config, axis.key) for axis in self.axes)),
         )  # fmt: skip
 
 

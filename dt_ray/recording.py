@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -15,14 +16,16 @@ from torch import Tensor
 
 from dt_ray.checkpoint import find_fault, load_policy, pack_checkpoint, write_checkpoint
 from dt_ray.config import RunConfig
-from dt_ray.context import TrainContext, mean_real_steps
-from dt_ray.errors import DivergedError
+from dt_ray.context import Failures, TrainContext, mean_real_steps
+from dt_ray.errors import DivergedError, UserError
 from dt_ray.learners import Learner
 from dt_ray.losses import Metrics
 from dt_ray.runs import MetricsLog, RunFolder
 from dt_ray.sources import BatchSource
 from dt_ray.trackers import evaluation_values, make_trackers
 from dt_ray.writing import BackgroundWriter
+
+log = logging.getLogger("dt_ray")
 
 NUM_VALIDATION_BATCHES = 8
 
@@ -45,10 +48,12 @@ class Recorder:
         context: TrainContext,
         learner: Learner,
         source: BatchSource,
+        failures: Failures,
         *,
         wall_s: float,
     ) -> None:
         self.run, self.config, self.context, self.learner, self.source = run, config, context, learner, source
+        self.failures = failures  # where those of the writer are kept
         self.is_writer = context.rank == 0
         self.log = MetricsLog(run.metrics_file, resumed_at=learner.step) if self.is_writer else None
         self.trackers = make_trackers(config, run, step=learner.step) if self.is_writer else []
@@ -56,6 +61,7 @@ class Recorder:
         self.saving = self.writer.submit(lambda: None)  # the newest checkpoint
         self.losses: list[Tensor] = []
         self.evaluations: dict[int, Future[dict[str, Any]]] = {}
+        self.failed_evaluations: dict[int, UserError] = {}  # which don't end a training
         self.first_step, self.wall_s_before, self.began = learner.step, wall_s, time.perf_counter()
         self.logged_step, self.logged_at = learner.step, self.began
 
@@ -70,6 +76,12 @@ class Recorder:
     def _is_due_at(self, step: int, every: int) -> bool:
         return step == self.config.total_timesteps or (every > 0 and step > 0 and step % every == 0)
 
+    @property
+    def writes_now(self) -> bool:
+        """Whether something is due at this update: the same on all workers."""
+        periods = (self.config.evaluation.every, self.config.checkpoint.every, self.config.logging.every)
+        return any(map(self.is_due, periods))
+
     def after_update(self, metrics: Metrics, *, save: bool) -> None:
         """Called by every worker after every update; what is due is the same on all of them."""
         config = self.config
@@ -82,14 +94,18 @@ class Recorder:
             self._log_metrics(metrics, validating=evaluating)
         if saving:
             self._save(needed=save or evaluating or self.learner.step == config.total_timesteps)
-        if evaluating:
-            self.evaluate()
-        self._collect_evaluations(lambda future: future.done())
+        with self.failures.kept():
+            if evaluating:
+                self.evaluate()
+            self._collect_evaluations(lambda future: future.done())
+            self.writer.check()
 
     def evaluate(self) -> None:
         """Begins an evaluation of the present weights."""
         step = self.learner.step
         if self.is_writer:
+            if self.context.evaluates_here:
+                self.writer.wait()  # should the environment end this process, its successor goes on from here
             self.evaluations[step] = self.context.evaluate(self.learner.policy(), step=step)
 
     def make_up_evaluations(self) -> None:
@@ -102,10 +118,17 @@ class Recorder:
             checkpoint = self.run.checkpoint(step)
             if not self.run.has_evaluation(step) and find_fault(checkpoint) is None:
                 policy, _ = load_policy(checkpoint, self.config.evaluation)
-                self.evaluations[step] = self.context.evaluate(policy, step=step)
+                self.evaluations[step] = self.context.evaluate(policy, step=step, again=True)
+
+    def hand_over(self) -> TrainResult:
+        """Ends these workers once their checkpoint is written; others go on from it."""
+        self.writer.wait()
+        self.failures.raise_own()
+        return TrainResult(run=str(self.run), summary={})
 
     def stop(self) -> TrainResult:
         """Leaves the run as it is; what is still being evaluated is evaluated when it goes on."""
+        self.failures.raise_own()
         summary = self._write_summary("stopped", self.wall_s) if self.is_writer else {}
         return TrainResult(run=str(self.run), summary=summary)
 
@@ -116,12 +139,25 @@ class Recorder:
             tracker.close()
 
     def finish(self) -> TrainResult:
-        """Waits for the evaluations under way and writes the summary."""
+        """Waits for the evaluations under way and writes the summary.
+
+        Raises:
+            UserError: what an evaluation ended with; the training is finished.
+        """
         wall_s = self.wall_s
         if not self.is_writer:
             return TrainResult(run=str(self.run), summary={})
+        self.failures.raise_own()
         self._collect_evaluations(lambda future: True)
-        return TrainResult(run=str(self.run), summary=self._write_summary("finished", wall_s))
+        summary = self._write_summary("finished", wall_s)
+        if self.failed_evaluations:
+            step, fault = next(iter(self.failed_evaluations.items()))
+            raise type(fault)(
+                f"the training is finished, its checkpoint is {self.run.checkpoint(self.learner.step)}; but "
+                f"{len(self.failed_evaluations)} evaluation(s) failed, the first after update {step}: {fault}. When "
+                f"that is mended, evaluate it by: python -m dt_ray.train --resume {self.run}"
+            )
+        return TrainResult(run=str(self.run), summary=summary)
 
     def _write_summary(self, status: str, wall_s: float) -> dict[str, Any]:
         self.writer.wait()
@@ -144,9 +180,9 @@ class Recorder:
         self.losses.clear()
         for step, loss in enumerate(losses, start=first):
             if not math.isfinite(loss):
+                good = self.context.latest_checkpoint()
                 if self.is_writer:
                     self._write_summary("diverged", self.wall_s)
-                good = self.context.latest_checkpoint()
                 way_out = f"the last good checkpoint is {good}" if good else "there is no checkpoint before it"
                 raise DivergedError(
                     f"the loss became {loss} at update {step}; {way_out}. Try a lower optim.learning_rate or a tighter "
@@ -164,7 +200,8 @@ class Recorder:
             values["time/updates_per_s"] = (step - self.logged_step) / (now - self.logged_at)
             values["time/wall_s"] = self.wall_s
             values["time/workers"] = self.context.world_size
-            self.writer.submit(partial(self._write_metrics, step, values))
+            with self.failures.kept():
+                self.writer.submit(partial(self._write_metrics, step, values))
         self.logged_step, self.logged_at = step, now
 
     def _write_metrics(self, step: int, values: Mapping[str, float]) -> None:
@@ -189,9 +226,10 @@ class Recorder:
         """A checkpoint, unless an object store still takes the one before and nothing depends on this one."""
         if self.is_writer and (needed or self.run.folder.is_local or self.saving.done()):
             files = pack_checkpoint(self.learner, config=self.config, state={"train_wall_s": self.wall_s})
-            self.writer.wait()  # at most one checkpoint is held in memory
-            write = partial(self._write_checkpoint, self.learner.step, files, spared=set(self.evaluations))
-            self.saving = self.writer.submit(write)
+            with self.failures.kept():
+                self.writer.wait()  # at most one checkpoint is held in memory
+                write = partial(self._write_checkpoint, self.learner.step, files, spared=set(self.evaluations))
+                self.saving = self.writer.submit(write)
         self.context.report({"step": self.learner.step})
 
     def _write_checkpoint(self, step: int, files: Mapping[str, bytes], *, spared: set[int]) -> None:
@@ -204,8 +242,13 @@ class Recorder:
     def _collect_evaluations(self, is_wanted: Callable[[Future[dict[str, Any]]], bool]) -> None:
         for step, future in list(self.evaluations.items()):
             if is_wanted(future):
-                report = future.result()
                 del self.evaluations[step]
+                try:
+                    report = future.result()
+                except UserError as fault:
+                    log.warning("the evaluation after update %d failed: %s", step, fault)
+                    self.failed_evaluations[step] = fault
+                    continue
                 spared = set(self.evaluations)
                 self.writer.submit(partial(self._write_evaluation, self.learner.step, report, spared=spared))
 
@@ -216,8 +259,10 @@ class Recorder:
         self._prune(step, spared)
 
     def _prune(self, step: int, spared: set[int]) -> None:
-        """Deletes old checkpoints at update `step`, but not the best, nor those that wait for their evaluation."""
+        """Deletes old checkpoints at update `step`.
+
+        The newest, the best, the one that this process began with and those that wait for their evaluation are kept.
+        """
         best = self.run.best_evaluation(up_to=step)
-        self.run.prune_checkpoints(
-            keep=self.config.checkpoint.keep, spared=spared | ({best["step"]} if best else set())
-        )
+        kept = {step, self.first_step} | ({best["step"]} if best else set())
+        self.run.prune_checkpoints(keep=self.config.checkpoint.keep, spared=spared | kept)

@@ -14,7 +14,7 @@ from numpy import ndarray
 from torch import nn
 
 from dt_ray.checkpoint import load_learner
-from dt_ray.config import PerceptronConfig
+from dt_ray.config import OptimConfig, PerceptronConfig
 from dt_ray.data.normalizer import Normalizer
 from dt_ray.data.transitions import TransitionDataset
 from dt_ray.errors import ConfigError
@@ -34,7 +34,7 @@ class LearnedValues:
     """
 
     def __init__(self, checkpoint: str) -> None:
-        learner, config = load_learner(Folder.at(checkpoint))
+        learner, config = load_learner(Folder.at(checkpoint), optim=OptimConfig())  # on a CPU, without a compiler
         if not isinstance(learner, IQLLearner):
             raise ConfigError(f"data.values: a checkpoint of iql, got one of {config.algorithm} at {checkpoint}")
         self.network, self.normalizer = learner.model.value, learner.normalizer

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from dt_ray.command import run_command, show_log
+from dt_ray.command import add_modules_argument, run_command, show_log
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -20,6 +20,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("places", metavar="RUN_OR_SWEEP", nargs="+", help="folders of runs or sweeps")
     parser.add_argument("--out", metavar="DIR", help="folder for the report (default: report/ in the run or sweep)")
     parser.add_argument("--video", action="store_true", help="record an episode for each target return (GIF)")
+    add_modules_argument(parser)
     options = parser.parse_args(arguments)
 
     from dt_ray.reporting import write_report

@@ -16,7 +16,7 @@ import torch
 from matplotlib.figure import Figure
 
 from dt_ray import figures
-from dt_ray.checkpoint import load_policy
+from dt_ray.checkpoint import PolicyFacts, load_policy
 from dt_ray.config import EvaluationConfig
 from dt_ray.errors import RunError
 from dt_ray.evaluation import student_interval
@@ -116,8 +116,8 @@ def write_report(places: Sequence[str], out: Folder, *, video: bool = False) -> 
     )  # fmt: skip
     report.add_table(
         "aggregates", "Aggregates", aggregates,
-        "iqm: the mean of the middle half of all episodes, with a bootstrap interval stratified by seed "
-        "(Agarwal et al. 2021).",
+        "iqm: the mean of the middle half of all episodes (Agarwal et al. 2021), with its 95% interval over that many "
+        "seeds (Student's t over the jackknife); of one seed, over its episodes alone.",
     )  # fmt: skip
     if len(groups) > 1:
         report.add_table(
@@ -189,6 +189,7 @@ def _add_episodes(report: Report, run: RunRecord, *, video: bool) -> None:
                 seeds=[config.evaluation.seed],
                 target_returns=[target],
                 max_timesteps=config.evaluation.max_timesteps,
+                env_kwargs=config.env_kwargs,
             )
             for target in targets
         }
@@ -200,14 +201,14 @@ def _add_episodes(report: Report, run: RunRecord, *, video: bool) -> None:
         report.add_animation(
             f"episode_target_{target:g}",
             f"{name}, asked for {target:g}",
-            _record(policy, facts.env_id, replace(config.evaluation, target_returns=(target,))),
+            _record(policy, facts, replace(config.evaluation, target_returns=(target,))),
         )
 
 
-def _record(policy: Any, env_id: str, evaluation: EvaluationConfig) -> bytes:
+def _record(policy: Any, facts: PolicyFacts, evaluation: EvaluationConfig) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "episode.gif"
-        record_episodes(policy, env_id, evaluation, str(file))
+        record_episodes(policy, facts.env_id, evaluation, str(file), env_kwargs=facts.env_kwargs)
         return file.read_bytes()
 
 

@@ -5,15 +5,16 @@ Legend: N episodes, T the longest, S observation, A action dimension.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 
 from dt_ray.data.transitions import TransitionDataset
-from dt_ray.environments import make_environments
+from dt_ray.environments import Environments, is_batched, make_environments
 from dt_ray.errors import UserError
 from dt_ray.learners.base import Policy
 
@@ -60,15 +61,39 @@ def rollout(
     target_returns: Sequence[float],
     max_timesteps: int,
     batched: bool = True,
+    env_kwargs: Mapping[str, Any] | None = None,
+    max_envs: int | None = None,
 ) -> Rollouts:
     """Plays one episode for each seed and target return, all stepping together until the last has ended.
 
-    `batched` takes an exact batched copy of the environment where there is one.
+    `batched` takes an exact batched copy of the environment where there is one. Elsewhere at most `max_envs`
+    environments are open: further episodes are played in the same ones afterwards.
 
     Raises:
         UserError: the policy's actions don't fit the environment.
+        BrokenEnvironmentError: the environment crashed, or answered what no policy can act on.
     """
-    envs = make_environments(env_id, len(seeds), batched=batched)
+    num = len(seeds)
+    size = num if max_envs is None or (batched and is_batched(env_id, env_kwargs)) else min(num, max_envs)
+    envs = make_environments(env_id, size, batched=batched, env_kwargs=env_kwargs)
+    try:
+        parts = []
+        for begin in range(0, num, size):
+            part = slice(begin, begin + size)
+            parts.append(_play(policy, envs, env_id, seeds[part], target_returns[part], max_timesteps))
+    finally:
+        envs.close()
+    return join_rollouts(parts)
+
+
+def _play(
+    policy: Policy,
+    envs: Environments,
+    env_id: str,
+    seeds: Sequence[int],
+    target_returns: Sequence[float],
+    max_timesteps: int,
+) -> Rollouts:
     newest = envs.reset(seeds)
     num, observation_dim = newest.shape
     # Grown by doubling, so that a limit far beyond the real lengths costs nothing.
@@ -90,6 +115,12 @@ def rollout(
             raise UserError(
                 f"the policy gave actions of shape {chosen.shape[1:]} where {env_id} takes {envs.action_shape}"
             )
+        if not np.isfinite(chosen).all():
+            at = int(np.flatnonzero(~np.isfinite(chosen).all(axis=1))[0])
+            raise UserError(
+                f"the policy gave the action {chosen[at].tolist()} in {env_id} (seed {seeds[live[at]]}, "
+                f"step {step + 1})"
+            )
         observations[live, step], actions[live, step] = newest[live], chosen
         outcome = envs.step(live, chosen)
         newest[live], rewards[live, step] = outcome.observations, outcome.rewards
@@ -102,7 +133,6 @@ def rollout(
         if done.any():
             policy.keep(np.flatnonzero(~done))
             live = live[~done]
-    envs.close()
     longest = lengths.max()
     return Rollouts(
         observations=observations[:, :longest],
@@ -112,3 +142,18 @@ def rollout(
         terminated=terminated,
         final_observations=newest,
     )
+
+
+def join_rollouts(parts: Sequence[Rollouts]) -> Rollouts:
+    """All episodes of these, padded to the longest."""
+    if len(parts) == 1:
+        return parts[0]
+    longest = max(part.rewards.shape[1] for part in parts)
+
+    def padded(values: ndarray) -> ndarray:
+        return np.pad(values, [(0, 0), (0, longest - values.shape[1]), *[(0, 0)] * (values.ndim - 2)])
+
+    columns = {name: [getattr(part, name) for part in parts] for name in vars(parts[0])}
+    for name in ("observations", "actions", "rewards"):
+        columns[name] = [padded(values) for values in columns[name]]
+    return Rollouts(**{name: np.concatenate(values) for name, values in columns.items()})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import platform
 import subprocess
 import sys
@@ -19,8 +20,11 @@ from dt_ray.checkpoint import checkpoint_name, find_fault
 from dt_ray.config import RunConfig
 from dt_ray.config_io import decode_config, parse_yaml, to_yaml
 from dt_ray.errors import ConfigError, RunError
-from dt_ray.evaluation import score
-from dt_ray.storage import Folder
+from dt_ray.evaluation import is_scored, score
+from dt_ray.lease import FILE as LEASE
+from dt_ray.lease import Lease
+from dt_ray.storage import Folder, Stamp
+from dt_ray.writing import to_json
 
 REWRITE_EVERY_S = 10.0  # of a metrics file in an object store
 PACKAGES = ("torch", "ray", "gymnasium", "numpy", "pyarrow")
@@ -34,6 +38,9 @@ class RunFolder:
         self.metrics_file = folder / "metrics.jsonl"
         self.checkpoints = folder / "checkpoints"
         self.evaluations = folder / "evaluations"
+        # What was read and found good is not read again until it is written again.
+        self._sound: dict[int, dict[str, Stamp]] = {}
+        self._reports: dict[str, tuple[Stamp, dict[str, Any]]] = {}
 
     @classmethod
     def of(cls, config: RunConfig) -> RunFolder:
@@ -45,9 +52,13 @@ class RunFolder:
 
     def check_free(self) -> None:
         """Raises:
-        RunError: a run of this name exists.
+        RunError: a run of this name exists, or another process makes it.
         """
-        if self.folder.exists():
+        Lease(self.folder).check_free()
+        self._check_new()
+
+    def _check_new(self) -> None:
+        if self.folder.exists() and self.folder.names() != [LEASE]:
             raise RunError(
                 f"{self} exists already; choose another name=…, go on with --resume {self}, "
                 f"or replace it with --overwrite"
@@ -61,15 +72,26 @@ class RunFolder:
             StorageError: the storage can't be written.
         """
         if not overwrite:
-            self.check_free()
+            self._check_new()
         elif self.folder.exists():
-            if not (self.folder / "config.yaml").exists():
+            if not (self.folder / "config.yaml").exists() and self.folder.names() != [LEASE]:
                 raise RunError(f"{self} exists and is no run; --overwrite replaces runs only")
-            self.folder.delete()
+            for name in self.folder.names():
+                if name != LEASE:  # whoever creates the run holds it
+                    (self.folder / name).delete()
         self.write_config(config)
 
+    def check_writable(self) -> None:
+        """Raises:
+        RunError: another process writes the run, or the sweep that it is a trial of.
+        """
+        Lease(self.folder).check_free()
+        if self.folder.parent.name == "trials":
+            Lease(self.folder.parent.parent).check_free()
+
     def write_config(self, config: RunConfig) -> None:
-        """Writes `config.yaml` and `environment.json`."""
+        """Writes `config.yaml` and `environment.json`, at a start or a resume: what ended the run before is past."""
+        (self.folder / "error.txt").delete()
         (self.folder / "config.yaml").write_text(to_yaml(config))
         (self.folder / "environment.json").write_text(json.dumps(describe_environment(config), indent=2) + "\n")
 
@@ -102,10 +124,43 @@ class RunFolder:
         (self.checkpoints / "latest").write_text(checkpoint_name(step) + "\n")
 
     def prune_checkpoints(self, *, keep: int, spared: set[int]) -> None:
-        """Deletes all but the `keep` newest checkpoints and those in `spared`."""
-        for step in self.checkpoint_steps()[:-keep]:
-            if step not in spared:
+        """Deletes what is older than the `keep` newest complete checkpoints, but neither those in `spared` nor the one
+        that `latest` names.
+
+        Damaged checkpoints don't count: they never take the place of complete ones.
+        """
+        steps, num_kept = self.checkpoint_steps(), 0
+        while steps and num_kept < keep:
+            num_kept += self._is_sound(steps.pop())
+        if not set(steps) - spared:
+            return
+        latest = self._named_latest()
+        for step in steps:
+            if step not in spared and checkpoint_name(step) != latest:
                 self.checkpoint(step).delete()
+                self._sound.pop(step, None)
+
+    def _is_sound(self, step: int) -> bool:
+        """Whether a checkpoint is complete and undamaged; one that is as it was when it was read is not read again."""
+        stamps = self.checkpoint(step).stamps(recursive=True)
+        if self._sound.get(step) != stamps and find_fault(self.checkpoint(step)) is None:
+            self._sound[step] = stamps
+        return self._sound.get(step) == stamps
+
+    def _named_latest(self) -> str | None:
+        try:
+            return (self.checkpoints / "latest").read_text().strip()
+        except FileNotFoundError:
+            return None
+
+    def discard_after(self, step: int) -> None:
+        """Deletes the checkpoints and evaluations of later updates: the run goes on from other weights at `step`."""
+        for later in self.checkpoint_steps():
+            if later > step:
+                self.checkpoint(later).delete()
+        for name in self._evaluation_names():
+            if name > f"{checkpoint_name(step)}.json":
+                (self.evaluations / name).delete()
 
     def evaluation(self, step: int) -> Folder:
         """The file of the evaluation at a step."""
@@ -115,20 +170,28 @@ class RunFolder:
         return self.evaluation(step).exists()
 
     def read_evaluation(self, step: int) -> dict[str, Any]:
-        return json.loads(self.evaluation(step).read_text())
+        return decode_evaluation(self.evaluation(step).read_text())
 
     def write_evaluation(self, report: Mapping[str, Any]) -> None:
-        self.evaluation(report["step"]).write_text(json.dumps(report, indent=1) + "\n")
+        file = self.evaluation(report["step"])
+        self._reports.pop(file.name, None)
+        file.write_text(to_json(report, indent=1))
 
     def read_evaluations(self, *, up_to: int | None = None) -> list[dict[str, Any]]:
-        """The evaluations at steps up to `up_to`, oldest first."""
-        names = [name for name in self.evaluations.names() if name.startswith("step-")]
-        reports = [json.loads((self.evaluations / name).read_text()) for name in names]
+        """The evaluations at steps up to `up_to`, oldest first; only new ones are read from the storage."""
+        stamps = {name: stamp for name, stamp in self.evaluations.stamps().items() if _is_evaluation(name)}
+        for name, stamp in stamps.items():
+            if name not in self._reports or self._reports[name][0] != stamp:
+                self._reports[name] = stamp, decode_evaluation((self.evaluations / name).read_text())
+        reports = [self._reports[name][1] for name in stamps]
         return [report for report in reports if up_to is None or report["step"] <= up_to]
 
+    def _evaluation_names(self) -> list[str]:
+        return [name for name in self.evaluations.names() if _is_evaluation(name)]
+
     def best_evaluation(self, *, up_to: int | None = None) -> dict[str, Any] | None:
-        """The evaluation with the best score; the earlier of equal ones."""
-        return max(self.read_evaluations(up_to=up_to), key=score, default=None)
+        """The evaluation with the best score; the earlier of equal ones, and none whose returns are no numbers."""
+        return max(filter(is_scored, self.read_evaluations(up_to=up_to)), key=score, default=None)
 
     def write_summary(self, *, status: str, step: int, **values: Any) -> dict[str, Any]:
         """Writes `summary.json` with the last and the best evaluation beside `values`."""
@@ -138,9 +201,9 @@ class RunFolder:
             "step": step,
             **values,
             "last": reports[-1] if reports else None,
-            "best": self.best_evaluation(up_to=step),
+            "best": max(filter(is_scored, reports), key=score, default=None),
         }
-        (self.folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+        (self.folder / "summary.json").write_text(to_json(summary, indent=1))
         return summary
 
     def read_summary(self) -> dict[str, Any] | None:
@@ -163,7 +226,7 @@ class MetricsLog:
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Appends a line; object stores can't append, and get the whole file now and then."""
-        line = json.dumps({"step": step, **values}) + "\n"
+        line = to_json({"step": step, **values})
         if self.file.is_local:
             self.file.append_text(line)
             return
@@ -178,12 +241,49 @@ class MetricsLog:
             self._written_at, self._is_written = time.monotonic(), True
 
 
+class MetricsTail:
+    """The lines of a `metrics.jsonl` that are new since the last look, wherever it is written."""
+
+    def __init__(self, file: Folder) -> None:
+        self.file = file
+        self._read, self._last = 0, b""  # bytes of whole lines, and the last of these lines
+
+    def new_lines(self) -> list[dict[str, Any]]:
+        """The whole lines since the last call; all of them where a run was resumed or replaced meanwhile."""
+        begin = self._read - len(self._last)
+        try:
+            content = self.file.read_from(begin)
+        except FileNotFoundError:
+            content = b""
+        if not content.startswith(self._last) or (begin and not content):  # another file than before
+            self._read, self._last = 0, b""
+            return self.new_lines() if begin or content else []
+        whole = content[: content.rfind(b"\n") + 1]
+        lines = whole[len(self._last) :].splitlines(keepends=True)
+        if lines:
+            self._read, self._last = begin + len(whole), lines[-1]
+        return [json.loads(line) for line in lines]
+
+
+def _is_evaluation(name: str) -> bool:
+    return name.startswith("step-") and name.endswith(".json")
+
+
 def _step_of(line: str) -> float:
     """The step of a line, infinite for one that a crash cut short."""
     try:
         return json.loads(line)["step"]
     except ValueError:
         return float("inf")
+
+
+def decode_evaluation(text: str) -> dict[str, Any]:
+    """The report in a file of `evaluations/`; a mean that is null there is NaN."""
+    report = json.loads(text)
+    for target in report["targets"]:
+        target |= {key: math.nan for key in ("return_mean", "return_std") if target[key] is None}
+        target["return_ci95"] = [math.nan if bound is None else bound for bound in target["return_ci95"]]
+    return report
 
 
 def default_name(config_name: str) -> str:

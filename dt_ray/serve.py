@@ -11,9 +11,12 @@ A session is an episode: it starts with an observation and a target return, and 
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 
-from dt_ray.command import run_command, show_log
+from dt_ray.command import add_modules_argument, run_command, show_log
+
+TOKEN = "DT_RAY_SERVE_TOKEN"  # an environment variable, which other users of the machine can't see
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -27,7 +30,13 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--port", type=int, default=8000, help="(default 8000)")
     parser.add_argument("--max-sessions", type=int, default=1000, metavar="N", help="live at a time (default 1000)")
     parser.add_argument("--idle-s", type=float, default=600.0, metavar="S", help="after which one is dropped (600)")
+    parser.add_argument(
+        "--token",
+        metavar="TOKEN",
+        help=f"wanted of every request, as Authorization: Bearer TOKEN (default: ${TOKEN} if set, else none)",
+    )
     parser.add_argument("--verbose", action="store_true", help="show Ray's own messages too")
+    add_modules_argument(parser)
     options = parser.parse_args(arguments)
 
     import importlib.util
@@ -52,6 +61,7 @@ def main(arguments: Sequence[str]) -> None:
             port=options.port,
             max_sessions=options.max_sessions,
             idle_s=options.idle_s,
+            token=options.token or os.environ.get(TOKEN) or None,
         )
 
 

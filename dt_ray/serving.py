@@ -22,6 +22,8 @@ from dt_ray.learners.iql import ObservationPolicy
 from dt_ray.learners.policies import DecisionTransformerPolicy
 from dt_ray.models.batch import WindowBatch
 
+LONGEST_SHOWN = 64  # characters of a name that nobody has
+
 
 class RefusedError(Exception):
     """A request that can't be answered, with the HTTP status that says so."""
@@ -107,14 +109,25 @@ class Sessions:
         done = session.action if action is None else self._checked("action", action, self.spec.action_dim)
         if self.max_timesteps is not None and session.num_steps >= self.max_timesteps:
             raise RefusedError(409, f"the policy was trained for episodes of up to {self.max_timesteps} steps")
+        session.used_at = self.clock()
         session.missing -= earned
         session.action = None
         session.append(seen, done, longest=self.longest)
 
     @torch.inference_mode()
-    def act(self, names: Sequence[str]) -> Float[ndarray, "N A"]:
-        """The next actions of these episodes, together."""
-        sessions = [self._sessions[name] for name in names]
+    def act(self, names: Sequence[str]) -> list[Float[ndarray, "A"] | RefusedError]:
+        """The next actions of these episodes, computed together; a refusal for each one that was ended meanwhile."""
+        sessions = [session for name in dict.fromkeys(names) if (session := self._sessions.get(name)) is not None]
+        if sessions:
+            for session, action in zip(sessions, self._act_together(sessions), strict=True):
+                session.action, session.used_at = action, self.clock()
+        return [self._action_of(name) for name in names]
+
+    def _action_of(self, name: str) -> Float[ndarray, "A"] | RefusedError:
+        session = self._sessions.get(name)
+        return self._gone(name) if session is None or session.action is None else session.action
+
+    def _act_together(self, sessions: Sequence[Session]) -> Float[ndarray, "N A"]:
         normalizer = self.policy.normalizer
         if isinstance(self.policy, ObservationPolicy):
             newest = normalizer.normalize_observations(np.stack([session.observations[-1] for session in sessions]))
@@ -122,10 +135,7 @@ class Sessions:
         else:
             batch = _as_batch(sessions, normalizer, return_scale=self.policy.return_scale)
             predicted = self.policy.model.predict_last_action(batch)
-        actions = normalizer.denormalize_actions(predicted.numpy())
-        for session, action in zip(sessions, actions, strict=True):
-            session.action, session.used_at = action, self.clock()
-        return actions
+        return normalizer.denormalize_actions(predicted.numpy())
 
     def end(self, name: str) -> None:
         """Forgets an episode.
@@ -144,13 +154,23 @@ class Sessions:
     def _find(self, name: str) -> Session:
         self.drop_idle()
         if name not in self._sessions:
-            raise RefusedError(404, f"no session {name!r}: it was ended, or dropped after {self.idle_s:g} idle seconds")
+            raise self._gone(name)
         return self._sessions[name]
 
+    def _gone(self, name: str) -> RefusedError:
+        shown = name if len(name) <= LONGEST_SHOWN else f"{name[:LONGEST_SHOWN]}…"
+        return RefusedError(404, f"no session {shown!r}: it was ended, or dropped after {self.idle_s:g} idle seconds")
+
     def _checked(self, name: str, values: Sequence[float], num: int) -> Float[ndarray, "num"]:
-        array = np.asarray(values, np.float32)
+        if len(values) != num:  # before anything is made of them
+            raise RefusedError(422, f"{name} is {num} finite number(s), got {len(values)}")
+        with np.errstate(over="ignore"):  # what is beyond float32 is refused
+            try:
+                array = np.asarray(values, np.float32)
+            except (TypeError, ValueError, OverflowError):
+                raise RefusedError(422, f"{name} is {num} finite number(s), got something else") from None
         if array.shape != (num,) or not np.isfinite(array).all():
-            raise RefusedError(422, f"{name} is {num} finite number(s), got {list(values)}")
+            raise RefusedError(422, f"{name} is {num} finite number(s), got one that is not")
         return array
 
 

@@ -15,9 +15,11 @@ from torch import Tensor
 
 from dt_ray.config import RunConfig
 from dt_ray.data.normalizer import Normalizer
-from dt_ray.data.spaces import SpaceSpec
+from dt_ray.data.ranges import Ranges, find_range_traps
+from dt_ray.data.row_traps import find_other_returns
+from dt_ray.data.spaces import SpaceSpec, with_data_bounds
 from dt_ray.data.transitions import TransitionDataset, chosen_episodes
-from dt_ray.data.windows import UPDATES_A_DRAW, WindowTable, draw_anchors, draw_mixed_anchors
+from dt_ray.data.windows import FOLLOWED, TERMINATED, UPDATES_A_DRAW, WindowTable, draw_anchors, draw_mixed_anchors
 from dt_ray.errors import DataError
 from dt_ray.models.batch import WindowBatch
 from dt_ray.models.state_values import StateValues
@@ -52,6 +54,7 @@ class ResidentData:
     values: StateValues | None
     sizes: Int[ndarray, "D"]  # transitions of each dataset in `train`
     num_skipped_files: int
+    notes: tuple[str, ...] = ()  # what looks wrong with the data, though it can be trained on
 
     @classmethod
     def build(
@@ -62,7 +65,13 @@ class ResidentData:
         Raises:
             DataError: too few episodes to hold any out, or longer ones than the model's timestep table.
         """
+        ranges = Ranges.of(data)
+        spec = with_data_bounds(spec, config.data.action_bounds, *ranges.actions)
         train, validation, normalizer, values = split_and_fit(data, spec, config)
+        num_known = train.num_transitions - train.num_episodes + int(train.are_ends_known.sum())
+        notes = find_notes(ranges, spec, config, num_known=num_known, num_transitions=train.num_transitions)
+        if config.algorithm == "decision_transformer" and config.data.return_source is None:
+            notes += tuple(find_other_returns(data, discount=config.data.discount))
         mix = config.data.mix  # without one, episode ids may be anything
         sizes = train.source_sizes(len(mix)) if mix else np.array([train.num_transitions])
         for path, size in zip(mix, sizes, strict=False):
@@ -81,7 +90,33 @@ class ResidentData:
             values=values,
             sizes=sizes,
             num_skipped_files=num_skipped_files,
+            notes=notes,
         )
+
+
+def find_notes(
+    ranges: Ranges, spec: SpaceSpec, config: RunConfig, *, num_known: int, num_transitions: int
+) -> tuple[str, ...]:
+    """What a run should say of its data before it trains: a line each.
+
+    `num_known` of the transitions to train on have a successor in the log, or none because the environment ended there.
+
+    Raises:
+        DataError: nothing would be trained.
+    """
+    notes = list(find_range_traps(ranges, spec, config.data.columns))
+    if config.algorithm == "iql" and num_known < num_transitions:
+        hidden = (
+            f"iql learns values from a step and what came next, and of {num_transitions - num_known} of "
+            f"{num_transitions} steps the log does not say what came next: they are last in their episodes, which the "
+            f"environment did not end"
+        )
+        way_out = "name the column of it with data.columns.next_observation=NAME"
+        if num_known == 0:
+            raise DataError(f"{', '.join(config.data.paths)} trains nothing: {hidden}; {way_out}")
+        if num_known < num_transitions / 2:
+            notes.append(f"{hidden}; {way_out}")
+    return tuple(notes)
 
 
 def split_and_fit(
@@ -206,6 +241,7 @@ class Places(NamedTuple):
     timesteps: Int[Tensor, "U B T"]
     mask: Bool[Tensor, "U B T"]
     terminated: Bool[Tensor, "U B"]
+    followed: Bool[Tensor, "U B"]
     num_real: Float[Tensor, "U"] | None  # real steps, of all workers' windows together
 
 
@@ -251,13 +287,14 @@ class WindowCutter:
             num_real = torch.from_numpy(real.astype(np.float32)).to(self.device)
             places = places[:, :, share]
         found = torch.from_numpy(np.ascontiguousarray(places)).to(self.device).unsqueeze(-1)
-        rows, timesteps, remaining, terminated = found.unbind()
+        rows, timesteps, remaining, endings = found.unbind()
         mask = self.offsets < remaining
         return Places(
             rows=rows.squeeze(-1),
             timesteps=(timesteps + self.offsets).mul_(mask),
             mask=mask,
-            terminated=terminated.squeeze(-1).to(torch.bool),
+            terminated=endings.squeeze(-1) == TERMINATED,
+            followed=endings.squeeze(-1) == FOLLOWED,
             num_real=num_real,
         )
 
@@ -274,5 +311,6 @@ class WindowCutter:
             timesteps=places.timesteps[number],
             mask=places.mask[number],
             terminated=places.terminated[number],
+            followed=places.followed[number],
             num_real=None if places.num_real is None else places.num_real[number],
         )

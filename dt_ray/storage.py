@@ -8,11 +8,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 from pyarrow import fs
 
 from dt_ray.errors import StorageError
 from dt_ray.filesystems import reach
+
+
+class Stamp(NamedTuple):
+    """What changes when a file is written again."""
+
+    size: int
+    written_ns: int
 
 
 @dataclass(frozen=True)
@@ -60,6 +68,15 @@ class Folder:
             infos = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
         return sorted(info.base_name for info in infos)
 
+    def stamps(self, *, recursive: bool = False) -> dict[str, Stamp]:
+        """The files in the folder, or also below it, by their paths from there; one request, and nothing is read."""
+        with self._named_errors("read"):
+            filesystem, path = reach(self.uri)
+            infos = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True, recursive=recursive))
+        begin = len(path.rstrip("/")) + 1
+        files = sorted((info for info in infos if info.type == fs.FileType.File), key=lambda info: info.path)
+        return {info.path[begin:]: Stamp(info.size, info.mtime_ns) for info in files}
+
     def read_bytes(self) -> bytes:
         """The file's content.
 
@@ -74,6 +91,20 @@ class Folder:
 
     def read_text(self) -> str:
         return self.read_bytes().decode()
+
+    def read_from(self, offset: int) -> bytes:
+        """The file's content behind its first `offset` bytes; nothing where it is not longer.
+
+        Raises:
+            FileNotFoundError: there is none.
+            StorageError: there may be one, but it can't be read.
+        """
+        with self._named_errors("read"):
+            filesystem, path = reach(self.uri)
+            with filesystem.open_input_file(path) as file:
+                if (size := file.size()) <= offset:
+                    return b""
+                return file.read_at(size - offset, offset)
 
     def write_bytes(self, content: bytes) -> None:
         """Writes a file at once, under another name first on a disk; an object store shows whole ones only.
@@ -99,11 +130,11 @@ class Folder:
             stream.write(text)
 
     def delete(self) -> None:
-        """Deletes the folder with all that is in it, if it is there."""
-        if self.exists():
+        """Deletes the file, or the folder with all that is in it, if it is there."""
+        if (kind := self.kind()) != fs.FileType.NotFound:
             with self._named_errors("delete"):
                 filesystem, path = reach(self.uri)
-                filesystem.delete_dir(path)
+                (filesystem.delete_file if kind == fs.FileType.File else filesystem.delete_dir)(path)
 
     def rename(self, target: Folder) -> None:
         with self._named_errors("rename"):

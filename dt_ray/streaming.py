@@ -25,14 +25,24 @@ from dt_ray.config import DataConfig, RunConfig
 from dt_ray.data.files import DatasetFile
 from dt_ray.data.formats import is_flat
 from dt_ray.data.normalizer import Normalizer
+from dt_ray.data.ranges import Ranges
 from dt_ray.data.reading import read_episodes
-from dt_ray.data.spaces import SpaceSpec
+from dt_ray.data.spaces import SpaceSpec, with_data_bounds
 from dt_ray.data.transitions import TransitionDataset, chosen_episodes, held_out_episodes, join_episodes
 from dt_ray.data.windows import UPDATES_A_DRAW, WindowTable
 from dt_ray.errors import DataError
 from dt_ray.models.batch import WindowBatch
 from dt_ray.models.state_values import StateValues
-from dt_ray.sources import BatchSource, Places, ResidentData, ResidentSource, ReturnNoise, WindowCutter, check_length
+from dt_ray.sources import (
+    BatchSource,
+    Places,
+    ResidentData,
+    ResidentSource,
+    ReturnNoise,
+    WindowCutter,
+    check_length,
+    find_notes,
+)
 
 log = logging.getLogger("dt_ray")
 
@@ -52,6 +62,7 @@ def episode_statistics(file: DatasetFile, config: RunConfig, spec: SpaceSpec) ->
     data = data.with_return_source(config.return_source)
     observations = data.observations.astype(np.float64)
     mean = np.add.reduceat(observations, data.starts) / data.lengths[:, None]
+    ranges = Ranges.of(data)
     deviation = observations - np.repeat(mean, data.lengths, axis=0)
     return pa.table(
         {
@@ -62,6 +73,15 @@ def episode_statistics(file: DatasetFile, config: RunConfig, spec: SpaceSpec) ->
             "largest_to_go": np.maximum.reduceat(np.abs(data.to_go(config.data.discount)), data.starts),
             "mean": list(mean),
             "squares": list(np.add.reduceat(deviation**2, data.starts)),
+            "is_end_known": data.are_ends_known,
+            "change": [ranges.changes] * data.num_episodes,
+            "largest_reward": ranges.largest_reward,
+            "usual_reward": ranges.usual_reward,
+            **{
+                f"{extreme}_{name}": list(choose.reduceat(getattr(data, f"{name}s"), data.starts))
+                for extreme, choose in (("lowest", np.minimum), ("highest", np.maximum))
+                for name in ("observation", "action")
+            },
         }
     )
 
@@ -83,7 +103,7 @@ def streams(files: Sequence[DatasetFile], config: RunConfig) -> bool:
     )
     if not streaming:
         return False
-    if is_flat(files[0]):
+    if is_flat(files[0], settings):
         raise DataError(
             f"{path} has a row per step; streaming reads whole episodes: pack it once with "
             f"`python -m dt_ray.data import {path} --out DIR`, or set data.residency=resident"
@@ -102,6 +122,7 @@ class StreamingData:
     num_transitions: int  # to train on
     validation: WindowTable | None
     num_skipped_files: int
+    notes: tuple[str, ...] = ()  # what looks wrong with the data, though it can be trained on
 
     @classmethod
     def build(
@@ -119,6 +140,7 @@ class StreamingData:
             DataError: too few episodes to hold any out, or fewer files than workers.
         """
         settings = config.data
+        _check_dimensions(files, statistics)
         ids, lengths, places = (statistics[name].to_numpy() for name in ("episode_id", "length", "file"))
         chosen = chosen_episodes(
             ids, statistics["return"].to_numpy(), max_episodes=settings.max_episodes, top_fraction=settings.top_fraction
@@ -131,7 +153,11 @@ class StreamingData:
                 f"{settings.path} has {len(train_files)} file(s) to train on for {num} workers, who stream whole "
                 f"files; write more of them, use fewer workers or set data.residency=resident"
             )
+        ranges = _ranges(statistics)
+        spec = with_data_bounds(spec, settings.action_bounds, *ranges.actions)
         normalizer = _fit(statistics, train, spec, settings)
+        num_known = int((lengths[train] - 1 + statistics["is_end_known"].to_numpy()[train]).sum())
+        notes = find_notes(ranges, spec, config, num_known=num_known, num_transitions=int(lengths[train].sum()))
         shown = _first_within(chosen[held_out], lengths, capacity_of(config, spec, share=VALIDATION_SHARE))
         validation = [
             piece
@@ -146,6 +172,7 @@ class StreamingData:
             num_transitions=int(lengths[train].sum()),
             validation=_lay_out(validation, config) if validation else None,
             num_skipped_files=num_skipped_files,
+            notes=notes,
         )
 
 
@@ -273,6 +300,20 @@ def _prepare(
         yield replace(data, returns_to_go=data.to_go(config.data.discount))
 
 
+def _check_dimensions(files: Sequence[DatasetFile], statistics: pa.Table) -> None:
+    """Raises:
+    DataError: two files hold observations of different dimensions.
+    """
+    dimensions = statistics["mean"].combine_chunks().value_lengths().to_numpy(zero_copy_only=False)
+    if len(wrong := np.flatnonzero(dimensions != dimensions[0])):
+        paths = {file.index: file.path for file in files}
+        first, other = (paths[statistics["file"][int(at)].as_py()] for at in (0, wrong[0]))
+        raise DataError(
+            f"{first} has observations of {dimensions[0]} dimension(s) but {other} of {dimensions[wrong[0]]}; "
+            f"a dataset has files of one kind"
+        )
+
+
 def _files_at(files: Sequence[DatasetFile], indices: Int[ndarray, "*any"]) -> list[DatasetFile]:
     wanted = set(indices.tolist())
     return [file for file in files if file.index in wanted]
@@ -298,6 +339,20 @@ def _fit(statistics: pa.Table, train: Int[ndarray, "T"], spec: SpaceSpec, settin
     largest = float(rows["largest_to_go"].to_numpy().max())
     return Normalizer.of(
         total_mean, std, spec, return_scale=settings.return_scale or (1 / largest if largest > 0 else 1.0)
+    )
+
+
+def _ranges(statistics: pa.Table) -> Ranges:
+    extremes = {
+        f"{name}s": np.stack(
+            [_matrix(statistics[f"lowest_{name}"]).min(axis=0), _matrix(statistics[f"highest_{name}"]).max(axis=0)]
+        )
+        for name in ("observation", "action")
+    }
+    return Ranges(
+        **extremes,
+        changes=_matrix(statistics["change"])[0],
+        **{name: statistics[name].to_numpy() for name in ("largest_reward", "usual_reward")},
     )
 
 

@@ -261,6 +261,8 @@ def _find_axis_fault(key: str, kind: str, choices: Any, base: RunConfig) -> str 
         return f"{key}: no such key" + (f"; did you mean {close[0]}?" if close else "")
     if key in ("name", "storage_path"):
         return f"{key}: every trial has its own, it can't be swept"
+    if key in ("env_kwargs", "data.action_bounds"):
+        return f"{key}: all trials act in one environment within the same bounds, it can't be swept"
     if not isinstance(choices, list) or not choices:
         return f"{key}: {kind} takes a list, got {choices!r}"
     if kind in ("grid", "choice"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import shlex
 import statistics
 from collections.abc import Mapping, Sequence
@@ -15,13 +16,17 @@ import numpy as np
 from dt_ray.checkpoint import checkpoint_name, load_policy
 from dt_ray.config import EvaluationConfig
 from dt_ray.config_io import parse_yaml
-from dt_ray.errors import RunError
+from dt_ray.errors import ConfigError, RunError
 from dt_ray.evaluation import evaluate, student_interval
-from dt_ray.runs import RunFolder
+from dt_ray.lease import FILE as LEASE
+from dt_ray.lease import Lease
+from dt_ray.runs import RunFolder, decode_evaluation
 from dt_ray.storage import Folder
 from dt_ray.sweep_config import SweepConfig, decode_sweep, value_of
 
 Row = dict[str, Any]
+# Where things are and how many may run: nothing that a trial's results depend on.
+KEYS_CHANGED_ON_RESUME = ("data.path", "data.values", "data.mix", "evaluation.max_envs", "max_concurrent")
 
 
 class SweepFolder:
@@ -41,9 +46,13 @@ class SweepFolder:
 
     def check_free(self) -> None:
         """Raises:
-        RunError: a sweep of this name exists.
+        RunError: a sweep of this name exists, or another process makes it.
         """
-        if self.folder.exists():
+        Lease(self.folder).check_free()
+        self._check_new()
+
+    def _check_new(self) -> None:
+        if self.folder.exists() and self.folder.names() != [LEASE]:
             raise RunError(
                 f"{self} exists already; choose another name=…, go on with --resume {self}, "
                 f"or replace it with --overwrite"
@@ -56,27 +65,40 @@ class SweepFolder:
             RunError: something of this name exists and may not be replaced.
         """
         if not overwrite:
-            self.check_free()
+            self._check_new()
         elif self.folder.exists():
-            if not self.is_sweep():
+            if not self.is_sweep() and self.folder.names() != [LEASE]:
                 raise RunError(f"{self} exists and is no sweep; --overwrite replaces sweeps only")
-            self.folder.delete()
-        (self.folder / "sweep.yaml").write_text(sweep.to_yaml())
+            for name in self.folder.names():
+                if name != LEASE:  # whoever creates the sweep holds it
+                    (self.folder / name).delete()
+        self.write(sweep)
 
     def is_sweep(self) -> bool:
         return (self.folder / "sweep.yaml").exists()
 
-    def read(self) -> SweepConfig:
-        """The sweep as it was started, wherever its folder is now.
+    def write(self, sweep: SweepConfig) -> None:
+        """Writes `sweep.yaml`."""
+        (self.folder / "sweep.yaml").write_text(sweep.to_yaml())
+
+    def read(self, overrides: Sequence[str] = ()) -> SweepConfig:
+        """The sweep as it was started, wherever its folder is now; `overrides` say where what it needs is now.
 
         Raises:
             RunError: the folder is no sweep.
+            ConfigError: an override is wrong, or changes what its trials have in common.
         """
         if not self.is_sweep():
             raise RunError(f"{self} is no sweep: there is no sweep.yaml in it")
         tree = parse_yaml((self.folder / "sweep.yaml").read_text(), source=f"{self}/sweep.yaml")
         config = tree.pop("config") | {"storage_path": self.folder.parent.uri, "name": self.folder.name}
-        return decode_sweep(tree, config, (), default_name=self.folder.name)
+        changed = [override.partition("=")[0] for override in overrides]
+        if fixed := [key for key in changed if key not in KEYS_CHANGED_ON_RESUME]:
+            raise ConfigError(
+                f"a resumed sweep keeps its {', '.join(fixed)}; it takes {', '.join(KEYS_CHANGED_ON_RESUME)}; start a "
+                f"new sweep to change the rest"
+            )
+        return decode_sweep(tree, config, overrides, default_name=self.folder.name)
 
     def trial_names(self) -> list[str]:
         return [name for name in self.trials.names() if not name.startswith(".")]
@@ -116,7 +138,7 @@ def further_evaluations(sweep: SweepConfig, folder: SweepFolder) -> list[tuple[s
 def evaluate_checkpoint(checkpoint: str, evaluation: EvaluationConfig) -> dict[str, Any]:
     """The report on a checkpoint under these settings, played in this process."""
     policy, facts = load_policy(Folder(checkpoint), evaluation)
-    return evaluate(policy, facts.env_id, evaluation, step=facts.step)
+    return evaluate(policy, facts.env_id, evaluation, step=facts.step, env_kwargs=facts.env_kwargs)
 
 
 def read_rows(sweep: SweepConfig, folder: SweepFolder) -> list[Row]:
@@ -126,8 +148,11 @@ def read_rows(sweep: SweepConfig, folder: SweepFolder) -> list[Row]:
 
 def _rows_of(sweep: SweepConfig, folder: SweepFolder, name: str) -> list[Row]:
     run = folder.trial(name)
-    config = run.read_config()
     status, report = result_of(run)
+    try:
+        config = run.read_config()
+    except RunError:  # it ended before it began
+        return [{"trial": name, "status": status}]
     summary = run.read_summary() or {}
     trained = {axis.key: value_of(config, axis.key) for axis in sweep.training_axes}
     common = {"trial": name, "status": status, **trained, "seed": config.seed}
@@ -139,7 +164,7 @@ def _rows_of(sweep: SweepConfig, folder: SweepFolder, name: str) -> list[Row]:
             file = folder.further_evaluation(name, number, report["step"])
             if not file.exists():
                 continue
-            report = json.loads(file.read_text())
+            report = decode_evaluation(file.read_text())
         asked = value_of_evaluation(evaluation, sweep)
         rows += [
             {
@@ -187,7 +212,7 @@ def over_seeds(rows: Sequence[Row], sweep: SweepConfig) -> list[tuple[Row, list[
     """Each setting that was evaluated, with its rows, one a seed."""
     groups: dict[str, tuple[Row, list[Row]]] = {}
     for row in rows:
-        if "return_mean" in row and row[sweep.settings.metric] is not None:
+        if "return_mean" in row and (value := row[sweep.settings.metric]) is not None and math.isfinite(value):
             settings = settings_of(row, sweep)
             groups.setdefault(json.dumps(settings), (settings, []))[1].append(row)
     return list(groups.values())

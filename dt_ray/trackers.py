@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import logging
 import os
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, Protocol
 
 from dt_ray.config import RunConfig
@@ -16,8 +19,11 @@ from dt_ray.config_io import to_plain
 from dt_ray.errors import ConfigError
 from dt_ray.runs import RunFolder
 
+log = logging.getLogger("dt_ray")
+
 PROJECT = "dt_ray"
 MLFLOW_URI = "MLFLOW_TRACKING_URI"
+MLFLOW_PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}  # its own: minutes
 PACKAGES = {"tensorboard": "tensorboardX", "mlflow": "mlflow", "wandb": "wandb"}
 
 
@@ -48,6 +54,8 @@ class MLflowTracker:
     """A run of the experiment `dt_ray` at MLFLOW_TRACKING_URI, else in `mlflow.db` beside the runs."""
 
     def __init__(self, config: RunConfig, run: RunFolder, *, step: int) -> None:
+        for name, value in MLFLOW_PATIENCE.items():
+            os.environ.setdefault(name, value)
         from mlflow import MlflowClient
 
         self.client = MlflowClient(os.environ.get(MLFLOW_URI) or f"sqlite:///{run.folder.parent}/mlflow.db")
@@ -94,6 +102,41 @@ class WandbTracker:
         self.run.finish()
 
 
+class SafeTracker:
+    """A tracker whose failures are one warning; the training goes on without it and waits for it at its end only."""
+
+    def __init__(self, name: str, make: Callable[[], Tracker]) -> None:
+        self.name, self._tracker = name, None
+        self._has_failed = False
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
+        self._thread.submit(self._guarded, lambda: self._make(make))
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        self._thread.submit(self._guarded, lambda: self._open.log(step, values))
+
+    def close(self) -> None:
+        self._thread.submit(self._guarded, lambda: self._open.close())
+        self._thread.shutdown()
+
+    def _make(self, make: Callable[[], Tracker]) -> None:
+        self._tracker = make()
+
+    @property
+    def _open(self) -> Tracker:
+        assert self._tracker is not None, "it has failed before"
+        return self._tracker
+
+    def _guarded(self, work: Callable[[], None]) -> None:
+        if self._has_failed:
+            return
+        try:
+            work()
+        except Exception as error:  # whatever the tracker's library raises
+            self._has_failed = True
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            log.warning("the tracker %s failed, and the run goes on without it: %s", self.name, reason)
+
+
 TRACKERS: dict[str, Callable[..., Tracker]] = {
     "tensorboard": TensorBoardTracker,
     "mlflow": MLflowTracker,
@@ -118,7 +161,7 @@ def check_trackers(config: RunConfig) -> None:
 
 def make_trackers(config: RunConfig, run: RunFolder, *, step: int) -> list[Tracker]:
     """The trackers that the configuration names; `step` is the update that the run goes on from."""
-    return [TRACKERS[name](config, run, step=step) for name in config.logging.trackers]
+    return [SafeTracker(name, partial(TRACKERS[name], config, run, step=step)) for name in config.logging.trackers]
 
 
 def evaluation_values(report: Mapping[str, Any]) -> dict[str, float]:

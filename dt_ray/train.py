@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from dt_ray.command import print_evaluation, run_command, show_log
+from dt_ray.command import add_modules_argument, print_evaluation, run_command, show_log
 from dt_ray.config import DEFAULT_CONFIG, RunConfig
 
 
@@ -33,6 +33,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--dashboard", action="store_true", help="start Ray's dashboard with a cluster started here")
     parser.add_argument("--verbose", action="store_true", help="show Ray's own messages too")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings to change")
+    add_modules_argument(parser)
     options = parser.parse_intermixed_args(arguments)
     if options.resume and (options.config or options.overwrite):
         parser.error("--resume takes its configuration from the run: leave out --config and --overwrite")

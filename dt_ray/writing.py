@@ -2,8 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+
+def to_json(values: Mapping[str, Any], *, indent: int | None = None) -> str:
+    """JSON text with a line's end; numbers that are not finite, which JSON does not have, become null."""
+    return json.dumps(_finite(values), indent=indent, allow_nan=False) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class BackgroundWriter:
@@ -23,7 +39,7 @@ class BackgroundWriter:
         Raises:
             StorageError: an earlier one failed.
         """
-        self._raise_failure()
+        self.check()
         self._newest = self._thread.submit(self._run, write)
         return self._newest
 
@@ -35,7 +51,14 @@ class BackgroundWriter:
         """
         if self._newest is not None:
             self._newest.result()
-        self._raise_failure()
+        self.check()
+
+    def check(self) -> None:
+        """Raises:
+        StorageError: something could not be written.
+        """
+        if self._failure is not None:
+            raise self._failure
 
     def close(self) -> None:
         """Writes what was given and ends the thread."""
@@ -47,7 +70,3 @@ class BackgroundWriter:
                 write()
             except BaseException as error:
                 self._failure = error
-
-    def _raise_failure(self) -> None:
-        if self._failure is not None:
-            raise self._failure

@@ -17,14 +17,14 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from dt_ray.command import run_command, show_log
+from dt_ray.command import add_modules_argument, run_command, show_log
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from dt_ray.config import DataConfig
+    from dt_ray.config import ActionBounds, DataConfig
     from dt_ray.data.spaces import SpaceSpec
     from dt_ray.data.transitions import TransitionDataset
 
@@ -59,8 +59,14 @@ def make_parser() -> argparse.ArgumentParser:
         "--max-timesteps", type=int, default=1000, metavar="T", help="cut episodes after so many steps"
     )
     collect.add_argument("--target-return", type=float, metavar="R", help="what to ask of a checkpoint")
+    collect.add_argument("--max-envs", type=int, default=100, metavar="N", help="environments open at once")
+    collect.add_argument(
+        "--action-bounds", metavar="[[LOW …],[HIGH …]]", help="of random actions, where the environment has none"
+    )
     collect.add_argument("--flat", action="store_true", help="write a row per step instead of a row per episode")
+    _add_env_kwargs(collect)
     _add_cluster_arguments(collect)
+    add_modules_argument(collect)
     collect.set_defaults(run=collect_episodes)
 
     for name, run, text in (
@@ -71,7 +77,17 @@ def make_parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text)
         command.add_argument("path", metavar="SOURCE" if name == "import" else "DATASET")
         command.add_argument(
-            "--column", action="append", default=[], metavar="OURS=THEIRS", help="name of a column in flat files"
+            "--column",
+            action="append",
+            default=[],
+            metavar="OURS=THEIRS",
+            help="name of a column, or names with commas between them; nothing after the =: it isn't read",
+        )
+        command.add_argument(
+            "--episodes-across-files",
+            choices=("auto", "true", "false"),
+            default="auto",
+            help="whether an episode id in several files is one episode; auto: where the log says so",
         )
         command.add_argument(
             "--action-scale", type=float, default=1.0, metavar="X", help="environment action = logged action * X"
@@ -87,11 +103,18 @@ def make_parser() -> argparse.ArgumentParser:
         else:
             command.add_argument("--env", metavar="ID", help="check dimensions, bounds and dynamics against this one")
             command.add_argument("--clip", action="store_true", help="clip actions to the bounds of --env")
+            _add_env_kwargs(command)
     for command in (collect, commands.choices["import"]):
         command.add_argument("--out", required=True, metavar="DIR")
         command.add_argument("--overwrite", action="store_true", help="replace the folder")
         command.add_argument("--licence", metavar="TEXT", help="for the card beside the dataset, DIR.README.md")
     return parser
+
+
+def _add_env_kwargs(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--env-kwargs", metavar="{NAME: VALUE}", help="arguments of the constructor of --env, as YAML reads them"
+    )
 
 
 def _add_cluster_arguments(command: argparse.ArgumentParser) -> None:
@@ -101,9 +124,22 @@ def _add_cluster_arguments(command: argparse.ArgumentParser) -> None:
 
 def collect_episodes(options: argparse.Namespace) -> None:
     from dt_ray.collection import CollectionPlan, collect_here
+    from dt_ray.data.spaces import choose_bounds, read_spaces
+    from dt_ray.errors import UserError
+    from dt_ray.modules import allow_modules
 
+    allow_modules(options.env)
+    env_kwargs, bounds = _env_kwargs(options), None
+    if options.max_envs < 1:
+        raise UserError(f"--max-envs is at least 1, got {options.max_envs}")
+    if options.action_bounds:
+        spec = read_spaces(options.env, env_kwargs)
+        bounds = choose_bounds(spec, _action_bounds(options.action_bounds), env_id=options.env)
     plan = CollectionPlan(
         env_id=options.env,
+        env_kwargs=env_kwargs,
+        max_envs=options.max_envs,
+        spec=bounds,
         behavior=options.behavior,
         num_episodes=options.episodes,
         seed=options.seed,
@@ -125,8 +161,10 @@ def import_dataset(options: argparse.Namespace) -> None:
     from dt_ray.data.episodes import to_table
     from dt_ray.data.spaces import read_spaces
 
-    spec = read_spaces(options.env) if options.env else None
-    facts = {"env_id": options.env, "action_low": spec.action_low, "action_high": spec.action_high} if spec else {}
+    spec = read_spaces(options.env, _env_kwargs(options)) if options.env else None
+    facts = {"env_id": options.env} if spec else {}
+    if spec and spec.is_bounded:
+        facts |= {"action_low": spec.action_low, "action_high": spec.action_high}
     with _parts(options, spec) as parts:
         _write(options, (to_table(part, facts) for part in parts), source=options.path)
 
@@ -198,20 +236,58 @@ def describe(options: argparse.Namespace) -> None:
 
 
 def validate(options: argparse.Namespace) -> None:
+    from dt_ray.data.ranges import constant_columns
     from dt_ray.data.spaces import read_spaces
-    from dt_ray.data.traps import find_traps
+    from dt_ray.data.traps import LogFacts, find_log_traps, find_part_traps
     from dt_ray.errors import DataError
 
-    spec = read_spaces(options.env) if options.env else None
-    num_episodes, num_steps, traps = 0, 0, []
+    env_kwargs, columns = _env_kwargs(options), _config(options).columns
+    spec = read_spaces(options.env, env_kwargs) if options.env else None
+    facts: LogFacts | None = None
+    part_traps: list[str] = []
     with _parts(options, spec) as parts:
         for part in parts:
-            num_episodes, num_steps = num_episodes + part.num_episodes, num_steps + part.num_transitions
-            traps = traps or list(find_traps(part, spec, options.env))  # of the first file that has any
+            facts = LogFacts.of(part) if facts is None else facts.joined(LogFacts.of(part))
+            part_traps = part_traps or list(find_part_traps(part, spec, options.env, env_kwargs))  # of the first file
+    if facts is None:
+        raise DataError(f"{options.path} is empty: there is no episode in it")
+    traps = [*find_log_traps(facts, spec, options.env, env_kwargs, columns), *part_traps]
+    num_steps = int(facts.lengths.sum())
+    if num_steps > 1 and (constant := constant_columns(facts.ranges, columns)):
+        print(f"note: the same at every step: {', '.join(constant)}")
     if traps:
         raise DataError("\n  ".join([f"{options.path} can be trained on, but looks wrong:", *traps]))
     against = f"fits {options.env}" if options.env else "pass --env to check it against an environment"
-    print(f"{options.path} is sound: {num_episodes} episodes, {num_steps} steps; {against}")
+    print(f"{options.path} is sound: {len(facts.lengths)} episodes, {num_steps} steps; {against}")
+
+
+def _env_kwargs(options: argparse.Namespace) -> dict[str, Any]:
+    import yaml
+
+    from dt_ray.errors import UserError
+
+    try:
+        values = yaml.safe_load(options.env_kwargs or "{}")
+    except yaml.YAMLError:
+        values = None
+    if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
+        raise UserError(f"--env-kwargs takes {{NAME: VALUE}}, got {options.env_kwargs!r}")
+    if values and not options.env:
+        raise UserError("--env-kwargs are arguments of an environment: give --env ID too")
+    return values
+
+
+def _action_bounds(text: str) -> ActionBounds:
+    import yaml
+    from pydantic import TypeAdapter, ValidationError
+
+    from dt_ray.config import ActionBounds
+    from dt_ray.errors import UserError
+
+    try:
+        return TypeAdapter(ActionBounds).validate_python(yaml.safe_load(text))
+    except (yaml.YAMLError, ValidationError):
+        raise UserError(f"--action-bounds takes [[LOW …],[HIGH …]], got {text!r}") from None
 
 
 def _config(options: argparse.Namespace) -> DataConfig:
@@ -223,7 +299,7 @@ def _config(options: argparse.Namespace) -> DataConfig:
         ours, equals, theirs = pair.partition("=")
         if not equals:
             raise UserError(f"--column takes OURS=THEIRS, got {pair!r}")
-        columns[ours] = theirs
+        columns[ours.strip()] = theirs.strip() or None
     clip = getattr(options, "clip", False)
     if clip and not options.env:
         raise UserError("--clip clips actions to an environment's bounds: give --env ID too")
@@ -231,6 +307,7 @@ def _config(options: argparse.Namespace) -> DataConfig:
         path=options.path,
         format=options.format,
         columns=columns,
+        episodes_across_files={"auto": "auto", "true": True, "false": False}[options.episodes_across_files],
         action_scale=options.action_scale,
         time_limit=options.time_limit,
         out_of_bounds="clip" if clip else "stop",

@@ -9,6 +9,7 @@ Legend: N live episodes, S observation, A action dimension.
 from __future__ import annotations
 
 import importlib
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -43,7 +44,7 @@ def make_behavior(name: str, env_id: str, spec: SpaceSpec, *, seeds: Sequence[in
             )
         return NoisyBehavior(swing_up, spec, seeds=seeds, randomness=PENDULUM_RANDOMNESS[name])
     if ":" in name:
-        return FunctionBehavior(load_function(name), seeds=seeds)
+        return FunctionBehavior(load_function(name), name, seeds=seeds)
     raise UserError(
         f"no behaviour {name!r}; it is one of {', '.join(NAMES)}, a run or checkpoint of ours, or module:function"
     )
@@ -110,8 +111,10 @@ class NoisyBehavior:
 class FunctionBehavior:
     """A user's function of one observation [S] and a random generator, which returns one action [A]."""
 
-    def __init__(self, function: Callable[[ndarray, np.random.Generator], Any], *, seeds: Sequence[int]) -> None:
-        self.function = function
+    def __init__(
+        self, function: Callable[[ndarray, np.random.Generator], Any], name: str, *, seeds: Sequence[int]
+    ) -> None:
+        self.function, self.name = function, name
         self.generators = _generators(seeds)
 
     def start(self, observations: Float[ndarray, "N S"], target_returns: Float[ndarray, "N"]) -> None:
@@ -119,8 +122,15 @@ class FunctionBehavior:
 
     def act(self) -> Float[ndarray, "N A"]:
         pairs = zip(self.observations, self.generators, strict=True)
-        actions = [np.asarray(self.function(observation, generator), np.float32) for observation, generator in pairs]
-        return np.stack(actions).reshape(len(actions), -1)
+        try:
+            actions = [np.asarray(self.function(seen, generator), np.float32) for seen, generator in pairs]
+            return np.stack(actions).reshape(len(actions), -1)
+        except Exception as error:
+            last = traceback.extract_tb(error.__traceback__)[-1]
+            raise UserError(
+                f"the behaviour {self.name} gives no action: {type(error).__name__}: {error} ({last.filename}, line "
+                f"{last.lineno}); it takes an observation and a random generator, and returns one action"
+            ) from None
 
     def observe(self, actions: ndarray, rewards: ndarray, observations: Float[ndarray, "N S"]) -> None:
         self.observations = observations

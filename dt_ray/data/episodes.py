@@ -10,11 +10,14 @@ import numpy as np
 import pyarrow as pa
 from numpy import ndarray
 
+from dt_ray.data.ends import read_flags
+from dt_ray.data.ids import read_ids
 from dt_ray.data.transitions import SOURCE_BITS, TransitionDataset
 from dt_ray.errors import DataError
 
 FORMAT_VERSION = 1
 METADATA_KEY = b"dt_ray"
+BRACKETS = str.maketrans("[]()", "    ")
 STEP_COLUMNS = ("observations", "actions", "rewards")
 
 
@@ -82,7 +85,7 @@ def from_table(table: pa.Table, *, source: str) -> TransitionDataset:
     ]
     if missing:
         raise DataError(f"{source}: no column {', '.join(missing)}; it has {', '.join(table.column_names)}")
-    ids = table["episode_id"].to_numpy()
+    ids = episode_ids_of(table, source=source)
     has_returns = "returns_to_go" in table.column_names
     lists = {name: _one_array(table[name]) for name in (*STEP_COLUMNS, *(["returns_to_go"] if has_returns else []))}
     lengths = {name: _lengths(column, name, source) for name, column in lists.items()}
@@ -98,7 +101,7 @@ def from_table(table: pa.Table, *, source: str) -> TransitionDataset:
     starts = ends - lengths["rewards"]
     flags = {name: np.zeros(ends[-1] if len(ends) else 0, dtype=bool) for name in ("terminated", "truncated")}
     for name, column in flags.items():
-        column[ends - 1] = table[name].fill_null(False).to_numpy()
+        column[ends - 1] = read_flags(table[name], f"{source}, column {name}", name)
     observations = vectors_of(lists["observations"].flatten(), f"{source}, observations")
     finals = None
     if "next_observation" in table.column_names and (column := table["next_observation"]).null_count < len(table):
@@ -107,15 +110,26 @@ def from_table(table: pa.Table, *, source: str) -> TransitionDataset:
     return TransitionDataset(
         observations=observations,
         actions=vectors_of(lists["actions"].flatten(), f"{source}, actions"),
-        rewards=lists["rewards"].flatten().to_numpy(zero_copy_only=False).astype(np.float32, copy=False),
+        rewards=_one_number(lists["rewards"].flatten(), f"{source}, rewards"),
         starts=starts.astype(np.int64),
         episode_ids=ids,
-        returns_to_go=vectors_of(lists["returns_to_go"].flatten(), f"{source}, returns_to_go")[:, 0]
+        returns_to_go=_one_number(lists["returns_to_go"].flatten(), f"{source}, returns_to_go")
         if has_returns
         else None,
         final_observations=finals,
         **flags,
     )
+
+
+def episode_ids_of(table: pa.Table, *, source: str) -> ndarray:
+    """The ids of a table's episodes as numbers, which sort as they do.
+
+    Raises:
+        DataError: a missing id, or one that is neither a whole number, a text nor a date.
+    """
+    found = read_ids(table, {"episode_id": ("episode_id",)}, source=source)
+    assert found is not None
+    return found.numbers
 
 
 def scale_actions(
@@ -146,8 +160,8 @@ def mark_source(table: pa.Table, source: int) -> pa.Table:
     return table.set_column(at, table.schema.field(at), pa.array(ids + (source << SOURCE_BITS)))
 
 
-def vectors_of(column: pa.Array, where: str) -> ndarray:
-    """[rows, dimension] float32 from a column of vectors, or of single numbers (dimension 1).
+def vectors_of(column: pa.Array | pa.ChunkedArray, where: str) -> ndarray:
+    """[rows, dimension] float32 from a column of vectors, also as texts, or of single numbers (dimension 1).
 
     Raises:
         DataError: missing values, vectors of different dimensions, or no numbers.
@@ -156,29 +170,69 @@ def vectors_of(column: pa.Array, where: str) -> ndarray:
         column = _one_array(column)
     if isinstance(column, pa.ExtensionArray):
         column = column.storage
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
     if column.null_count:
         raise DataError(f"{where}: {column.null_count} missing value(s); every step needs one")
-    if pa.types.is_fixed_size_list(column.type):
-        dimension = column.type.list_size
-    elif pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
-        sizes = np.unique(column.value_lengths().to_numpy(zero_copy_only=False))
-        if len(sizes) > 1:
-            raise DataError(f"{where}: vectors of different dimensions {sizes.tolist()}")
-        dimension = int(sizes[0]) if len(sizes) else 0
+    kind = column.type
+    if pa.types.is_list_view(kind) or pa.types.is_large_list_view(kind):
+        column = column.cast(pa.large_list(kind.value_type))
+        kind = column.type
+    if pa.types.is_fixed_size_list(kind):
+        dimension = kind.list_size
+    elif pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        lengths = column.value_lengths().to_numpy(zero_copy_only=False)
+        dimension = int(lengths[0]) if len(lengths) else 0
+        if (lengths != dimension).any():
+            raise DataError(f"{where}: vectors of different dimensions {np.unique(lengths).tolist()}")
+    elif pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        return _parse_vectors(column.to_pylist(), where)
     else:
         return _numbers(column, where)[:, None]
-    return _numbers(column.flatten(), where).reshape(-1, dimension)
+    values = vectors_of(column.flatten(), where)  # deeper lists of one number each are that number
+    if len(values) and values.shape[1] != 1:
+        inner = values.shape[1]
+        if dimension != 1:
+            raise DataError(f"{where}: {dimension} x {inner} numbers a step; dt_ray trains on one vector for each step")
+        return values
+    return values.reshape(-1, dimension) if dimension else np.zeros((len(column), 0), np.float32)
+
+
+def _parse_vectors(texts: Sequence[str], where: str) -> ndarray:
+    """Vectors written as `[1, 2]`, `(1 2)` or `1 2`."""
+    rows = []
+    for row, text in enumerate(texts):
+        try:
+            rows.append([float(part) for part in text.translate(BRACKETS).replace(",", " ").split()])
+        except ValueError:  # noqa: PERF203
+            raise DataError(f"{where}: expected numbers, found {text[:40]!r} in row {row}") from None
+    dimensions = sorted({len(row) for row in rows})
+    if len(dimensions) > 1:
+        raise DataError(f"{where}: vectors of different dimensions {dimensions}")
+    return np.asarray(rows, np.float64).astype(np.float32).reshape(len(rows), *dimensions)
+
+
+def _one_number(column: pa.Array, where: str) -> ndarray:
+    values = vectors_of(column, where)
+    if len(values) and values.shape[1] != 1:
+        raise DataError(f"{where}: {values.shape[1]} numbers a step; it takes one")
+    return values.reshape(-1)
 
 
 def _numbers(column: pa.Array, where: str) -> ndarray:
+    if pa.types.is_decimal(column.type):
+        column = column.cast(pa.float64())
     if not (pa.types.is_floating(column.type) or pa.types.is_integer(column.type)):
         raise DataError(f"{where}: expected numbers, found {column.type}")
     if column.null_count:
         raise DataError(f"{where}: {column.null_count} missing value(s); every step needs one")
-    return column.to_numpy(zero_copy_only=False).astype(np.float32, copy=False)
+    with np.errstate(over="ignore"):  # what is too large becomes infinite, which is named with its step
+        return column.to_numpy(zero_copy_only=False).astype(np.float32, copy=False)
 
 
 def _one_array(column: pa.ChunkedArray) -> pa.Array:
+    if column.num_chunks == 1:
+        return column.chunk(0)  # which combining would copy
     array = column.combine_chunks()
     return pa.concat_arrays(array.chunks) if isinstance(array, pa.ChunkedArray) else array
 

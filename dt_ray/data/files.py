@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain
+from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -20,7 +21,7 @@ EXTENSIONS = {  # in the order in which a folder's files are looked for: what el
     "parquet": ("parquet",),
     "hdf5": ("hdf5", "h5"),
     "npz": ("npz",),
-    "csv": ("csv",),
+    "csv": ("csv", "tsv", "csv.gz", "tsv.gz"),
     "rllib-json": ("json", "jsonl"),
     "trajectories": ("pkl", "pickle"),
 }
@@ -40,10 +41,18 @@ class DatasetFile:
     format: str = "parquet"  # of `FORMATS`
     size: int = 0  # bytes
     row_groups: tuple[int, ...] | None = None  # of a large Parquet file those that are read; None: all
+    is_numbered: bool = False  # its episode ids are other files' too: they get the file's number besides
 
     @property
     def filesystem(self) -> fs.FileSystem:
         return resolve(self.dataset)[0]
+
+    @property
+    def partitions(self) -> dict[str, str]:
+        """Columns out of the names of the folders that it lies in, as `episode=3/` has one."""
+        root = resolve(self.dataset)[1].rstrip("/")
+        folders = self.path.removeprefix(root).split("/")[:-1]
+        return {unquote(name): unquote(value) for name, _, value in (each.partition("=") for each in folders) if value}
 
     @contextmanager
     def open(self) -> Iterator[pa.NativeFile]:
@@ -148,5 +157,8 @@ def _names_of(format: str | None, names: Sequence[str]) -> list[str]:
 
 
 def _format_of(name: str) -> str | None:
-    extension = name.rpartition(".")[2].lower()
-    return next((format for format, extensions in EXTENSIONS.items() if extension in extensions), None)
+    name = name.lower()
+    return next(
+        (format for format, extensions in EXTENSIONS.items() if any(name.endswith(f".{each}") for each in extensions)),
+        None,
+    )

@@ -1,156 +1,187 @@
-"""Flat transitions, a row per step, into episodes, a row each.
+"""Rows, one per step, into episodes, a row each.
 
-A file is first cut into fragments (the rows that one episode has in that file); fragments of the same episode are then
-joined. Both steps see a part of the data only, so that they run anywhere: in one process or over a cluster.
+A file's rows are first cut into fragments (what one episode has in that file). Where the plan says that an episode goes
+on in other files, its fragments are then joined. Both steps see a part of the data only, so that they run anywhere: in
+one process or over a cluster.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
-from hashlib import blake2b
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 from jaxtyping import Int
 from numpy import ndarray
 
+from dt_ray.data.ends import Ends, read_ends
 from dt_ray.data.episodes import from_table, to_table, vectors_of
-from dt_ray.data.transitions import SOURCE_BITS, TransitionDataset
+from dt_ray.data.identity import UNIT, Episodes, Follows, check_steps, group_rows
+from dt_ray.data.ids import read_ids, read_times
+from dt_ray.data.names import ColumnNames
+from dt_ray.data.transitions import TransitionDataset
 from dt_ray.errors import DataError
 
-REQUIRED = ("observation", "action", "reward")
-OPTIONAL = ("episode_id", "timestep", "terminated", "truncated", "next_observation", "return_to_go")
-USUAL_NAMES = {  # besides ours: RLlib's, LeRobot's, D4RL's
-    "observation": ("observations", "obs", "state", "observation.state"),
-    "action": ("actions",),
-    "reward": ("rewards", "next.reward"),
-    "episode_id": ("eps_id", "episode_index", "episode"),
-    "timestep": ("t", "frame_index"),
-    "terminated": ("terminateds", "terminals", "terminal", "dones", "done", "next.done"),
-    "truncated": ("truncateds", "truncations", "timeouts", "timeout"),
-    "next_observation": ("next_observations", "new_obs", "next_obs"),
-    "return_to_go": ("returns_to_go", "rtg"),
-}
 
-ColumnNames = Mapping[str, tuple[str, ...]]  # our name -> the column of the file, or the columns of a vector's numbers
+class FoundEpisodes(NamedTuple):
+    """The episodes of a file's rows, and what was read to find them."""
+
+    episodes: Episodes
+    ends: Ends
+    times: ndarray | None
+    doubt: str | None  # what looks wrong
 
 
-def column_names(available: Sequence[str], renamed: Mapping[str, str], *, source: str) -> ColumnNames:
-    """Our names and the file's, for the columns that the file has.
-
-    A column that isn't renamed is found under our name or a usual one, or as numbered columns (`observation_0`, …).
+def find_episodes(rows: pa.Table, names: ColumnNames, *, time_limit: int | None, source: str) -> FoundEpisodes:
+    """Which rows are one episode.
 
     Raises:
-        DataError: unknown names in `renamed`, a needed column that is not there, or nothing that marks episodes.
+        DataError: no rows, signals that are not understood or contradict one another, or nothing that marks episodes.
     """
-    unknown = set(renamed) - {*REQUIRED, *OPTIONAL}
-    if unknown:
-        raise DataError(
-            f"data.columns names {', '.join(sorted(unknown))}; it maps {', '.join((*REQUIRED, *OPTIONAL))} "
-            f"to the names in the file"
+    if not len(rows):
+        raise DataError(f"{source} is empty: there is no episode in it")
+    ends = read_ends(rows, names, source=source)
+    times = read_times(rows, names, source=source)
+    units = rows[UNIT].to_numpy() if UNIT in rows.column_names else None
+    episodes = group_rows(
+        read_ids(rows, names, source=source),
+        times,
+        ends,
+        units=units,
+        follows=_follows(rows, names, source=source),
+        time_limit=time_limit,
+        source=source,
+    )
+    doubt = None
+    if len(episodes.starts) == 1 < len(rows) and ends.are_logged and not ends.ended.any() and "episode_id" not in names:
+        doubt = (
+            f"{source}: no step ends an episode, so all {len(rows)} are read as one; name what tells episodes apart by "
+            f"data.columns.episode_id=NAME, or set data.time_limit to their length"
         )
-    names = {
-        name: tuple(part.strip() for part in renamed[name].split(",")) if name in renamed else _find(name, available)
-        for name in (*REQUIRED, *OPTIONAL)
-    }
-    missing = [
-        ours
-        for ours, theirs in names.items()
-        if (ours in REQUIRED or ours in renamed) and (not theirs or set(theirs) - set(available))
-    ]
-    if missing:
-        example = " ".join(f"data.columns.{name}=NAME" for name in missing)
-        why = "; without rewards there is no return to reach, and nothing to train on" if missing == ["reward"] else ""
-        raise DataError(
-            f"{source}: no column for {', '.join(missing)} among {', '.join(available)}; name it with {example}{why}"
-        )
-    names = {ours: theirs for ours, theirs in names.items() if theirs}
-    if not names.keys() & {"episode_id", "terminated", "truncated"}:
-        raise DataError(
-            f"{source}: nothing marks where episodes end among {', '.join(available)}; "
-            f"name it with data.columns.episode_id=NAME, data.columns.terminated=NAME or data.columns.truncated=NAME"
-        )
-    return names
+    return FoundEpisodes(episodes, ends, times, doubt)
 
 
-def _find(name: str, available: Sequence[str]) -> tuple[str, ...]:
-    for usual in (name, *USUAL_NAMES[name]):
-        if usual in available:
-            return (usual,)
-        numbered = {
-            int(match[1]): each for each in available if (match := re.fullmatch(rf"{usual}[_.\[](\d+)\]?", each))
-        }
-        if numbered and sorted(numbered) == list(range(len(numbered))):
-            return tuple(numbered[i] for i in range(len(numbered)))
-    return ()
+def _follows(rows: pa.Table, names: ColumnNames, *, source: str) -> Follows | None:
+    if "next_observation" not in names or "timestep" in names:
+        return None
+    if not {*names["observation"], *names["next_observation"]} <= set(rows.column_names):
+        return None
+
+    def follows(earlier: ndarray, later: ndarray) -> ndarray:
+        after = read_vectors(rows.take(pa.array(earlier)), names, "next_observation", source=source)
+        before = read_vectors(rows.take(pa.array(later)), names, "observation", source=source)
+        return (after == before).all(axis=1)
+
+    return follows
 
 
-def count_ends(table: pa.Table, names: ColumnNames) -> int:
-    """Episodes that end in this file, for logs without episode ids: they are numbered by the ends before them."""
-    return int(_ends(table, names).sum())
-
-
-def episodes_of_rows(table: pa.Table, names: ColumnNames, *, num_ends_before: int, source: str) -> Int[ndarray, "N"]:
-    """The id of each row's episode: the logged one, or the number of ends before it.
+def read_vectors(rows: pa.Table, names: ColumnNames, name: str, *, source: str) -> ndarray:
+    """[rows, dimension] out of the column or columns that `name` means.
 
     Raises:
-        DataError: a missing id, or one that is neither a whole number nor a text.
+        DataError: missing values, no numbers, or vectors of different dimensions.
     """
-    if "episode_id" in names:
-        return _episode_ids(table[names["episode_id"][0]], f"{source}, {names['episode_id'][0]}")
-    ends_before = np.cumsum(_ends(table, names))
-    return num_ends_before + np.concatenate([[0], ends_before[:-1]]) if len(table) else ends_before
+    columns = [vectors_of(rows[each], f"{source}, {each}") for each in names[name]]
+    return columns[0] if len(columns) == 1 else np.concatenate(columns, axis=1)
+
+
+def _numbers(rows: pa.Table, names: ColumnNames, name: str, *, source: str) -> ndarray:
+    """[rows] out of columns that hold one number each; several add up."""
+    total = None
+    for each in names[name]:
+        values = vectors_of(rows[each], f"{source}, {each}")
+        if values.shape[1] != 1:
+            raise DataError(
+                f"{source}, {each} holds {values.shape[1]} numbers a step; a {name.replace('_', '-')} is one number: "
+                f"write the one that is meant into a column of its own"
+            )
+        total = values[:, 0] if total is None else total + values[:, 0]
+    assert total is not None
+    return total
 
 
 def cut_fragments(
-    table: pa.Table, names: ColumnNames, *, file_index: int, num_ends_before: int, source: str
-) -> pa.Table:
-    """The episode table of one file's rows, with the columns `file_index` and (if logged) `timesteps` besides.
+    rows: pa.Table,
+    names: ColumnNames,
+    *,
+    ids: Int[ndarray, "E"] | None,
+    joins: bool,
+    file_index: int,
+    time_limit: int | None,
+    source: str,
+) -> tuple[pa.Table, Mapping[int, str]]:
+    """The episode table of one file's rows, and the logged id of each episode id.
 
-    `num_ends_before` counts the episodes that end in the files before this one.
+    `ids` are those that the plan gives to its episodes; None: the logged ones, or their numbers where these repeat.
+    Under `joins` episodes may go on in other files: the table has the columns `file_index` and `timesteps` besides,
+    and nothing is said of the end of those that have none. Else they were cut by the end of the log.
 
     Raises:
-        DataError: missing values, vectors of different dimensions, or an episode that goes on after its end.
+        DataError: missing values, vectors of different dimensions, an episode that goes on after its end, or steps
+            that are missing or there twice.
     """
-    episode = episodes_of_rows(table, names, num_ends_before=num_ends_before, source=source)
-    # Stable: without timesteps, the rows of an episode keep their order.
-    order = np.lexsort((table[names["timestep"][0]].to_numpy(), episode) if "timestep" in names else (episode,))
-    episode_ids, starts = np.unique(episode[order], return_index=True)
-
-    def vectors(name: str) -> ndarray:
-        columns = [vectors_of(table[each], f"{source}, {each}") for each in names[name]]
-        return np.concatenate(columns, axis=1)[order]
-
-    last = np.append(starts[1:], len(table)) - 1
-    data = TransitionDataset(
-        observations=vectors("observation"),
-        actions=vectors("action"),
-        rewards=vectors("reward")[:, 0],
-        starts=starts,
-        episode_ids=episode_ids,
-        returns_to_go=vectors("return_to_go")[:, 0] if "return_to_go" in names else None,
-        **{name: _flag(table, names, name)[order] for name in ("terminated", "truncated")},
-    )
-    if "next_observation" in names:
-        data = data.with_next_observations(vectors("next_observation"))
-    fragments = to_table(data)
-    inside = np.setdiff1d(np.flatnonzero(_ends(table, names)[order]), last)
+    found, ends, times, doubt = find_episodes(rows, names, time_limit=time_limit, source=source)
+    starts = found.starts
+    if ids is None:
+        ids = unique_ids(found.ids)
+    last = np.append(starts[1:], len(rows)) - 1
+    terminated, truncated = found.of(ends.terminated), found.of(ends.truncated)
+    ended = terminated | truncated
+    inside = np.setdiff1d(np.flatnonzero(ended), last)
     if len(inside):
-        at = np.searchsorted(starts, inside[0], side="right") - 1
+        at = int(np.searchsorted(starts, inside[0], side="right")) - 1
         raise DataError(
-            f"{source}, episode {episode_ids[at]}: it ends at step {inside[0] - starts[at]} of this file but goes on "
+            f"{source}, episode {found.label(at)}: it ends at step {inside[0] - starts[at]} of this file but goes on "
             f"with the same episode id"
         )
-    fragments = fragments.append_column("file_index", pa.array(np.full(len(episode_ids), file_index)))
-    if "timestep" in names:
-        offsets = pa.array(np.append(starts, len(table)).astype(np.int32))
-        steps = pa.array(table[names["timestep"][0]].to_numpy()[order].astype(np.int64))
-        fragments = fragments.append_column("timesteps", pa.ListArray.from_arrays(offsets, steps))
-    return fragments
+    ordered = None if times is None else found.of(times)
+    if ordered is not None and not joins:
+        check_steps(ordered, starts, found.label, source=f"{source}, ")
+    if not joins:
+        truncated = truncated.copy()
+        truncated[last] |= ~ended[last]
+    data = TransitionDataset(
+        observations=found.of(read_vectors(rows, names, "observation", source=source)),
+        actions=found.of(read_vectors(rows, names, "action", source=source)),
+        rewards=found.of(_numbers(rows, names, "reward", source=source)),
+        terminated=terminated,
+        truncated=truncated,
+        starts=starts,
+        episode_ids=ids,
+        returns_to_go=found.of(_numbers(rows, names, "return_to_go", source=source))
+        if "return_to_go" in names
+        else None,
+    )
+    if "next_observation" in names:
+        following = found.of(read_vectors(rows, names, "next_observation", source=source))
+        if following.shape != data.observations.shape:
+            raise DataError(
+                f"{source}: observations have {data.observations.shape[1]} dimension(s) and next observations "
+                f"{following.shape[1]}; data.columns.next_observation=null leaves them out"
+            )
+        data = data.with_next_observations(following)
+    labels = {}  # of faults, where ids are not as they were logged
+    if found.labels.texts is not None or not np.array_equal(ids, found.ids):
+        labels = {int(number): found.label(episode) for episode, number in enumerate(ids)}
+    if not joins:
+        return to_table(data.with_time_limit(time_limit), {"doubt": doubt} if doubt else None), labels
+    fragments = to_table(data)
+    fragments = fragments.append_column("file_index", pa.array(np.full(len(ids), file_index)))
+    offsets = pa.array(np.append(starts, len(rows)).astype(np.int32))
+    steps = pa.array(np.full(len(rows), np.nan) if ordered is None else ordered)
+    return fragments.append_column("timesteps", pa.ListArray.from_arrays(offsets, steps)), labels
 
 
-def join_fragments(fragments: pa.Table, *, time_limit: int | None = None) -> pa.Table:
+def unique_ids(ids: Int[ndarray, "E"]) -> Int[ndarray, "E"]:
+    """The ids, or, where one is there twice, numbers."""
+    return ids if len(np.unique(ids)) == len(ids) else np.arange(len(ids))
+
+
+def join_fragments(
+    fragments: pa.Table, *, time_limit: int | None = None, labels: Mapping[int, str] | None = None
+) -> pa.Table:
     """The episode table of fragments that hold whole episodes between them.
 
     An episode with no end of either kind is `truncated`: the log stopped, the environment did not. So is one that
@@ -159,22 +190,45 @@ def join_fragments(fragments: pa.Table, *, time_limit: int | None = None) -> pa.
     Raises:
         DataError: an episode goes on after its end, or its timesteps have gaps or repeat.
     """
-    data = from_table(fragments.drop_columns(_extra(fragments)), source="joining fragments")
-    if "timesteps" in fragments.column_names:
-        first = fragments["timesteps"].combine_chunks().flatten().to_numpy()[data.starts]
-        order = np.lexsort((first, data.episode_ids))
-        _check_timesteps(fragments.take(pa.array(order)))
-    else:
-        order = np.lexsort((fragments["file_index"].to_numpy(), data.episode_ids))
-    data = data.select(order)
+    data = from_table(fragments.drop_columns(["file_index", "timesteps"]), source="joining fragments")
+    times = fragments["timesteps"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    order = np.lexsort((fragments["file_index"].to_numpy(), times[data.starts], data.episode_ids))
+    rows = _rows_of(data, order)
+    data, times = data.select(order), times[rows]
     heads = np.flatnonzero(np.append(True, np.diff(data.episode_ids) != 0))
     tails = np.append(heads[1:], data.num_episodes) - 1
+    starts, ids = data.starts[heads], data.episode_ids[heads]
+    finals = data.final_observations
+    fragment = np.repeat(np.arange(data.num_episodes), data.lengths)
+    episode = np.repeat(np.arange(len(heads)), np.diff(np.append(starts, data.num_transitions)))
+    if ((np.diff(times) < 0) & (np.diff(episode) == 0)).any():  # the steps of an episode lie mixed over files
+        by_time = np.lexsort((times, episode))
+        fragment, times = fragment[by_time], times[by_time]
+        steps = {
+            name: getattr(data, name) for name in ("observations", "actions", "rewards", "terminated", "truncated")
+        }
+        to_go = data.returns_to_go
+        data = replace(
+            data,
+            **{name: values[by_time] for name, values in steps.items()},
+            returns_to_go=None if to_go is None else to_go[by_time],
+        )
+
+    def label(index: int) -> str:
+        return (labels or {}).get(int(ids[index]), f"{ids[index]}")
+
     last = data.ends[tails] - 1
     ended = data.terminated | data.truncated
     inside = np.setdiff1d(np.flatnonzero(ended), last)
     if len(inside):
-        at = np.searchsorted(data.starts, inside[0], side="right") - 1
-        raise DataError(f"episode {data.episode_ids[at]} ends in one file and goes on in a later one")
+        at = int(np.searchsorted(starts, inside[0], side="right")) - 1
+        raise DataError(
+            f"episode {label(at)} ends in one file and goes on in a later one; if each file has episodes of its own, "
+            f"set data.episodes_across_files=false"
+        )
+    known = ~np.isnan(times)
+    if known.all():
+        check_steps(times, starts, label, source="")
     truncated = data.truncated.copy()
     truncated[last] |= ~ended[last]
     return to_table(
@@ -184,51 +238,16 @@ def join_fragments(fragments: pa.Table, *, time_limit: int | None = None) -> pa.
             rewards=data.rewards,
             terminated=data.terminated,
             truncated=truncated,
-            starts=data.starts[heads],
-            episode_ids=data.episode_ids[heads],
+            starts=starts,
+            episode_ids=ids,
             returns_to_go=data.returns_to_go,
-            final_observations=None if data.final_observations is None else data.final_observations[tails],
+            final_observations=None if finals is None else finals[fragment[last]],
         ).with_time_limit(time_limit)
     )
 
 
-def _extra(fragments: pa.Table) -> list[str]:
-    return [name for name in ("file_index", "timesteps") if name in fragments.column_names]
-
-
-def _check_timesteps(fragments: pa.Table) -> None:
-    """Each episode must count its steps without a gap, from wherever it starts."""
-    lists = fragments["timesteps"].combine_chunks()
-    episode = np.repeat(fragments["episode_id"].to_numpy(), lists.value_lengths().to_numpy(zero_copy_only=False))
-    steps = lists.flatten().to_numpy()
-    wrong = np.flatnonzero((np.diff(episode) == 0) & (np.diff(steps) != 1))
-    if len(wrong):
-        at = wrong[0]
-        raise DataError(
-            f"episode {episode[at]}: timestep {steps[at]} is followed by {steps[at + 1]}; "
-            f"a step is missing or twice there"
-        )
-
-
-def _episode_ids(column: pa.ChunkedArray, where: str) -> ndarray:
-    """Whole numbers as they are; texts as numbers that are the same in every file."""
-    if column.null_count or not (pa.types.is_integer(column.type) or pa.types.is_string(column.type)):
-        raise DataError(f"{where} must be a whole number or a text at every step, found {column.type}")
-    if pa.types.is_integer(column.type):
-        return column.to_numpy().astype(np.int64)
-    encoded = column.combine_chunks().dictionary_encode()
-    numbers = [
-        int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little") >> (64 - SOURCE_BITS)
-        for text in encoded.dictionary.to_pylist()
-    ]
-    return np.asarray(numbers, np.int64)[encoded.indices.to_numpy()]
-
-
-def _ends(table: pa.Table, names: ColumnNames) -> ndarray:
-    return _flag(table, names, "terminated") | _flag(table, names, "truncated")
-
-
-def _flag(table: pa.Table, names: ColumnNames, name: str) -> ndarray:
-    if name not in names:
-        return np.zeros(len(table), dtype=bool)
-    return table[names[name][0]].cast(pa.bool_()).fill_null(False).to_numpy()
+def _rows_of(data: TransitionDataset, episodes: ndarray) -> ndarray:
+    """The rows of these episodes, in this order."""
+    lengths = data.lengths[episodes]
+    offsets = np.repeat(data.starts[episodes] - np.concatenate([[0], np.cumsum(lengths)[:-1]]), lengths)
+    return np.arange(int(lengths.sum())) + offsets

@@ -63,7 +63,9 @@ class Normalizer:
         return ((observations - self.observation_mean) / self.observation_std).astype(np.float32)
 
     def normalize_actions(self, actions: Float[ndarray, "*B A"]) -> Float[ndarray, "*B A"]:
-        return ((actions - self.action_low) / (self.action_high - self.action_low) * 2 - 1).astype(np.float32)
+        width = self.action_high - self.action_low
+        scaled = (actions - self.action_low) / np.where(width > 0, width, 1) * 2 - 1
+        return np.where(width > 0, scaled, 0).astype(np.float32)  # a dimension with one value only is 0
 
     def denormalize_actions(self, actions: Float[ndarray, "*B A"]) -> Float[ndarray, "*B A"]:
         """In the environment's units, within its bounds."""

@@ -6,6 +6,9 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy import ndarray
 
+ROUNDING = 2.0**-52  # of a float64 sum
+FORGOTTEN = 1e-8  # of the largest reward of an episode: what its sums may lose to those of others
+
 
 def returns_to_go(
     rewards: Float[ndarray, "N"], starts: Int[ndarray, "E"], *, discount: float = 1.0
@@ -20,6 +23,11 @@ def returns_to_go(
     if discount == 1.0:
         # A running sum from the back, less what it held at the episode's end.
         total = np.cumsum(rewards[::-1], dtype=np.float64)[::-1]
+        largest = np.maximum.reduceat(np.abs(rewards), starts).astype(np.float64)  # of each episode
+        if np.abs(total).max() * ROUNDING > FORGOTTEN * largest[largest > 0].min(initial=np.inf):
+            # One huge reward would swallow those of all episodes before it.
+            parts = np.split(rewards.astype(np.float64), starts[1:])
+            return np.concatenate([np.cumsum(part[::-1])[::-1] for part in parts]).astype(np.float32)
         after = np.append(total, 0.0)[np.append(starts[1:], len(rewards))]
         return (total - np.repeat(after, lengths)).astype(np.float32)
     result = rewards.astype(np.float64)

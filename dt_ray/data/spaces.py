@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from jaxtyping import Float
+from numpy import ndarray
 
+from dt_ray.config import ActionBounds
 from dt_ray.errors import UnsupportedSpaceError
+
+log = logging.getLogger("dt_ray")
+
+WIDEST_BOUNDS = 1e15  # beyond that a bound stands for none: 1e30, the largest float32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,29 +29,55 @@ class SpaceSpec:
     action_low: tuple[float, ...]
     action_high: tuple[float, ...]
 
+    @property
+    def is_bounded(self) -> bool:
+        """Whether every action has bounds that mean something: finite, and far from what a float32 can hold."""
+        bounds = np.array([self.action_low, self.action_high])
+        return bool((np.abs(bounds) < WIDEST_BOUNDS).all())  # false for NaN too
 
-def make_env(env_id: str, **options: Any) -> gym.Env:
-    """A Gymnasium environment by its id.
+    def with_bounds(self, low: Sequence[float], high: Sequence[float]) -> SpaceSpec:
+        return replace(self, action_low=tuple(map(float, low)), action_high=tuple(map(float, high)))
+
+
+def make_env(env_id: str, env_kwargs: Mapping[str, Any] | None = None, **options: Any) -> gym.Env:
+    """A Gymnasium environment by its id; `env_kwargs` and `options` are arguments of its constructor.
 
     Raises:
-        UnsupportedSpaceError: no such environment, or what it needs is not installed.
+        UnsupportedSpaceError: no such environment, its constructor fails, or what it needs is not installed.
     """
     try:
         # The checker wraps every step; rollouts do the one check they need themselves.
-        return gym.make(env_id, disable_env_checker=True, **options)
-    except (gym.error.Error, ImportError) as error:
-        raise UnsupportedSpaceError(f"can't make the environment {env_id!r}: {error}") from None
+        return gym.make(env_id, **{"disable_env_checker": True, **(env_kwargs or {}), **options})
+    except Exception as error:  # whatever a constructor may raise
+        hint = ""
+        if isinstance(error, TypeError) and not isinstance(error, gym.error.Error):
+            hint = f"; env_kwargs gives it arguments, e.g. env_kwargs.NAME=VALUE (now {dict(env_kwargs or {})})"
+        reason = " ".join(str(error).split()) or type(error).__name__
+        kind = "" if isinstance(error, (gym.error.Error, ImportError)) else f"{type(error).__name__}: "
+        raise UnsupportedSpaceError(f"can't make the environment {env_id!r}: {kind}{reason}{hint}") from None
 
 
-def read_spaces(env_id: str) -> SpaceSpec:
-    """The dimensions and bounds of an environment.
+def close_env(env: gym.Env) -> None:
+    """Closes an environment; one that fails at that has done its work."""
+    try:
+        env.close()
+    except Exception as error:
+        log.warning("%s failed to close: %s: %s", env, type(error).__name__, error)
+
+
+def read_spaces(env_id: str, env_kwargs: Mapping[str, Any] | None = None) -> SpaceSpec:
+    """The dimensions and bounds of an environment; bounds may be infinite.
 
     Raises:
-        UnsupportedSpaceError: discrete actions, images or other observations that are no 1-D `Box`, unbounded actions.
+        UnsupportedSpaceError: discrete actions, images or other observations that are no 1-D `Box`.
     """
-    env = make_env(env_id)
-    observations, actions = env.observation_space, env.action_space
-    env.close()
+    env = make_env(env_id, env_kwargs)
+    try:
+        observations, actions = env.observation_space, env.action_space
+    except AttributeError as error:
+        raise UnsupportedSpaceError(f"{env_id} does not say what it takes and gives: {error}") from None
+    finally:
+        close_env(env)
     for kind, space in (("observations", observations), ("actions", actions)):
         if (
             not isinstance(space, gym.spaces.Box)
@@ -55,11 +90,67 @@ def read_spaces(env_id: str) -> SpaceSpec:
             )
     assert isinstance(observations, gym.spaces.Box)
     assert isinstance(actions, gym.spaces.Box)
-    if not (np.isfinite(actions.low).all() and np.isfinite(actions.high).all()):
-        raise UnsupportedSpaceError(f"{env_id} has unbounded actions {actions}; wrap it in a RescaleAction with bounds")
     return SpaceSpec(
         observation_dim=observations.shape[0],
         action_dim=actions.shape[0],
         action_low=tuple(actions.low.tolist()),
         action_high=tuple(actions.high.tolist()),
     )
+
+
+def choose_bounds(spec: SpaceSpec, bounds: ActionBounds, *, env_id: str) -> SpaceSpec:
+    """The environment's spaces with the action bounds that `data.action_bounds` asks for, but for those of the data.
+
+    Raises:
+        UnsupportedSpaceError: the environment's bounds are asked for and are none, or the ones given don't fit it.
+    """
+    if bounds == "data":  # known once the log is read: see `with_data_bounds`
+        return spec
+    if bounds == "environment":
+        if not spec.is_bounded:
+            raise UnsupportedSpaceError(
+                f"{env_id} takes actions of {_show_bounds(spec)}, which are no bounds; a policy acts within bounds. "
+                f"Set data.action_bounds=data for the smallest and largest actions of the log, or give them: "
+                f"data.action_bounds=[[-1],[1]] (lowest, highest; a number for each dimension)"
+            )
+        return spec
+    low, high = bounds
+    if len(low) != spec.action_dim or len(high) != spec.action_dim:
+        raise UnsupportedSpaceError(
+            f"data.action_bounds: [lowest, highest] with {spec.action_dim} number(s) each, as many as {env_id} takes, "
+            f"got {list(map(list, bounds))}"
+        )
+    chosen = spec.with_bounds(low, high)
+    outside = np.less(low, spec.action_low).any() or np.greater(high, spec.action_high).any()
+    if not chosen.is_bounded or np.greater(low, high).any() or outside:
+        raise UnsupportedSpaceError(
+            f"data.action_bounds: the lowest must not be above the highest, and both within the bounds of {env_id}, "
+            f"{_show_bounds(spec)}; got {_show_bounds(chosen)}"
+        )
+    return chosen
+
+
+def with_data_bounds(
+    spec: SpaceSpec, bounds: ActionBounds, lowest: Float[ndarray, "A"], highest: Float[ndarray, "A"]
+) -> SpaceSpec:
+    """The spaces with the range of the logged actions as bounds where `data.action_bounds=data`, never past the
+    environment's own."""
+    if bounds != "data":
+        return spec
+    low, high = (np.clip(values, spec.action_low, spec.action_high).tolist() for values in (lowest, highest))
+    return spec.with_bounds(low, high)
+
+
+def find_misfit(trained: SpaceSpec, bounds: ActionBounds, here: SpaceSpec) -> str | None:
+    """Why a policy of these spaces, with bounds from where `data.action_bounds` said, can't act in an environment."""
+    dimensions = ("observation_dim", "action_dim")
+    if any(getattr(trained, name) != getattr(here, name) for name in dimensions):
+        return f"the policy was trained for {trained}"
+    if bounds == "environment":
+        return None if trained == here else f"the policy was trained for {trained}"
+    outside = np.less(trained.action_low, here.action_low) | np.greater(trained.action_high, here.action_high)
+    return f"the policy acts within {_show_bounds(trained)}" if outside.any() else None
+
+
+def _show_bounds(spec: SpaceSpec) -> str:
+    return f"{[float(f'{x:.6g}') for x in spec.action_low]} to {[float(f'{x:.6g}') for x in spec.action_high]}"

@@ -130,11 +130,13 @@ class TransitionDataset:
         assert self.returns_to_go is not None
         for begin in range(0, self.num_transitions, length):
             rows = slice(begin, begin + length)
+            follows = self.observations[rows.stop : rows.stop + 1]  # none behind the last piece
             yield TransitionDataset(
                 **{name: getattr(self, name)[rows] for name in (*STEP_FIELDS, "returns_to_go")},
                 starts=np.zeros(1, np.int64),
                 episode_ids=self.episode_ids,
                 first_timesteps=np.array([begin]),
+                final_observations=follows if len(follows) else self.final_observations,
             )
 
     def with_time_limit(self, limit: int | None) -> TransitionDataset:
@@ -149,12 +151,22 @@ class TransitionDataset:
     def with_next_observations(self, next_observations: Float[ndarray, "N S"]) -> TransitionDataset:
         """The observation after each episode out of those after each step.
 
-        Where it is the first one of the next episode, the log shows the reset, and what came before it is unknown.
+        Where it is the first one of the next episode, the log shows the reset, and what came before it is unknown; but
+        not where all episodes are single steps, whose next observations are those of the step that followed.
         """
         finals = next_observations[self.ends - 1].astype(np.float32)
+        if (self.lengths == 1).all():
+            return replace(self, final_observations=finals)
         resets = (finals[:-1] == self.observations[self.starts[1:]]).all(axis=1)
         finals[:-1][resets] = np.nan
         return replace(self, final_observations=finals)
+
+    @property
+    def are_ends_known(self) -> Bool[ndarray, "E"]:
+        """Whether the environment ended the episode, or the observation after its last step was logged."""
+        ended = self.terminated[self.ends - 1]
+        finals = self.final_observations
+        return ended if finals is None else ended | np.isfinite(finals).all(axis=1)
 
     def split(self, fraction: float, *, seed: int) -> tuple[TransitionDataset, TransitionDataset]:
         """(the rest, `fraction` of the episodes drawn at random): whole episodes, so that none leaks.
@@ -203,14 +215,23 @@ def join_episodes(parts: Sequence[TransitionDataset]) -> TransitionDataset:
         np.zeros(part.num_episodes, np.int64) if part.first_timesteps is None else part.first_timesteps
         for part in parts
     ]
-    columns = {name: [getattr(part, name) for part in parts] for name in ("returns_to_go", "final_observations")}
-    known = {name: all(each is not None for each in values) for name, values in columns.items()}
+    to_go = [part.returns_to_go for part in parts]
+    finals = [_known_finals(part) for part in parts]
     return TransitionDataset(
         **{name: np.concatenate([getattr(part, name) for part in parts]) for name in STEP_FIELDS},
-        **{name: np.concatenate(values) for name, values in columns.items() if known[name]},
+        returns_to_go=None if any(each is None for each in to_go) else np.concatenate(to_go),  # type: ignore[arg-type]
+        final_observations=np.concatenate(finals)
+        if any(part.final_observations is not None for part in parts)
+        else None,
         starts=np.concatenate([part.starts + offset for part, offset in zip(parts, offsets, strict=True)]),
         first_timesteps=np.concatenate(firsts) if any(part.first_timesteps is not None for part in parts) else None,
     )
+
+
+def _known_finals(data: TransitionDataset) -> Float[ndarray, "E S"]:
+    if data.final_observations is not None:
+        return data.final_observations
+    return np.full((data.num_episodes, data.observations.shape[1]), np.nan, np.float32)
 
 
 def chosen_episodes(

@@ -1,23 +1,31 @@
 """What a log hides: it can be trained on, and the policy would be wrong.
 
 The environment's own dynamics, where it can be set to a state that its observation tells, decide about scales.
+
+Legend: E episodes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from jaxtyping import Bool, Int
 from numpy import ndarray
 
-from dt_ray.data.spaces import SpaceSpec
+from dt_ray.data.ranges import Ranges, find_range_traps
+from dt_ray.data.row_traps import find_row_traps
+from dt_ray.data.spaces import SpaceSpec, close_env, make_env
 from dt_ray.data.transitions import TransitionDataset
 
 NUM_REPLAYED = 200  # transitions
 ROUNDING = 1e-3  # of an observation's standard deviation: what exact dynamics may miss the next one by
 NOTICEABLE = 0.05  # other dynamics, whatever the actions
+SHARE_AT_LIMIT = 0.1  # of the ended episodes: fewer may end a step before the limit by chance
+FEWEST_ALIKE = 5  # episodes that end at the same step, beside others that don't
 
 STATES: dict[str, Callable[[ndarray], ndarray]] = {  # environment -> its state out of an observation
     "Pendulum-v1": lambda observation: np.array([np.arctan2(observation[1], observation[0]), observation[2]]),
@@ -25,23 +33,72 @@ STATES: dict[str, Callable[[ndarray], ndarray]] = {  # environment -> its state 
 }
 
 
-def find_traps(data: TransitionDataset, spec: SpaceSpec | None = None, env_id: str | None = None) -> Iterator[str]:
-    """One line for each thing that looks wrong, and the setting that mends it."""
-    limit = gym.spec(env_id).max_episode_steps if env_id else None
-    ended = data.terminated[data.ends - 1]
-    lengths = data.lengths[ended]
-    if limit is None and len(lengths) > 1 and (lengths == lengths[0]).all() and lengths[0] > 1:
-        limit = int(lengths[0])
-    if limit is not None and (num := int((lengths == limit).sum())):
-        yield (
-            f"{num} episode(s) are said to be ended by the environment at step {limit}, as a time limit does; "
-            f"data.time_limit={limit} marks them as cut"
+@dataclass(frozen=True, kw_only=True)
+class LogFacts:
+    """What is asked of a whole log at once, gathered part by part."""
+
+    lengths: Int[ndarray, "E"]
+    is_ended: Bool[ndarray, "E"]  # by the environment, as the log says
+    has_rewards: bool  # that are not 0
+    ranges: Ranges
+
+    @classmethod
+    def of(cls, data: TransitionDataset) -> LogFacts:
+        return cls(
+            lengths=data.lengths,
+            is_ended=data.terminated[data.ends - 1],
+            has_rewards=bool(data.rewards.any()),
+            ranges=Ranges.of(data),
         )
-    yield from _find_repeats(data)
+
+    def joined(self, other: LogFacts) -> LogFacts:
+        """Of the episodes of both."""
+        return LogFacts(
+            lengths=np.concatenate([self.lengths, other.lengths]),
+            is_ended=np.concatenate([self.is_ended, other.is_ended]),
+            has_rewards=self.has_rewards or other.has_rewards,
+            ranges=self.ranges.joined(other.ranges),
+        )
+
+
+def find_traps(
+    data: TransitionDataset,
+    spec: SpaceSpec | None = None,
+    env_id: str | None = None,
+    env_kwargs: Mapping[str, Any] | None = None,
+) -> Iterator[str]:
+    """One line for each thing that looks wrong, and the setting that mends it."""
+    yield from find_log_traps(LogFacts.of(data), spec, env_id, env_kwargs)
+    yield from find_part_traps(data, spec, env_id, env_kwargs)
+
+
+def find_log_traps(
+    facts: LogFacts,
+    spec: SpaceSpec | None = None,
+    env_id: str | None = None,
+    env_kwargs: Mapping[str, Any] | None = None,
+    columns: Mapping[str, str | None] | None = None,
+) -> Iterator[str]:
+    """What looks wrong with a log as a whole; `columns` is `data.columns`."""
+    yield from _find_wrong_ends(facts, None if env_id is None else _time_limit(env_id, env_kwargs))
+    if not facts.has_rewards:
+        yield "every reward is 0: there is no return to reach, and none to tell good episodes from bad ones"
+    yield from find_range_traps(facts.ranges, spec, columns)
+
+
+def find_part_traps(
+    data: TransitionDataset,
+    spec: SpaceSpec | None = None,
+    env_id: str | None = None,
+    env_kwargs: Mapping[str, Any] | None = None,
+) -> Iterator[str]:
+    """What looks wrong with the steps of some episodes, beside others or in the environment."""
+    yield from find_row_traps(data)
     if spec is None or env_id is None:
         return
     low, high = np.asarray(spec.action_low), np.asarray(spec.action_high)
-    if (errors := replay_errors(data, env_id, scales := sorted({1.0, float(high.max())}))) is not None:
+    scales = sorted({1.0, float(high.max())} if spec.is_bounded else {1.0})
+    if (errors := replay_errors(data, env_id, scales, env_kwargs)) is not None:
         best = int(np.argmin(errors))
         if errors[best] > NOTICEABLE:
             yield (
@@ -54,15 +111,50 @@ def find_traps(data: TransitionDataset, spec: SpaceSpec | None = None, env_id: s
                 f"{errors[0]:.2g} of its spread, multiplied by {scales[best]:g} by {errors[best]:.2g}; "
                 f"set data.action_scale={scales[best]:g}"
             )
-    elif (np.abs(data.actions) <= 1).all() and (high > 1).any():
+    elif spec.is_bounded and (np.abs(data.actions) <= 1).all() and (high > 1).any():
         yield (
             f"all actions are within [-1, 1] where {env_id} takes {low.tolist()}..{high.tolist()}; if they are "
             f"normalised, set data.action_scale={high.max():g}"
         )
-    yield from _find_normalised(data, env_id)
+    yield from _find_normalised(data, env_id, env_kwargs)
 
 
-def replay_errors(data: TransitionDataset, env_id: str, scales: list[float]) -> list[float] | None:
+def _time_limit(env_id: str, env_kwargs: Mapping[str, Any] | None) -> int | None:
+    env = make_env(env_id, env_kwargs)
+    close_env(env)
+    return None if env.spec is None else env.spec.max_episode_steps
+
+
+def _find_wrong_ends(facts: LogFacts, limit: int | None) -> Iterator[str]:
+    """Episodes that the environment can't have ended as the log says; `limit` is its time limit."""
+    if limit is not None and (num := int((facts.lengths > limit).sum())):
+        yield (
+            f"{num} episode(s) are longer than the environment's limit of {limit} steps, the longest has "
+            f"{facts.lengths.max()}: several in one, or of an environment with another limit, which "
+            f"env_kwargs.max_episode_steps can set"
+        )
+    ended = facts.lengths[facts.is_ended]
+    said = "episode(s) are said to be ended by the environment at step"
+    if limit is not None and (num := int((ended == limit).sum())):
+        yield f"{num} {said} {limit}, as a time limit does; data.time_limit={limit} marks them as cut"
+        return
+    if limit is not None and (num := int((ended == limit - 1).sum())) >= max(2, SHARE_AT_LIMIT * len(ended)):
+        yield (
+            f"{num} {said} {limit - 1}, one short of its limit of {limit}, as where the last step of an episode was "
+            f"not logged; data.time_limit={limit - 1} marks them as cut"
+        )
+        return
+    lengths, counts = np.unique(ended[ended > 1], return_counts=True)
+    if len(counts) == 0:
+        return
+    step, num = int(lengths[counts.argmax()]), int(counts.max())
+    if (num > 1 and num == len(ended)) or (num >= FEWEST_ALIKE and num >= len(ended) / 2):
+        yield f"{num} {said} {step}, as a time limit does; data.time_limit={step} marks them as cut"
+
+
+def replay_errors(
+    data: TransitionDataset, env_id: str, scales: list[float], env_kwargs: Mapping[str, Any] | None = None
+) -> list[float] | None:
     """How far the environment's next observations lie from the logged ones, with the actions multiplied by each scale.
 
     The mean over transitions of the largest error of a dimension, in its standard deviations; None where the
@@ -73,13 +165,13 @@ def replay_errors(data: TransitionDataset, env_id: str, scales: list[float]) -> 
         return None
     steps = np.random.default_rng(0).choice(inner, min(NUM_REPLAYED, len(inner)), replace=False)
     spread = data.observations.std(axis=0) + 1e-6
-    env: Any = gym.make(env_id).unwrapped
+    env: Any = make_env(env_id, env_kwargs).unwrapped
     env.reset(seed=0)
     errors = []
     for scale in scales:
         missed = [np.abs(_step(env, env_id, data, i, scale) - data.observations[i + 1]) / spread for i in steps]
         errors.append(float(np.max(missed, axis=1).mean()))
-    env.close()
+    close_env(env)
     return errors
 
 
@@ -88,20 +180,10 @@ def _step(env: Any, env_id: str, data: TransitionDataset, step: int, scale: floa
     return env.step(data.actions[step] * np.float32(scale))[0]
 
 
-def _find_repeats(data: TransitionDataset) -> Iterator[str]:
-    rows = np.concatenate([data.observations, data.actions, data.rewards[:, None]], axis=1)
-    same = (rows[1:] == rows[:-1]).all(axis=1)
-    same[data.ends[:-1] - 1] = False
-    if len(steps := np.flatnonzero(same)):
-        episode = np.searchsorted(data.starts, steps[0], side="right") - 1
-        yield (
-            f"{len(steps)} row(s) repeat the one before, the first in episode {data.episode_ids[episode]} at step "
-            f"{steps[0] + 1 - data.starts[episode]}: duplicates, unless nothing moved"
-        )
-
-
-def _find_normalised(data: TransitionDataset, env_id: str) -> Iterator[str]:
-    space = gym.make(env_id).observation_space
+def _find_normalised(data: TransitionDataset, env_id: str, env_kwargs: Mapping[str, Any] | None) -> Iterator[str]:
+    env = make_env(env_id, env_kwargs)
+    space = env.observation_space
+    close_env(env)
     assert isinstance(space, gym.spaces.Box)
     margin = 1e-3 * np.where(np.isfinite(space.high - space.low), space.high - space.low, 0.0)
     outside = ((data.observations < space.low - margin) | (data.observations > space.high + margin)).any(axis=1)

@@ -14,6 +14,9 @@ from numpy import ndarray
 
 from dt_ray.data.transitions import TransitionDataset
 
+# How an episode ends in the log: cut, and nothing tells what came next; by the environment; cut, and what came next is
+# known.
+HIDDEN, TERMINATED, FOLLOWED = 0, 1, 2
 UPDATES_A_DRAW = 64  # anchors are drawn for so many updates at a time: a generator costs as much as a batch
 
 
@@ -86,14 +89,15 @@ class WindowTable:
     """A dataset laid out so that each window is one contiguous run of floats, and nothing is held twice.
 
     A row is (observation, action, return-to-go). One row of zeros stands before each episode and `length` of them at
-    the end. The window of T steps at transition i of episode e is the T + 1 rows from i + e on: the extra row in front
-    holds the action before its first step. Behind an episode's end a window reads on into the next one: its mask, which
-    `bounds` tells, says where to stop.
+    the end; the first one behind an episode shows the observation after its last step, where that is known. The window
+    of T steps at transition i of episode e is the T + 1 rows from i + e on: the extra row in front holds the action
+    before its first step. Behind an episode's end a window reads on into the next one: its mask, which `bounds` tells,
+    says where to stop.
     """
 
     rows: Float[ndarray, "R W"]
     bounds: Int[ndarray, "E+1"]  # transition at which each episode starts, and the number of them all
-    terminated: Bool[ndarray, "E"]  # by the environment, not by a time limit
+    endings: Int[ndarray, "E"]  # `HIDDEN`, `TERMINATED` or `FOLLOWED`
     first_timesteps: Int[ndarray, "E"] | None  # of pieces of episodes; None: all start at 0
     length: int  # longest window that can be cut
     observation_dim: int
@@ -113,10 +117,15 @@ class WindowTable:
         table[rows, :observation_dim] = data.observations
         table[rows, observation_dim:-1] = data.actions
         table[rows, -1] = data.to_go(discount)
+        endings = np.where(data.terminated[data.ends - 1], TERMINATED, HIDDEN)
+        if data.final_observations is not None:
+            is_known = np.isfinite(data.final_observations).all(axis=1)
+            table[(rows[data.ends - 1] + 1)[is_known], :observation_dim] = data.final_observations[is_known]
+            endings[is_known & (endings == HIDDEN)] = FOLLOWED
         return cls(
             rows=table,
             bounds=np.append(data.starts, num_steps).astype(np.int64),
-            terminated=data.terminated[data.ends - 1],
+            endings=endings,
             first_timesteps=data.first_timesteps,
             length=length,
             observation_dim=observation_dim,
@@ -129,13 +138,10 @@ class WindowTable:
         return replace(self, length=length)
 
     def find(self, anchors: Int[ndarray, "*any"]) -> Int[ndarray, "4 *any"]:
-        """For each transition the row in front of it, its timestep, the steps to its episode's end, and how it ends.
-
-        How: 1 for an episode that the environment ended, else 0.
-        """
+        """For each transition the row in front of it, its timestep, the steps to its episode's end, and its ending."""
         next_ones = np.searchsorted(self.bounds, anchors, side="right")
         episodes = next_ones - 1
         timesteps = anchors - self.bounds[episodes]
         if self.first_timesteps is not None:
             timesteps += self.first_timesteps[episodes]
-        return np.stack([anchors + episodes, timesteps, self.bounds[next_ones] - anchors, self.terminated[episodes]])
+        return np.stack([anchors + episodes, timesteps, self.bounds[next_ones] - anchors, self.endings[episodes]])

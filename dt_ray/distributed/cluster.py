@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import logging
 import os
-import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TypeVar
+from dataclasses import replace
 
 import ray
-import ray.autoscaler.sdk
 from ray.exceptions import RayTaskError
 
 from dt_ray.config import RunConfig, ScalingConfig
+from dt_ray.distributed.requests import release_requests
 from dt_ray.distributed.resources import (
-    ACCELERATOR,
-    Node,
     ResourcePlan,
     TrialPlan,
     describe_plan,
@@ -25,7 +22,9 @@ from dt_ray.distributed.resources import (
     plan_trials,
     worker_bundles,
 )
-from dt_ray.errors import ResourceError, UserError
+from dt_ray.distributed.room import Cluster, find_room
+from dt_ray.distributed.usage import cluster_nodes, describe_free
+from dt_ray.errors import UserError
 
 # Set before Ray starts; what the user has set stays.
 SETTINGS = {
@@ -40,12 +39,10 @@ LOCAL_SETTINGS = {
 # Ray Train asks the dashboard whether its controller lives. Where there is none it would look for any cluster that is
 # or was on this machine: it waits for one that is gone, and frees the workers of a controller that is unknown there.
 NO_DASHBOARD = {"RAY_API_SERVER_ADDRESS": "http://127.0.0.1:9"}
-LOOK_EVERY_S = 1.0  # seconds between two looks for new nodes
 NOISY_LOGGERS = ("ray", "ray.data", "ray.train", "ray.tune", "ray._private.worker")
 
 
 log = logging.getLogger("dt_ray")
-T = TypeVar("T")
 
 
 @contextmanager
@@ -56,7 +53,10 @@ def connection(*, verbose: bool = False, dashboard: bool = False) -> Iterator[No
     """
     if ray.is_initialized():
         with environment(_unset(SETTINGS)):
-            yield
+            try:
+                yield
+            finally:
+                release_requests()
         return
     joins = "RAY_ADDRESS" in os.environ
     settings = _unset(SETTINGS) if joins else _unset(SETTINGS | LOCAL_SETTINGS)
@@ -71,6 +71,7 @@ def connection(*, verbose: bool = False, dashboard: bool = False) -> Iterator[No
         try:
             yield
         finally:
+            release_requests()
             ray.shutdown()
 
 
@@ -94,53 +95,40 @@ def _unset(settings: Mapping[str, str]) -> dict[str, str]:
 
 
 def plan_on_cluster(config: RunConfig) -> ResourcePlan:
-    """The run's share of the cluster that is joined; waits for `scaling.wait_for_nodes_s` where it has not enough.
+    """The run's share of what is free on the cluster; waits for `scaling.wait_for_nodes_s` where it is too little.
 
     Raises:
-        ResourceError: the cluster has not enough.
+        ResourceError: the cluster has not enough, or others use it; the message says who.
     """
-    return _when_there_is_room(config.scaling, lambda: plan_resources(config, cluster_nodes()))
+
+    scaling = config.scaling
+    found = find_room(
+        lambda nodes: plan_resources(config, nodes),
+        is_fair=lambda wanted, less: less.cpus_per_worker >= min(1.0, wanted.cpus_per_worker),
+        cluster=Cluster(),
+        wait_s=scaling.wait_for_nodes_s,
+        bundles=worker_bundles(scaling),
+    )
+    return found.plan if found.note is None else replace(found.plan, notes=(*found.plan.notes, found.note))
 
 
 def plan_trials_on_cluster(scaling: ScalingConfig, *, wanted: int) -> TrialPlan:
-    """`plan_on_cluster` for a sweep, which waits for the nodes that one trial needs.
+    """`plan_on_cluster` for a sweep, which waits for what one trial needs.
 
     Raises:
-        ResourceError: the cluster has not enough.
+        ResourceError: as `plan_on_cluster`.
     """
-    return _when_there_is_room(scaling, lambda: plan_trials(scaling, cluster_nodes(), wanted=wanted))
 
-
-def _when_there_is_room(scaling: ScalingConfig, plan: Callable[[], T]) -> T:
-    """The plan, as soon as it can be made of the nodes that an autoscaler starts."""
-    deadline = time.monotonic() + scaling.wait_for_nodes_s
-    try:
-        return plan()
-    except ResourceError as shortage:
-        if not scaling.wait_for_nodes_s:
-            raise
-        log.info("waiting up to %g s for nodes: %s", scaling.wait_for_nodes_s, shortage)
-    ray.autoscaler.sdk.request_resources(bundles=worker_bundles(scaling))
-    try:
-        while True:
-            try:
-                return plan()
-            except ResourceError:
-                if time.monotonic() > deadline:
-                    raise
-            time.sleep(LOOK_EVERY_S)
-    finally:
-        ray.autoscaler.sdk.request_resources(bundles=[])  # else it would keep them for ever
-
-
-def cluster_nodes() -> list[Node]:
-    """The nodes of the cluster that is joined."""
-    return [_node(each["Resources"]) for each in ray.nodes() if each["Alive"]]
-
-
-def _node(resources: Mapping[str, float]) -> Node:
-    kinds = (name.removeprefix(ACCELERATOR) for name in resources if name.startswith(ACCELERATOR))
-    return Node(cpus=resources.get("CPU", 0), gpus=resources.get("GPU", 0), accelerators=frozenset(kinds))
+    found = find_room(
+        lambda nodes: plan_trials(scaling, nodes, wanted=wanted),
+        is_fair=lambda wanted, less: True,
+        cluster=Cluster(),
+        wait_s=scaling.wait_for_nodes_s,
+        bundles=worker_bundles(scaling),
+    )
+    if found.note is not None:
+        log.warning(found.note)
+    return found.plan
 
 
 def describe_on_cluster(config: RunConfig) -> dict[str, str]:
@@ -150,7 +138,7 @@ def describe_on_cluster(config: RunConfig) -> dict[str, str]:
         ResourceError: the cluster has not enough.
     """
     nodes = cluster_nodes()
-    return describe_plan(plan_resources(config, nodes), config.scaling, nodes)
+    return describe_plan(plan_resources(config, nodes), config.scaling, nodes) | {"now": describe_free()}
 
 
 @contextmanager

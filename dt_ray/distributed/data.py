@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from typing import Any, Literal
@@ -15,23 +16,29 @@ from dt_ray.config import DataConfig, RunConfig
 from dt_ray.data.episodes import from_table
 from dt_ray.data.files import DatasetFile
 from dt_ray.data.flat import join_fragments
+from dt_ray.data.formats import has_rows, is_flat
+from dt_ray.data.looks import look_into, read_schema_of
+from dt_ray.data.plan import FileEpisodes
 from dt_ray.data.reading import (
-    FlatFile,
-    check_schemas,
-    ends_before,
+    check_alike,
     find_fault_in,
-    look_into,
+    make_plans,
+    read_episode_ids,
     read_file,
-    share_episodes,
     sound_files,
+    warn_of,
 )
 from dt_ray.data.spaces import SpaceSpec, read_spaces
 from dt_ray.data.transitions import chosen_episodes, held_out_episodes
 from dt_ray.data.windows import slice_windows
 from dt_ray.distributed.cluster import user_errors
+from dt_ray.distributed.usage import saying_when_full
 from dt_ray.errors import ConfigError
 from dt_ray.sources import ResidentData
+from dt_ray.storage import Folder
 from dt_ray.streaming import StreamingData, episode_statistics, streams
+
+log = logging.getLogger("dt_ray")
 
 MAX_PARTITIONS = 16
 # Settings that matter only after the episodes are read.
@@ -39,6 +46,7 @@ SETTINGS_READ_LATER = ("max_episodes", "top_fraction", "return_source", "values"
                        "discount", "validation_fraction", "window_length")  # fmt: skip
 READ_ALIKE: dict[str, Any] = {name: getattr(DataConfig(), name) for name in SETTINGS_READ_LATER}
 WINDOWS_PER_BLOCK = 4096
+MAX_LOOKED_AT = 2**26  # bytes of rows that are looked through before they are read: tasks can't warn anybody
 
 
 def prepare_data(config: RunConfig, spec: SpaceSpec) -> ray.ObjectRef:
@@ -58,7 +66,7 @@ def prepare_layouts(configs: Sequence[RunConfig], spec: SpaceSpec) -> list[ray.O
     """
     read: dict[str, tuple[Sequence[Any], int]] = {}  # blocks of episodes, and how many files were left out
     laid_out = []
-    with user_errors():
+    with user_errors(), saying_when_full("data tasks"):
         for config in configs:
             key = repr(replace(config.data, **READ_ALIKE))
             if key not in read:
@@ -71,8 +79,19 @@ def prepare_layouts(configs: Sequence[RunConfig], spec: SpaceSpec) -> list[ray.O
                 read[key] = episode_dataset(config.data, spec, files=files).materialize().to_arrow_refs(), num_skipped
             blocks, num_skipped = read[key]
             laid_out.append(_lay_out.remote(config, spec, num_skipped, *blocks))
-        ray.get([_check.remote(data) for data in laid_out])
+        for note in dict.fromkeys(
+            note for notes in ray.get([_notes.remote(data) for data in laid_out]) for note in notes
+        ):
+            log.warning("%s", note)
     return laid_out
+
+
+def check_checkpoint_on_ray(checkpoint: Folder, config: RunConfig, data: ray.ObjectRef) -> None:
+    """Raises:
+    RunError: the run can't go on from this checkpoint on this data.
+    """
+    with user_errors():
+        ray.get(_check_checkpoint.remote(checkpoint, config, data))
 
 
 def episode_dataset(
@@ -85,35 +104,37 @@ def episode_dataset(
     Raises:
         DataError: nothing there, or files of both kinds; what is wrong inside a file is raised when it is read.
     """
-    files = _sound_files(config, spec)[0] if files is None else files
-    flat = check_schemas(files)
-    several = flat and len(files) > 1
-    looks = ray.get([_look_into.remote(file, config) for file in files]) if several else []
-    before = ends_before(looks) if several else [0] * len(files)
+    with user_errors():
+        files = _sound_files(config, spec)[0] if files is None else files
+        plans = make_plans(files, config, lambda files: ray.get([_look_into.remote(file, config) for file in files]))
+        first = {files[0].path: ray.get(_schema_of.remote(files[0], config))} if len(files) > 1 else {}
+    joins = plans[0] is not None and plans[0].joins
+    labels = plans[0].labels if plans[0] is not None else {}
 
     def read(units: pa.Table) -> Iterator[pa.Table]:
         for index in units["index"].to_pylist():
-            yield read_file(files[index], config, spec, num_ends_before=before[index])
+            table = read_file(files[index], config, spec, plan=plans[index])
+            check_alike(first | {files[index].path: table.schema})
+            yield table
 
     def join(fragments: pa.Table) -> pa.Table:
-        return join_fragments(fragments, time_limit=config.time_limit) if len(fragments) else fragments
+        return join_fragments(fragments, time_limit=config.time_limit, labels=labels) if len(fragments) else fragments
 
     units = [{"index": index} for index in range(len(files))]
     dataset = ray.data.from_items(units, override_num_blocks=min(len(units), 4 * MAX_PARTITIONS))
     dataset.context.enable_progress_bars = False
     dataset.context.execution_options.preserve_order = True  # episodes keep the order of their files
     dataset = dataset.map_batches(read, batch_format="pyarrow", batch_size=None)
-    if several and share_episodes(files, looks):
+    if joins:
         dataset.context.target_max_block_size = None  # a partition cut into blocks could cut an episode
         dataset = dataset.repartition(min(len(files), MAX_PARTITIONS), keys=["episode_id"])
-    if flat:
         dataset = dataset.map_batches(join, batch_format="pyarrow", batch_size=None)
     return dataset
 
 
 def episode_tables(config: DataConfig, spec: SpaceSpec | None) -> Iterator[pa.Table]:
     """The checked episodes of a dataset, block by block: the driver holds one at a time."""
-    with user_errors():
+    with user_errors(), saying_when_full("data tasks"):
         for block in episode_dataset(config, spec).iter_batches(batch_size=None, batch_format="pyarrow"):
             if len(block):
                 yield block
@@ -127,7 +148,7 @@ def window_dataset(config: RunConfig, *, split: Literal["train", "validation"] =
     Raises:
         ConfigError: `data.return_source=value`, which needs all episodes at once.
     """
-    spec, settings = read_spaces(config.env_id), config.data
+    spec, settings = read_spaces(config.env_id, config.env_kwargs), config.data
     if config.relabels:
         raise ConfigError("data.return_source: the windows of a Ray Dataset have logged returns-to-go, got value")
     episodes = episode_dataset(settings, spec)
@@ -155,7 +176,15 @@ def window_dataset(config: RunConfig, *, split: Literal["train", "validation"] =
 
 
 def _sound_files(config: DataConfig, spec: SpaceSpec | None) -> tuple[list[DatasetFile], int]:
-    return sound_files(config, lambda files: ray.get([_find_fault.remote(file, config, spec) for file in files]))
+    files, num_skipped = sound_files(
+        config,
+        lambda files: ray.get([_find_fault.remote(file, config, spec) for file in files]),
+        lambda files: ray.get([_episode_ids.remote(file) for file in files]),
+    )
+    doubtful = len(files) == 1 or not is_flat(files[0], config)  # of others their plan knows
+    if doubtful and has_rows(files[0]) and sum(file.size for file in files) < MAX_LOOKED_AT:
+        warn_of(look.doubt for look in ray.get([_look_into.remote(file, config) for file in files]))
+    return files, num_skipped
 
 
 def _episode_returns(table: pa.Table) -> pa.Table:
@@ -174,8 +203,18 @@ def _find_fault(file: DatasetFile, config: DataConfig, spec: SpaceSpec | None) -
 
 
 @ray.remote
-def _look_into(file: DatasetFile, config: DataConfig) -> FlatFile:
+def _look_into(file: DatasetFile, config: DataConfig) -> FileEpisodes:
     return look_into(file, config)
+
+
+@ray.remote
+def _episode_ids(file: DatasetFile) -> np.ndarray:
+    return read_episode_ids(file)
+
+
+@ray.remote
+def _schema_of(file: DatasetFile, config: DataConfig) -> pa.Schema:
+    return read_schema_of(file, config)
 
 
 @ray.remote
@@ -185,5 +224,13 @@ def _lay_out(config: RunConfig, spec: SpaceSpec, num_skipped_files: int, *blocks
 
 
 @ray.remote
-def _check(data: ResidentData) -> None:
-    """Raises what `_lay_out` raised, without the data in the driver's memory."""
+def _notes(data: ResidentData | StreamingData) -> tuple[str, ...]:
+    """What looks wrong with the data, or what `_lay_out` raised, without the data in the driver's memory."""
+    return data.notes
+
+
+@ray.remote
+def _check_checkpoint(checkpoint: Folder, config: RunConfig, data: ResidentData | StreamingData) -> None:
+    from dt_ray.loop import check_checkpoint
+
+    check_checkpoint(checkpoint, config, data.spec, data.normalizer, getattr(data, "values", None))

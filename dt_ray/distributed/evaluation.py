@@ -2,50 +2,182 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import ray
+from ray.exceptions import RayActorError, RayError, WorkerCrashedError
 
-from dt_ray.config import EvaluationConfig
+from dt_ray.config import EvaluationConfig, RunConfig
 from dt_ray.distributed.actors import EpisodePlayer
-from dt_ray.errors import ResourceError
-from dt_ray.evaluation import make_report
+from dt_ray.distributed.cluster import user_errors
+from dt_ray.distributed.usage import describe_free
+from dt_ray.environments import try_environment
+from dt_ray.errors import EnvironmentCrashError, ResourceError
+from dt_ray.evaluation import EpisodeResults, make_report, play
 from dt_ray.learners import Policy
+
+log = logging.getLogger("dt_ray")
+
+MAX_DEATHS = 3  # of actors that play the same episodes: a node may be lost while they do, or two
+PLACED_WITHIN_S = 60.0  # actors, or the evaluation is played in the calling process
+SAYS_EVERY_S = 300.0  # that an evaluation is still being played
 
 
 class EvaluationActors:
     """Actors that play evaluations, one after the other, while the caller does something else."""
 
-    def __init__(self, actors: Sequence[Any], env_id: str, config: EvaluationConfig) -> None:
+    def __init__(
+        self,
+        actors: Sequence[Any],
+        env_id: str,
+        config: EvaluationConfig,
+        env_kwargs: Mapping[str, Any] | None = None,
+    ) -> None:
         self.actors, self.env_id, self.config = list(actors), env_id, config
+        self.env_kwargs = dict(env_kwargs or {})
         self._waiting = ThreadPoolExecutor(max_workers=1, thread_name_prefix="evaluation")
 
     @staticmethod
     def start(num_actors: int, *, num_cpus: float = 1) -> list[Any]:
-        """Starts actors; a lost one is started again, and what it was playing is played again."""
-        actor = ray.remote(num_cpus=num_cpus, max_restarts=-1, max_task_retries=-1, scheduling_strategy="SPREAD")(
-            EpisodePlayer
-        )
+        """Starts actors; a lost one is started again."""
+        actor = ray.remote(num_cpus=num_cpus, max_restarts=-1, scheduling_strategy="SPREAD")(EpisodePlayer)
         return [actor.remote() for _ in range(num_actors)]
 
     def submit(self, policy: Policy, *, step: int) -> Future[dict[str, Any]]:
-        """Begins an evaluation; its report is in the form of `evaluations/*.json`."""
+        """Begins an evaluation; its report is in the form of `evaluations/*.json`.
+
+        The future raises `EnvironmentCrashError` where the environment ends every process that plays it.
+        """
         return self._waiting.submit(self._evaluate, policy, step)
+
+    def end(self) -> None:
+        for actor in self.actors:
+            ray.kill(actor)
 
     def _evaluate(self, policy: Policy, step: int) -> dict[str, Any]:
         began = time.perf_counter()
-        shared = ray.put(policy)
-        shares = [range(i, self.config.num_episodes, len(self.actors)) for i in range(len(self.actors))]
-        calls = [
-            actor.play.remote(shared, self.env_id, self.config, list(share))
-            for actor, share in zip(self.actors, shares, strict=True)
-            if len(share)
-        ]
-        results = ray.get(calls)
+        num_shares = len(self.actors)  # whoever plays them: a batch's last digits depend on its shape
+        shares = [range(i, self.config.num_episodes, num_shares) for i in range(num_shares)]
+        shares = [list(share) for share in shares if len(share)]
+        with user_errors():
+            results = self._play(policy, shares)
         return make_report(results, self.env_id, self.config, step=step, wall_s=time.perf_counter() - began)
+
+    def _placed_actors(self) -> list[Any]:
+        """The actors that have a place; waits for the first one."""
+        answers = {actor.is_ready.remote(): actor for actor in self.actors}
+        placed, _ = ray.wait(list(answers), timeout=PLACED_WITHIN_S)
+        more, _ = ray.wait(list(answers), num_returns=len(answers), timeout=0)
+        return [answers[answer] for answer in {*placed, *more} if _is_answered(answer)]
+
+    def _play(self, policy: Policy, shares: list[list[int]]) -> list[EpisodeResults]:
+        """All shares at once; what a lost actor was playing is played again. Without any actor it is played here."""
+        shared, results = ray.put(policy), []
+        playing: dict[ray.ObjectRef, Share] = {}
+
+        def begin(share: Share, actors: list[Any]) -> None:
+            if not actors:
+                log.warning("no place for an evaluation actor (%s): evaluating here", describe_free())
+                results.append(play(policy, self.env_id, self.config, share.episodes, self.env_kwargs))
+                return
+            actor = share.actor if share.actor in actors else actors[len(playing) % len(actors)]
+            call = self._begin(actor, shared, share.episodes)
+            playing[call] = share._replace(actor=actor)
+
+        actors = self._placed_actors()
+        for episodes in shares:
+            begin(Share(None, episodes, 0), actors)
+        while playing:
+            done, _ = ray.wait(list(playing), timeout=SAYS_EVERY_S)
+            if not done:
+                episodes = sorted(episode for share in playing.values() for episode in share.episodes)
+                log.warning("still playing %s with %s", self.env_id, self._seeds(episodes))
+                continue
+            share = playing.pop(done[0])
+            try:
+                results.append(ray.get(done[0]))
+            except RayActorError:
+                share = share._replace(num_deaths=share.num_deaths + 1)
+                if share.num_deaths == MAX_DEATHS:
+                    raise self._crash(shared, share) from None
+                begin(share, self._placed_actors())
+        return results
+
+    def _begin(self, actor: Any, policy: ray.ObjectRef, episodes: list[int]) -> ray.ObjectRef:
+        settings = replace(self.config, max_envs=max(1, self.config.max_envs // len(self.actors)))  # of an actor
+        return actor.play.remote(policy, self.env_id, settings, episodes, self.env_kwargs)
+
+    def _crash(self, policy: ray.ObjectRef, share: Share) -> EnvironmentCrashError:
+        """Says which episode ends the process: half of them is played at a time, and of the half that does, a half."""
+
+        def survives(episodes: list[int]) -> bool:
+            try:
+                ray.get(self._begin(share.actor, policy, episodes))
+            except RayActorError:
+                self._placed_actors()
+                return False
+            return True
+
+        found = find_crash(share.episodes, survives)
+        return EnvironmentCrashError(
+            f"{self.env_id} ended {share.num_deaths} processes one after the other that played it with "
+            f"{self._seeds(found)}; play that episode by itself to see why, or evaluate with another evaluation.seed"
+        )
+
+    def _seeds(self, episodes: Sequence[int]) -> str:
+        seeds = [self.config.seed + episode for episode in episodes]
+        return f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {', '.join(map(str, seeds))}"
+
+
+class Share(NamedTuple):
+    """Episodes that an actor plays, and how many died of it."""
+
+    actor: Any
+    episodes: list[int]
+    num_deaths: int
+
+
+def find_crash(episodes: list[int], survives: Callable[[list[int]], bool]) -> list[int]:
+    """The one episode that is not survived, or all of them where each alone is."""
+    found = episodes
+    while len(found) > 1:
+        half = found[: len(found) // 2]
+        found = found[len(half) :] if survives(half) else half
+    return found if len(episodes) == 1 or not survives(found) else episodes
+
+
+def _is_answered(answer: ray.ObjectRef) -> bool:
+    try:
+        return ray.get(answer, timeout=0)
+    except RayError:
+        return False
+
+
+def try_environment_on_ray(config: RunConfig) -> None:
+    """Plays a little of the evaluation environment in a task, as workers and actors will.
+
+    Raises:
+        BrokenEnvironmentError: it fails, or answers what no policy can act on.
+        EnvironmentCrashError: it ends its process.
+        UnsupportedSpaceError: it can't be made there.
+    """
+    try:
+        with user_errors():
+            ray.get(_try_environment.remote(config.env_id, config.env_kwargs, config.evaluation.seed))
+    except WorkerCrashedError:
+        raise EnvironmentCrashError(
+            f"{config.env_id} ended each process that played its first two steps with seed {config.evaluation.seed}"
+        ) from None
+
+
+@ray.remote(num_cpus=0)
+def _try_environment(env_id: str, env_kwargs: Mapping[str, Any], seed: int) -> None:
+    try_environment(env_id, env_kwargs, seed=seed)
 
 
 def check_actors(num_actors: int) -> None:

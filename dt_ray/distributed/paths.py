@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import ray
+from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from dt_ray.config import RunConfig
-from dt_ray.errors import ConfigError
+from dt_ray.errors import ConfigError, ResourceError
 
 JOB_FOLDER = "runtime_resources/working_dir_files"  # where Ray unpacks a job's working directory, and deletes it
+ANSWERS_WITHIN_S = 120.0  # a node, where it may first have to start a process
+MAX_QUESTIONS = 3  # to a node that is there and does not answer
 REMEDY = "give a folder on a disk that all nodes share, or a URI like s3://BUCKET/runs"
 
 
@@ -43,36 +47,71 @@ def _check_seen(setting: str, place: Path, *, writes: bool) -> None:
         raise ConfigError(
             f"{setting}: {place} is in the job's own copy of its working directory, which Ray deletes; {REMEDY}"
         )
-    nodes = [node for node in ray.nodes() if node["Alive"]]
-    if len(nodes) < 2:
+    if len(alive_nodes()) < 2:
         return
-    blind = _blind_to_new_file(place, nodes) if writes else _blind(place, nodes)
+    blind, num_nodes = _blind_to_new_file(place) if writes else ask_each_node(place)
     if blind:
-        raise ConfigError(f"{setting}: {place} is not there for {', '.join(blind)} of {len(nodes)} nodes; {REMEDY}")
+        raise ConfigError(f"{setting}: {place} is not there for {', '.join(blind)} of {num_nodes} nodes; {REMEDY}")
 
 
-def _blind_to_new_file(folder: Path, nodes: Sequence[dict]) -> list[str]:
-    """`_blind` for a file that is written into a folder; the folder is made for it, and stays only if all see it."""
+def _blind_to_new_file(folder: Path) -> tuple[list[str], int]:
+    """`ask_each_node` for a file that is written into a folder; the folder is made for it, and stays if all see it."""
     made = [each for each in (folder, *folder.parents) if not each.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f".seen-{uuid.uuid4().hex}"
     file.touch()
     try:
-        blind = _blind(file, nodes)
+        blind, num_nodes = ask_each_node(file)
     finally:
         file.unlink()
     for each in made if blind else []:
         each.rmdir()
-    return blind
+    return blind, num_nodes
 
 
-def _blind(file: Path, nodes: Sequence[dict]) -> list[str]:
-    """The addresses of the nodes that don't see a file, in order."""
-    looks = [
-        _sees.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(str(file))
-        for node in nodes
-    ]
-    return sorted(node["NodeManagerAddress"] for node, seen in zip(nodes, ray.get(looks), strict=True) if not seen)
+def alive_nodes() -> dict[str, str]:
+    """The addresses of the nodes that are there, by their ids."""
+    return {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
+
+
+def ask_each_node(
+    file: Path,
+    *,
+    alive: Callable[[], Mapping[str, str]] = alive_nodes,
+    ask: Callable[[str, str], ray.ObjectRef] = lambda node, file: _sees.options(
+        scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)
+    ).remote(file),
+    answer: Callable[[ray.ObjectRef], bool] = lambda call: ray.get(call, timeout=ANSWERS_WITHIN_S),
+) -> tuple[list[str], int]:
+    """The addresses of the nodes that don't see a file, in order, and how many nodes were asked.
+
+    A node that goes before it has answered is no error, and one that comes meanwhile is asked too.
+
+    Raises:
+        ResourceError: a node is there and does not answer.
+    """
+    answers: dict[str, bool] = {}
+    failures: Counter[str] = Counter()
+    while waiting := {node: address for node, address in alive().items() if node not in answers}:
+        calls = {node: ask(node, str(file)) for node in waiting}
+        seen = {node: _answer_of(call, answer) for node, call in calls.items()}
+        answers |= {node: sees for node, sees in seen.items() if sees is not None}
+        failures.update(node for node, sees in seen.items() if sees is None)
+        there = alive()
+        silent = [there[node] for node, times in failures.items() if times >= MAX_QUESTIONS and node in there]
+        if silent:
+            raise ResourceError(f"no answer from {', '.join(sorted(silent))}, asked {MAX_QUESTIONS} times about {file}")
+    there = alive()
+    answers = {node: sees for node, sees in answers.items() if node in there}
+    return sorted(there[node] for node, sees in answers.items() if not sees), len(answers)
+
+
+def _answer_of(call: ray.ObjectRef, answer: Callable[[ray.ObjectRef], bool]) -> bool | None:
+    """What a node answered; None where it is gone, as the next look shows, or its process was."""
+    try:
+        return answer(call)
+    except RayError:
+        return None
 
 
 @ray.remote(num_cpus=0)

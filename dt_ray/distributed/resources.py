@@ -68,6 +68,12 @@ def describe_plan(plan: ResourcePlan, scaling: ScalingConfig, nodes: Sequence[No
     }
 
 
+def describe_workers(plan: ResourcePlan) -> str:
+    """What the workers need, in words."""
+    gpu = " and a GPU" if plan.use_gpu else ""
+    return f"{plan.num_workers} worker(s) with {plan.cpus_per_worker:g} CPU(s){gpu} each"
+
+
 def plan_resources(config: RunConfig, nodes: Sequence[Node]) -> ResourcePlan:
     """Fits workers and evaluation actors onto the nodes of a cluster.
 
@@ -78,6 +84,10 @@ def plan_resources(config: RunConfig, nodes: Sequence[Node]) -> ResourcePlan:
     num_workers, cpus = scaling.min_workers, sum(node.cpus for node in nodes)
     _check_gpus(scaling, nodes)
     actors = _automatic_actors(cpus) if wanted_actors is None else wanted_actors
+    notes = []
+    if (most := config.evaluation.max_envs) < actors:
+        notes += [f"{most} evaluation actor(s): evaluation.max_envs={most}"] * (wanted_actors is not None)
+        actors = most
     cpus_per_worker = scaling.cpus_per_worker or _fair_share(scaling, nodes, reserved=actors)
     if _room(cpus_per_worker, scaling, nodes) < num_workers:
         total, there = num_workers * cpus_per_worker, ", ".join(f"{node.cpus:g}" for node in nodes)
@@ -90,7 +100,6 @@ def plan_resources(config: RunConfig, nodes: Sequence[Node]) -> ResourcePlan:
             f"{num_workers} worker(s) with scaling.cpus_per_worker={cpus_per_worker:g} ask for {total:g} CPUs and "
             + reason
         )
-    notes = []
     if scaling.cpus_per_worker is None and cpus_per_worker < 1:
         notes.append(f"{num_workers} workers share {cpus:g} CPUs: {cpus_per_worker:g} each")
     num_actors = min(_left_over(cpus_per_worker, scaling, nodes), actors)
@@ -99,11 +108,12 @@ def plan_resources(config: RunConfig, nodes: Sequence[Node]) -> ResourcePlan:
             f"{num_workers} worker(s) take {num_workers * cpus_per_worker:g} of {cpus:g} CPUs and leave none for "
             f"evaluation actors: evaluations run in the training process"
         )
-    elif wanted_actors is not None and num_actors < wanted_actors:
+    elif wanted_actors is not None and num_actors < actors:
         notes.append(
-            f"{num_actors} evaluation actor(s) instead of {wanted_actors}: "
-            f"that is what the workers leave of {cpus:g} CPUs"
+            f"{num_actors} evaluation actor(s) instead of {actors}: that is what the workers leave of {cpus:g} CPUs"
         )
+    if scaling.is_elastic and not (config.checkpoint.every or config.evaluation.every):
+        notes.append("checkpoint.every=0: should a node be lost, the workers that are left begin again at update 0")
     return ResourcePlan(
         num_workers=num_workers,
         max_workers=scaling.max_workers if scaling.is_elastic else None,

@@ -6,11 +6,16 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from fastapi import FastAPI, HTTPException
+from fastapi import FastAPI, HTTPException, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from ray import serve
 
 from dt_ray.checkpoint import load_policy
+from dt_ray.distributed import request_limits
+from dt_ray.distributed.application import application
+from dt_ray.modules import allow_modules, allowed_modules
 from dt_ray.serving import RefusedError, Sessions
 from dt_ray.storage import Folder
 
@@ -20,8 +25,18 @@ log = logging.getLogger("dt_ray")
 
 MAX_BATCH = 256
 BATCH_WAIT_S = 0.002
+MAX_PLACE = 100  # characters of where a fault is
 
 app = FastAPI(title="dt_ray policy")
+app.add_middleware(request_limits.Gate)
+
+
+@app.exception_handler(RequestValidationError)
+async def say_what_is_wrong(request: Request, error: RequestValidationError) -> JSONResponse:
+    """The first fault and its place, without what was sent."""
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"][1:])[:MAX_PLACE]
+    return JSONResponse({"detail": f"{place}: {first['msg']}" if place else first["msg"]}, status_code=422)
 
 
 class Start(BaseModel, extra="forbid"):
@@ -47,14 +62,30 @@ def _or_refuse(work: Callable[[], Any]) -> Any:
         raise HTTPException(error.status, error.reason) from None
 
 
+def _action_of(outcome: list[float] | RefusedError) -> list[float]:
+    if isinstance(outcome, RefusedError):
+        raise HTTPException(outcome.status, outcome.reason)
+    return outcome
+
+
 @serve.deployment(ray_actor_options={"num_cpus": 1}, max_ongoing_requests=4 * MAX_BATCH)
 @serve.ingress(app)
 class PolicyServer:
     """Sessions of one policy."""
 
-    def __init__(self, checkpoint: str, *, max_sessions: int, idle_s: float) -> None:
+    def __init__(
+        self,
+        checkpoint: str,
+        *,
+        max_sessions: int,
+        idle_s: float,
+        token: str | None = None,
+        modules: tuple[str, ...] = (),
+    ) -> None:
         torch.set_num_threads(1)
+        allow_modules(*modules)
         policy, facts = load_policy(Folder(checkpoint))
+        request_limits.limits.set_for(facts.spec.observation_dim + facts.spec.action_dim, token=token)
         self.facts = {"env_id": facts.env_id, "algorithm": facts.algorithm, "step": facts.step}
         self.sessions = Sessions(policy, facts.spec, max_sessions=max_sessions, idle_s=idle_s)
 
@@ -66,12 +97,12 @@ class PolicyServer:
     @app.post("/sessions")
     async def start(self, request: Start) -> dict[str, Any]:
         name = _or_refuse(lambda: self.sessions.start(request.observation, request.target_return))
-        return {"session": name, "action": await self.act(name)}
+        return {"session": name, "action": _action_of(await self.act(name))}
 
     @app.post("/sessions/{name}/step")
     async def step(self, name: str, request: Step) -> dict[str, Any]:
         _or_refuse(lambda: self.sessions.observe(name, request.observation, request.reward, request.action))
-        return {"action": await self.act(name)}
+        return {"action": _action_of(await self.act(name))}
 
     @app.delete("/sessions/{name}")
     async def end(self, name: str) -> dict[str, Any]:
@@ -79,18 +110,18 @@ class PolicyServer:
         return {}
 
     @serve.batch(max_batch_size=MAX_BATCH, batch_wait_timeout_s=BATCH_WAIT_S)
-    async def act(self, names: list[str]) -> list[list[float]]:
-        return self.sessions.act(names).tolist()
+    async def act(self, names: list[str]) -> list[Any]:
+        return [each if isinstance(each, RefusedError) else each.tolist() for each in self.sessions.act(names)]
 
 
-def serve_policy(checkpoint: str, *, host: str, port: int, max_sessions: int, idle_s: float) -> None:
-    """Serves until it is interrupted, on the cluster that is joined."""
-    serve.start(http_options={"host": host, "port": port})
-    server = PolicyServer.bind(checkpoint, max_sessions=max_sessions, idle_s=idle_s)  # type: ignore[attr-defined]
-    try:
-        serve.run(server, name="policy", route_prefix="/")
-        log.info("serving %s at http://%s:%d", checkpoint, host, port)
+def serve_policy(
+    checkpoint: str, *, host: str, port: int, max_sessions: int, idle_s: float, token: str | None = None
+) -> None:
+    """Serves until it is interrupted, on the cluster that is joined, beside what others serve there."""
+    settings = {"max_sessions": max_sessions, "idle_s": idle_s, "token": token, "modules": allowed_modules()}
+    server = PolicyServer.bind(checkpoint, **settings)  # type: ignore[attr-defined]
+    with application("policy", host=host, port=port) as place:
+        serve.run(server, name=place.name, route_prefix=place.route)
+        log.info("serving %s at %s", checkpoint, place.url)
         while True:
             time.sleep(3600)
-    finally:
-        serve.shutdown()

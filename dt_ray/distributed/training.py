@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from typing import Any
@@ -18,17 +16,18 @@ import ray.train
 import ray.train.torch
 import torch
 import torch.distributed
-from ray import PlacementGroupID
-from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from torch import Tensor, nn
 
 from dt_ray.config import RunConfig
-from dt_ray.context import Wish, evaluate_here
-from dt_ray.distributed.actors import StopSign
+from dt_ray.context import EXCHANGE_EVERY, Wish, evaluate_here, together
+from dt_ray.distributed.actors import RunBoard
 from dt_ray.distributed.cluster import quiet
+from dt_ray.distributed.controller import Fit, TellsTheRun
 from dt_ray.distributed.evaluation import EvaluationActors
 from dt_ray.distributed.network import NodeTorchConfig
-from dt_ray.distributed.resources import ResourcePlan
+from dt_ray.distributed.requests import cancel_request, hand_over_requests
+from dt_ray.distributed.resources import ResourcePlan, describe_workers
 from dt_ray.errors import UserError
 from dt_ray.interrupts import stops_asked_of
 from dt_ray.learners import Policy
@@ -38,42 +37,55 @@ from dt_ray.runs import RunFolder
 from dt_ray.storage import Folder
 from dt_ray.streaming import make_source
 
-log = logging.getLogger("dt_ray")
-
 WATCHES_FOR_PREEMPTION = os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "1") != "0"
-LOOK_EVERY = 10  # updates of several workers between two exchanges of what is asked of them
+LISTEN_EVERY_S = 1.0  # to a board that is being started again
 NOTICE_EVERY_S = 5.0  # seconds between two looks for a preemption notice, which is a barrier
 
 
 class RayTrainContext:
     """One worker of a `TorchTrainer`: gradients and sums over gloo or NCCL, evaluations on actors."""
 
-    def __init__(self, config: RunConfig, actors: Sequence[Any], sign: Any) -> None:
+    def __init__(self, config: RunConfig, plan: ResourcePlan, board: Any) -> None:
         place = ray.train.get_context()
         self.config = config
         self.rank, self.world_size = place.get_world_rank(), place.get_world_size()
         self.device = ray.train.torch.get_device()
-        self.actors = EvaluationActors(actors, config.env_id, config.evaluation) if actors and self.rank == 0 else None
-        self._stop_asked = threading.Event()
+        self.actors: EvaluationActors | None = None
+        self.board, self.stop_asked, self.move_asked = board, threading.Event(), threading.Event()
         self._num_calls, self._looked_at = 0, time.monotonic()
         if self.rank == 0:
-            threading.Thread(target=self._wait_for, args=(sign,), daemon=True, name="stop sign").start()
+            if plan.num_actors:  # now that the workers are placed, and not where those were to go
+                self._start_actors(plan.num_actors, num_cpus=plan.cpus_per_actor)
+            threading.Thread(target=self._listen, daemon=True, name="board").start()
 
-    def _wait_for(self, sign: Any) -> None:
-        with contextlib.suppress(ray.exceptions.RayError):  # the driver is gone, and the workers soon will be
-            ray.get(sign.wait.remote())
-            self._stop_asked.set()
+    def _start_actors(self, num_actors: int, *, num_cpus: float) -> EvaluationActors:
+        started = EvaluationActors.start(num_actors, num_cpus=num_cpus)
+        self.actors = EvaluationActors(started, self.config.env_id, self.config.evaluation, self.config.env_kwargs)
+        return self.actors
+
+    def _listen(self) -> None:
+        """Hears what is asked for, from each successor of a lost board too."""
+        while not self.stop_asked.is_set() and not self.move_asked.is_set():
+            try:
+                wish = ray.get(self.board.wait.remote())
+            except ray.exceptions.RayError:  # started again, or the driver is gone, and the workers soon will be
+                time.sleep(LISTEN_EVERY_S)
+                continue
+            (self.stop_asked if wish == "stop" else self.move_asked).set()
 
     def wish(self) -> Wish:
         self._num_calls += 1
-        if self.world_size > 1 and self._num_calls % LOOK_EVERY:
+        if self.world_size > 1 and self._num_calls % EXCHANGE_EVERY:
             return Wish.GO_ON
-        stop = self._stop_asked.is_set()
+        stop, move = self.stop_asked.is_set(), self.move_asked.is_set()
         look = WATCHES_FOR_PREEMPTION and self.rank == 0 and time.monotonic() - self._looked_at > NOTICE_EVERY_S
         if self.world_size > 1:
-            stop, look = self.sum(torch.tensor([stop, look], dtype=torch.float32, device=self.device)).tolist()
+            asked = torch.tensor([stop, move, look], dtype=torch.float32, device=self.device)
+            stop, move, look = self.sum(asked).tolist()
         if stop:
             return Wish.STOP
+        if move:
+            return Wish.MOVE
         if look:
             self._looked_at = time.monotonic()
             if ray.train.get_preemption_info() is not None:  # and again every few seconds, until the machine is gone
@@ -91,17 +103,41 @@ class RayTrainContext:
             torch.distributed.all_reduce(value)
         return value
 
+    def gather(self, value: Any) -> list[Any]:
+        values = [value]
+        if self.world_size > 1:
+            values = [None] * self.world_size
+            torch.distributed.all_gather_object(values, value)
+        return values
+
     def report(self, metrics: Mapping[str, float]) -> None:
         # Checkpoints are the run folder's, which every context writes alike; Ray Train keeps no second account of them.
-        ray.train.report(dict(metrics))
+        # Its controller takes no reports while it waits for the workers of an elastic run to save.
+        if not self.config.scaling.is_elastic:
+            ray.train.report(dict(metrics))
 
     def latest_checkpoint(self) -> Folder | None:
-        return RunFolder.of(self.config).latest_checkpoint()[0]
+        def look() -> Folder | None:  # the other ranks' view of a shared disk may be an older one
+            return RunFolder.of(self.config).latest_checkpoint()[0] if self.rank == 0 else None
 
-    def evaluate(self, policy: Policy, *, step: int) -> Future[dict[str, Any]]:
+        return self.gather(together(self, look))[0]
+
+    @property
+    def evaluates_here(self) -> bool:
+        return self.actors is None
+
+    def evaluate(self, policy: Policy, *, step: int, again: bool = False) -> Future[dict[str, Any]]:
         if self.actors is not None:
             return self.actors.submit(policy, step=step)
+        if again:  # perhaps it was the environment that ended this process' predecessor
+            return self._start_actors(1, num_cpus=0).submit(policy, step=step)
         return evaluate_here(policy, self.config, step=step)
+
+    def close(self) -> None:
+        if self.rank == 0:
+            self.board.note_end.remote()
+        if self.actors is not None:
+            self.actors.end()
 
 
 def train_on_ray(
@@ -119,13 +155,10 @@ def train_on_ray(
     Raises:
         UserError: what a worker ended with, if the user can mend it.
     """
-    actors = EvaluationActors.start(plan.num_actors, num_cpus=plan.cpus_per_actor)
-    sign: Any = ray.remote(num_cpus=0, max_restarts=-1)(StopSign).remote()
-    run = RunFolder.of(config)
-    settings = {"config": config, "data": data, "actors": actors, "sign": sign, "cpus": plan.cpus_per_worker}
+    board: Any = ray.remote(num_cpus=0, max_restarts=-1, scheduling_strategy=_driver_node())(RunBoard).remote()
     trainer = ray.train.torch.TorchTrainer(
         _work,
-        train_loop_config=settings,
+        train_loop_config={"config": config, "data": data, "plan": plan, "board": board},
         torch_config=NodeTorchConfig(),
         scaling_config=ray.train.ScalingConfig(
             num_workers=plan.num_workers if plan.max_workers is None else (plan.num_workers, plan.max_workers),
@@ -137,58 +170,52 @@ def train_on_ray(
         ),
         run_config=ray.train.RunConfig(
             name=".ray",  # Ray Train's own files, inside the run's folder
-            storage_path=str(run.folder),
+            storage_path=str(RunFolder.of(config).folder),
             failure_config=ray.train.FailureConfig(max_failures=config.scaling.max_failures),
+            callbacks=[TellsTheRun(board)],  # type: ignore[list-item]
         ),
     )
+    fit = Fit(
+        trainer,
+        board,
+        max_failures=config.scaling.max_failures,
+        needs=describe_workers(plan),
+        wait_s=config.scaling.wait_for_nodes_s,
+    )
+    request = f"train-{trainer.train_run_context.run_id}"  # the controller's own
+    hand_over_requests(request)
     try:
-        with quiet(verbose), stopping(lambda: sign.ask.remote()):
-            outcome = _fit(trainer, max_failures=config.scaling.max_failures)
+        with quiet(verbose), stopping(fit.ask_to_stop):
+            outcome = fit.run()
+    except BaseException:
+        cancel_request(request)  # a controller that was lost or killed has not
+        raise
     finally:
-        for actor in (*actors, sign):
-            ray.kill(actor)
+        ray.kill(board)
     if isinstance(outcome, UserError):
         raise outcome
     assert isinstance(outcome, TrainResult)
     return outcome
 
 
-def _fit(trainer: ray.train.torch.TorchTrainer, *, max_failures: int) -> Any:
-    """What rank 0 returned.
-
-    In a thread, so that signals are handled by us and not by Ray Train, which drops the workers. It replaces lost
-    workers but not its own controller: a run that has lost that is fitted again.
-    """
-    outcome: Future[Any] = Future()
-    before = set(placement_group_table())
-
-    def fit(attempts_left: int) -> None:
-        try:
-            outcome.set_result(trainer.fit().return_value)
-        except ray.exceptions.RayActorError as error:
-            if attempts_left == 0:
-                outcome.set_exception(error)
-                return
-            log.warning("lost Ray Train's controller; going on from the newest checkpoint")
-            for name in set(placement_group_table()) - before:  # else its workers' CPUs are taken for ever
-                remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(name))))
-            fit(attempts_left - 1)
-        except BaseException as error:
-            outcome.set_exception(error)
-
-    threading.Thread(target=fit, args=(max_failures,), daemon=True, name="fit").start()
-    return outcome.result()
+def _driver_node() -> Any:
+    """Where what belongs to the driver is lost only with it."""
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
 def _work(settings: dict[str, Any]) -> TrainResult | UserError:
     """A worker. What the user must mend is returned, not raised: Ray Train would try it again."""
-    config: RunConfig = settings["config"]
+    config, plan = settings["config"], settings["plan"]
     # More threads than cores spin and wait for each other, whatever number of CPUs the cluster was told.
-    torch.set_num_threads(max(1, min(int(settings["cpus"]), os.cpu_count() or 1)))
-    context = RayTrainContext(config, settings["actors"], settings["sign"])
+    torch.set_num_threads(max(1, min(int(plan.cpus_per_worker), os.cpu_count() or 1)))
+    context = RayTrainContext(config, plan, settings["board"])
     data: Any = ray.get(settings["data"])
-    source = make_source(data, config, rank=context.rank, world_size=context.world_size, device=context.device)
+    shape = {"rank": context.rank, "world_size": context.world_size, "device": context.device}
     try:
+        source = together(context, lambda: make_source(data, config, **shape))
         return run_training(config, source, context)
     except UserError as error:
+        context.board.note.remote(failure=error)  # should the others not have ended with it
         return error
+    finally:
+        context.close()

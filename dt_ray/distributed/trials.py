@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import sys
@@ -9,7 +10,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -18,11 +19,15 @@ import ray.tune
 import torch
 from pyarrow import fs
 
+from dt_ray.checkpoint import find_fault, read_facts
 from dt_ray.config import RunConfig
 from dt_ray.context import LocalContext, Wish
+from dt_ray.distributed.evaluation import EvaluationActors
 from dt_ray.distributed.resources import ResourcePlan
 from dt_ray.distributed.training import train_on_ray
 from dt_ray.errors import StorageError, UserError
+from dt_ray.filesystems import reach
+from dt_ray.interrupts import StoppedEarlyError
 from dt_ray.learners import Policy
 from dt_ray.loop import run_training
 from dt_ray.recording import TrainResult
@@ -31,6 +36,8 @@ from dt_ray.storage import Folder
 from dt_ray.streaming import make_source
 from dt_ray.sweep_config import SweepConfig
 from dt_ray.sweeps import SweepFolder
+
+log = logging.getLogger("dt_ray")
 
 POLL_S = 0.5
 ENDS_WITHIN_S = 60  # what a trial that is ended early may take for its last checkpoint; Tune gives 2
@@ -44,6 +51,7 @@ class TrialContext(LocalContext):
         self.sweep = sweep
         self._evaluated = 0
         self.hands_on = sweep.settings.scheduler == "pbt"  # its checkpoints to other trials
+        self._taken_over: Folder | None = None
         self.is_ended = False
         self._reported = 0
 
@@ -55,8 +63,11 @@ class TrialContext(LocalContext):
             return Wish.STOP
         return super().wish()
 
-    def evaluate(self, policy: Policy, *, step: int) -> Future[dict[str, Any]]:
+    def evaluate(self, policy: Policy, *, step: int, again: bool = False) -> Future[dict[str, Any]]:
         self._evaluated = step
+        if again:  # perhaps it was the environment that ended this process' predecessor
+            actors = EvaluationActors.start(1, num_cpus=0)
+            return EvaluationActors(actors, self.config.env_id, self.config.evaluation).submit(policy, step=step)
         return super().evaluate(policy, step=step)
 
     def report_new(self, run: RunFolder) -> None:
@@ -69,24 +80,36 @@ class TrialContext(LocalContext):
                 ray.tune.report(metrics)
                 return
             with tempfile.TemporaryDirectory() as copy:  # the run's own may be pruned while Tune reads them
-                copy_newest_checkpoint(run, copy)
+                if (fault := copy_checkpoint(run.checkpoint(step), copy)) is not None:
+                    log.warning("update %d is not reported to the population: %s", step, fault)
+                    return
                 ray.tune.report(metrics, checkpoint=ray.tune.Checkpoint.from_directory(copy))
 
     def latest_checkpoint(self) -> Folder | None:
-        given = ray.tune.get_checkpoint() if self.hands_on else None  # that of a better trial
-        return Folder(given.path) if given is not None else super().latest_checkpoint()
+        """That of a better trial, if this one goes on from there; what it did beyond that is then discarded."""
+        given = ray.tune.get_checkpoint() if self.hands_on else None
+        if given is None:
+            return super().latest_checkpoint()
+        if self._taken_over is None:
+            self._download = tempfile.TemporaryDirectory(prefix="dt_ray-checkpoint-")  # until the trial ends
+            self._taken_over = local_copy(given, self._download.name)
+            RunFolder.of(self.config).discard_after(read_facts(self._taken_over).step)
+        return self._taken_over
 
 
-def copy_newest_checkpoint(run: RunFolder, target: str) -> None:
-    """Copies the newest complete checkpoint, or a newer one that takes its place meanwhile."""
-    while True:
-        newest, _ = run.latest_checkpoint()
-        assert newest is not None, run
-        try:
-            fs.copy_files(newest.uri, target)
-            return
-        except FileNotFoundError:
-            continue
+def copy_checkpoint(checkpoint: Folder, target: str) -> str | None:
+    """Copies a checkpoint, wherever it lies, into a local folder; returns what is wrong with it, if anything is."""
+    filesystem, path = reach(checkpoint.uri)
+    with suppress(FileNotFoundError):  # pruned meanwhile
+        fs.copy_files(path, target, source_filesystem=filesystem, destination_filesystem=fs.LocalFileSystem())
+    return find_fault(Folder(target))
+
+
+def local_copy(checkpoint: ray.tune.Checkpoint, target: str) -> Folder:
+    """Tune's checkpoint as a local folder: the one that it is, or `target`, which it is downloaded to."""
+    if isinstance(checkpoint.filesystem, fs.LocalFileSystem):
+        return Folder(checkpoint.path)
+    return Folder(checkpoint.to_directory(target))
 
 
 def metrics_of(report: Mapping[str, Any], sweep: SweepConfig) -> dict[str, float]:
@@ -164,6 +187,10 @@ def _train_with_workers(config: RunConfig, sweep: SweepConfig, data: ray.ObjectR
         watcher.start()
         try:
             yield
+        except StoppedEarlyError:
+            if ended.is_set():
+                sys.exit(0)
+            raise
         finally:
             finished.set()
             watcher.join()

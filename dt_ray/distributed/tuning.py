@@ -3,27 +3,37 @@
 from __future__ import annotations
 
 import importlib.util
-import json
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 import ray
+import ray.exceptions
 import ray.tune
 import torch
 from ray.tune.schedulers import ASHAScheduler, MedianStoppingRule, PopulationBasedTraining, TrialScheduler
 from ray.tune.search import Searcher
 
+from dt_ray.checkpoint import load_policy
 from dt_ray.config import EvaluationConfig, RunConfig
 from dt_ray.data.spaces import SpaceSpec
 from dt_ray.distributed.cluster import quiet
-from dt_ray.distributed.data import prepare_layouts
+from dt_ray.distributed.data import check_checkpoint_on_ray, prepare_layouts
+from dt_ray.distributed.evaluation import EvaluationActors
+from dt_ray.distributed.requests import release_requests
 from dt_ray.distributed.resources import TRIAL_CPUS, TrialPlan, worker_bundle
 from dt_ray.distributed.trials import layout_key, note_failure, train_trial
-from dt_ray.errors import ConfigError
+from dt_ray.distributed.usage import saying_when_full
+from dt_ray.errors import ConfigError, UserError
+from dt_ray.modules import allow_modules, allowed_modules
 from dt_ray.runs import RunFolder, with_values_checkpoint
+from dt_ray.storage import Folder
 from dt_ray.sweep_config import Axis, SweepConfig, configure
 from dt_ray.sweeps import SweepFolder, evaluate_checkpoint, further_evaluations, result_of
+from dt_ray.writing import to_json
+
+log = logging.getLogger("dt_ray")
 
 TUNE_SETTINGS = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # a run writes its own metrics
@@ -52,6 +62,8 @@ def tune_on_ray(
     scaling, cpus = sweep.base.scaling, plan.cpus_per_worker
     search = make_search(sweep)
     layouts = share_data(sweep, spec)
+    if resume:
+        check_trials(sweep, folder, layouts)
     prepare_folder()
     # With several workers a trial's own process only waits for them; they ask for what they need themselves.
     bundle = {"CPU": TRIAL_CPUS} if scaling.max_workers > 1 else worker_bundle(scaling, cpus)
@@ -83,6 +95,8 @@ def tune_on_ray(
                     failure_config=ray.tune.FailureConfig(max_failures=MAX_FAILURES),
                 ),
             )
+        if scaling.max_workers > 1:
+            release_requests()  # each trial's own controller asks for its workers; else held until the sweep has ended
         results = tuner.fit()
     for result in results:
         name = (result.config or {}).get("trial") or (result.metrics or {}).get("trial_id")
@@ -91,6 +105,27 @@ def tune_on_ray(
     for name in folder.trial_names():
         note_end(folder.trial(name))
     evaluate_further(sweep, folder)
+
+
+def check_trials(sweep: SweepConfig, folder: SweepFolder, layouts: Mapping[tuple[Any, ...], ray.ObjectRef]) -> None:
+    """Loads a checkpoint of those that were trained on each part of the data, before a trial goes on with it.
+
+    Raises:
+        RunError: it was trained on other data.
+    """
+    data = sweep.base.data
+    seen: set[tuple[Any, ...]] = set()
+    for name in folder.trial_names():
+        run = folder.trial(name)
+        checkpoint, _ = run.latest_checkpoint()
+        if checkpoint is None:
+            continue
+        config = run.read_config()
+        config = replace(config, data=replace(config.data, path=data.path, values=data.values, mix=data.mix))
+        key = layout_key(config)
+        if key in layouts and key not in seen:
+            seen.add(key)
+            check_checkpoint_on_ray(checkpoint, config, layouts[key])
 
 
 def note_end(run: RunFolder) -> None:
@@ -103,20 +138,44 @@ def note_end(run: RunFolder) -> None:
 
 
 def evaluate_further(sweep: SweepConfig, folder: SweepFolder) -> None:
-    """Plays the evaluations under other settings than those of the training, a task each."""
-    calls = {
-        _evaluate.remote(place, evaluation): file for place, evaluation, file in further_evaluations(sweep, folder)
-    }
+    """Plays the evaluations under other settings than those of the training, a task each.
+
+    A checkpoint that can't be played is named, and its rows are left out.
+    """
+    calls = {}
+    for place, evaluation, file in further_evaluations(sweep, folder):
+        calls[_evaluate.remote(place, evaluation, allowed_modules())] = place, evaluation, file
     waiting = list(calls)
-    while waiting:
-        (done,), waiting = ray.wait(waiting)
-        calls[done].write_text(ray.get(done))
+    with saying_when_full("evaluations"):
+        while waiting:
+            (done,), waiting = ray.wait(waiting)
+            place, evaluation, file = calls[done]
+            result = _report(done, place, evaluation)
+            if isinstance(result, UserError):
+                log.warning("not evaluated: %s", result)
+            else:
+                file.write_text(result)
+
+
+def _report(call: ray.ObjectRef, checkpoint: str, evaluation: EvaluationConfig) -> str | UserError:
+    """A task's report; where its process ended each time, that of an actor, or what the environment did to that one."""
+    try:
+        return ray.get(call)
+    except ray.exceptions.WorkerCrashedError:
+        policy, facts = load_policy(Folder(checkpoint), evaluation)
+        started = EvaluationActors.start(1, num_cpus=0)
+        actors = EvaluationActors(started, facts.env_id, evaluation, facts.env_kwargs)
+        return to_json(actors.submit(policy, step=facts.step).result(), indent=1)
 
 
 @ray.remote
-def _evaluate(checkpoint: str, evaluation: EvaluationConfig) -> str:
+def _evaluate(checkpoint: str, evaluation: EvaluationConfig, modules: tuple[str, ...]) -> str | UserError:
     torch.set_num_threads(1)
-    return json.dumps(evaluate_checkpoint(checkpoint, evaluation), indent=1) + "\n"
+    allow_modules(*modules)
+    try:
+        return to_json(evaluate_checkpoint(checkpoint, evaluation), indent=1)
+    except UserError as error:
+        return error
 
 
 def share_data(sweep: SweepConfig, spec: SpaceSpec) -> dict[tuple[Any, ...], ray.ObjectRef]:

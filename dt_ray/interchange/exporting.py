@@ -19,7 +19,7 @@ from numpy import ndarray
 from torch import Tensor, nn
 
 from dt_ray.data.normalizer import Normalizer
-from dt_ray.data.spaces import make_env
+from dt_ray.environments import GymnasiumEnvironments
 from dt_ray.errors import UserError
 from dt_ray.learners.base import Policy
 from dt_ray.learners.iql import ObservationPolicy
@@ -96,7 +96,9 @@ class Units(nn.Module):
         return (observations - self.mean) / self.std
 
     def normalize_actions(self, actions: Tensor) -> Tensor:
-        return (actions - self.low) / (self.high - self.low) * 2 - 1
+        width = self.high - self.low
+        scaled = (actions - self.low) / torch.where(width > 0, width, 1.0) * 2 - 1
+        return torch.where(width > 0, scaled, 0.0)
 
     def denormalize_actions(self, actions: Tensor) -> Tensor:
         return (self.low + (actions + 1) / 2 * (self.high - self.low)).clamp(self.low, self.high)
@@ -142,39 +144,50 @@ def export_policy(policy: Policy, format: Literal["onnx", "torch"], facts: Mappi
 
 
 def largest_difference(
-    act: Any, policy: Policy, env_id: str, *, target_return: float, seed: int, max_timesteps: int
+    act: Any,
+    policy: Policy,
+    env_id: str,
+    *,
+    target_return: float,
+    seed: int,
+    max_timesteps: int,
+    env_kwargs: Mapping[str, Any] | None = None,
 ) -> float:
     """Of the actions over one episode that the policy plays: `act` takes the inputs as arrays, by name.
 
     Relative to the width of the action bounds.
+
+    Raises:
+        BrokenEnvironmentError: the environment crashed, or answered what no policy can act on.
     """
-    env = make_env(env_id)
-    observation = np.asarray(env.reset(seed=seed)[0], np.float32)
-    policy.start(observation[None], np.array([target_return]))
-    observations, rewards, to_go = [observation], [], [target_return]
-    assert env.action_space.shape is not None
-    taken = [np.zeros(env.action_space.shape, np.float32)]
-    largest, context = 0.0, policy.history_length  # type: ignore[attr-defined]
-    width = np.asarray(policy.normalizer.action_high) - policy.normalizer.action_low  # type: ignore[attr-defined]
-    for step in range(max_timesteps):
-        action = policy.act()
-        inputs = {
-            "observations": np.stack(observations[-context:])[None],
-            "previous_actions": np.stack(taken[-context:])[None],
-            "returns_to_go": np.array([to_go[-context:]], np.float32),
-            "timesteps": np.arange(step + 1)[-context:][None],
-        }
-        largest = max(largest, float((np.abs(act(inputs) - action) / width).max()))
-        observation, reward, terminated, truncated, _ = env.step(action[0])
-        observation = np.asarray(observation, np.float32)
-        policy.observe(action, np.array([float(reward)]), observation[None])
-        observations.append(observation)
-        rewards.append(float(reward))
-        taken.append(action[0])
-        to_go.append(target_return - sum(rewards))
-        if terminated or truncated:
-            break
-    env.close()
+    envs = GymnasiumEnvironments(env_id, 1, env_kwargs)
+    try:
+        newest = envs.reset([seed])
+        policy.start(newest, np.array([target_return]))
+        observations, rewards, to_go = [newest[0]], [], [target_return]
+        taken = [np.zeros(envs.action_shape, np.float32)]
+        largest, context = 0.0, policy.history_length  # type: ignore[attr-defined]
+        width = np.asarray(policy.normalizer.action_high) - policy.normalizer.action_low  # type: ignore[attr-defined]
+        width = np.where(width > 0, width, 1.0)
+        for step in range(max_timesteps):
+            action = policy.act()
+            inputs = {
+                "observations": np.stack(observations[-context:])[None],
+                "previous_actions": np.stack(taken[-context:])[None],
+                "returns_to_go": np.array([to_go[-context:]], np.float32),
+                "timesteps": np.arange(step + 1)[-context:][None],
+            }
+            largest = max(largest, float((np.abs(act(inputs) - action) / width).max()))
+            outcome = envs.step(np.zeros(1, np.int64), action)
+            policy.observe(action, outcome.rewards, outcome.observations)
+            observations.append(outcome.observations[0])
+            rewards.append(float(outcome.rewards[0]))
+            taken.append(action[0])
+            to_go.append(target_return - sum(rewards))
+            if outcome.terminated[0] or outcome.truncated[0]:
+                break
+    finally:
+        envs.close()
     return largest
 
 

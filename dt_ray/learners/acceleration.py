@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import nn
 
 from dt_ray.config import OptimConfig
 from dt_ray.errors import ResourceError
+from dt_ray.models.precision import matmul_precision
 
 MB = 1 << 20
 # As in glibc's malloc.h: from this size on a block is the kernel's; so much stays when it is free at the heap's end.
@@ -32,6 +34,14 @@ def keep_memory() -> None:
         mallopt(M_TRIM_THRESHOLD, KEPT)
 
 
+def products_of(config: OptimConfig) -> AbstractContextManager[None]:
+    """Within it float32 products are TF32's where `optim.precision` says so, else exact; restored afterwards.
+
+    For forward and backward passes alike, which is why an update is within it as a whole.
+    """
+    return matmul_precision("high" if config.precision == "tf32" else "highest")
+
+
 def accelerate(module: nn.Module, config: OptimConfig, device: torch.device | str) -> Callable[..., Any]:
     """The module's forward pass as `optim.precision` and `optim.compile` say; its parameters stay float32.
 
@@ -39,8 +49,6 @@ def accelerate(module: nn.Module, config: OptimConfig, device: torch.device | st
         ResourceError: compiling for a CPU without a C++ compiler.
     """
     kind = torch.device(device).type
-    if config.precision == "tf32":
-        torch.set_float32_matmul_precision("high")
     run: Callable[..., Any] = module
     if config.compile:
         compiler = os.environ.get("CXX", "g++")

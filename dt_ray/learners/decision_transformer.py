@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from dt_ray.config import OptimConfig, RunConfig
 from dt_ray.data.normalizer import Normalizer
 from dt_ray.data.spaces import SpaceSpec
-from dt_ray.learners.acceleration import accelerate
+from dt_ray.learners.acceleration import accelerate, products_of
 from dt_ray.learners.policies import DecisionTransformerPolicy
 from dt_ray.losses import Metrics, decision_transformer_loss
 from dt_ray.models.batch import WindowBatch
@@ -55,9 +55,10 @@ class DecisionTransformerLearner:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self.model.train()
-        loss, metrics = decision_transformer_loss(self.forward(batch), batch, num_real=num_real)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        with products_of(config.optim):
+            loss, metrics = decision_transformer_loss(self.forward(batch), batch, num_real=num_real)
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
         limit = math.inf if config.optim.gradient_clip is None else config.optim.gradient_clip
         metrics["gradient_norm"] = nn.utils.clip_grad_norm_(self.model.parameters(), limit)
         self.optimizer.step()
@@ -68,7 +69,8 @@ class DecisionTransformerLearner:
     def evaluate_loss(self, batch: WindowBatch, *, num_real: Float[Tensor, ""] | None = None) -> Metrics:
         self.model.eval()
         batch = self._seen(batch)
-        return decision_transformer_loss(self.model(batch), batch, num_real=num_real)[1]
+        with products_of(self.config.optim):
+            return decision_transformer_loss(self.model(batch), batch, num_real=num_real)[1]
 
     def policy(self) -> DecisionTransformerPolicy:
         model = copy.deepcopy(self.model).cpu()

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed
 from jaxtyping import Float, Int
 from numpy import ndarray
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from dt_ray.config import IQLConfig, RunConfig
 from dt_ray.data.normalizer import Normalizer
 from dt_ray.data.spaces import SpaceSpec
-from dt_ray.learners.acceleration import accelerate
+from dt_ray.learners.acceleration import accelerate, products_of
 from dt_ray.learners.decision_transformer import learning_rate_at, make_optimizer
 from dt_ray.losses import Metrics, iql_losses
 from dt_ray.models.actor_critic import ActorCriticModel, Transitions
@@ -50,9 +51,10 @@ class IQLLearner:
         learning_rate = learning_rate_at(self.step, config.optim, total=config.total_timesteps)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
-        losses = self.loss(batch)
-        self.optimizer.zero_grad(set_to_none=True)
-        losses["loss"].backward()
+        with products_of(config.optim):
+            losses = self.loss(batch, mean_windows(batch, num_real, config.optim.batch_size))
+            self.optimizer.zero_grad(set_to_none=True)
+            losses["loss"].backward()
         if config.optim.gradient_clip is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), config.optim.gradient_clip)
         self.optimizer.step()
@@ -63,7 +65,8 @@ class IQLLearner:
 
     @torch.no_grad()
     def evaluate_loss(self, batch: WindowBatch, *, num_real: Float[Tensor, ""] | None = None) -> Metrics:
-        return self.loss(batch)
+        with products_of(self.config.optim):
+            return self.loss(batch, mean_windows(batch, num_real, self.config.optim.batch_size))
 
     def policy(self) -> ObservationPolicy:
         return ObservationPolicy(copy.deepcopy(self.model).cpu(), self.normalizer)
@@ -77,19 +80,27 @@ class IQLLearner:
 
 
 class IQLLoss(nn.Module):
-    """All losses of a batch in one module, whose gradients a data-parallel wrapper averages.
-
-    Means are over the windows of the batch, a constant: those of several workers average to that of the whole batch.
-    """
+    """All losses of a batch in one module, whose gradients a data-parallel wrapper averages."""
 
     def __init__(self, model: ActorCriticModel, config: IQLConfig, *, discount: float, reward_scale: float) -> None:
         super().__init__()
         self.model, self.config = model, config
         self.discount, self.reward_scale = discount, reward_scale
 
-    def forward(self, batch: WindowBatch) -> Metrics:
+    def forward(self, batch: WindowBatch, mean_windows: float | Tensor | None = None) -> Metrics:
         transitions = Transitions.of(batch, discount=self.discount)
-        return iql_losses(self.model, transitions, self.config, reward_scale=self.reward_scale)
+        return iql_losses(
+            self.model, transitions, self.config, reward_scale=self.reward_scale, mean_windows=mean_windows
+        )
+
+
+def mean_windows(batch: WindowBatch, num_real: Float[Tensor, ""] | None, batch_size: int) -> float | Tensor:
+    """Windows a worker, on average over all of them; `num_real` is that average of real steps, if there are several."""
+    if num_real is None:
+        return len(batch.mask)
+    if batch.num_real is not None:  # what all of them have together
+        return batch_size * num_real / batch.num_real
+    return batch_size / (torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1)
 
 
 class ObservationPolicy:

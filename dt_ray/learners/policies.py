@@ -5,6 +5,7 @@ Legend: N live episodes, S observation, A action dimension, W floats a step.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -31,16 +32,22 @@ class DecisionTransformerPolicy:
         context_length: int | None = None,
         is_conditioned: bool = True,
     ) -> None:
+        self.context_length = context_length or model.config.context_length
+        if model.config.attention == "band" and self.context_length != model.config.context_length:
+            model = copy.deepcopy(model)  # so that whoever runs the policy's model sees as much as the policy
+            model.transformer.set_band(self.context_length)
         self.model = model.eval()
         self.return_scale = normalizer.return_scale if is_conditioned else 0.0
         self.normalizer = normalizer
-        self.context_length = context_length or model.config.context_length
 
     @property
     def history_length(self) -> int:
-        """Steps of an episode that an action can depend on: under a band, through the layers, all of them."""
+        """Newest steps of an episode that an action depends on: under a band, further back with every layer."""
         config = self.model.config
-        return config.max_timesteps if config.attention == "band" else self.context_length
+        if config.attention != "band":
+            return self.context_length
+        reached = config.num_layers * (self.context_length - 1) + 1
+        return reached if config.clamp_timesteps else min(reached, config.max_timesteps)
 
     def start(self, observations: Float[ndarray, "N S"], target_returns: Float[ndarray, "N"]) -> None:
         make_context = CachedContext if self.model.config.attention == "band" else WindowContext

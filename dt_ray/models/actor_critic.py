@@ -17,6 +17,7 @@ from dt_ray.data.spaces import SpaceSpec
 from dt_ray.models.batch import WindowBatch
 from dt_ray.models.decision_transformer import last_step
 from dt_ray.models.perceptron import make_perceptron
+from dt_ray.models.precision import full_float32
 
 LOG_STD_RANGE = (-5.0, 2.0)
 
@@ -38,13 +39,14 @@ class Transitions:
 
         Windows that don't say how their episodes ended were all cut by a time limit.
         """
-        goes_on = windows.mask[:, 1]
-        terminated = torch.zeros_like(goes_on) if windows.terminated is None else windows.terminated
+        inside = windows.mask[:, 1]
+        terminated = torch.zeros_like(inside) if windows.terminated is None else windows.terminated
+        goes_on = inside if windows.followed is None else inside | windows.followed
         to_go = windows.returns_to_go
         return cls(
             observations=windows.observations[:, 0],
             actions=windows.actions[:, 0],
-            rewards=to_go[:, 0] - discount * to_go[:, 1] * goes_on,
+            rewards=to_go[:, 0] - discount * to_go[:, 1] * inside,
             next_observations=windows.observations[:, 1],
             goes_on=goes_on,
             is_known=goes_on | terminated,
@@ -52,7 +54,11 @@ class Transitions:
 
 
 class ActorCriticModel(nn.Module):
-    """V(s), two Q(s, a) with slowly following copies, and a Gaussian policy, each a perceptron of its own."""
+    """V(s), two Q(s, a) with slowly following copies, and a Gaussian policy, each a perceptron of its own.
+
+    Values are computed in full float32 under any `optim.precision`: a policy is weighted with an exponential of their
+    differences. The policy is computed as `optim.precision` says.
+    """
 
     def __init__(self, config: ModelConfig, spec: SpaceSpec) -> None:
         super().__init__()
@@ -65,23 +71,21 @@ class ActorCriticModel(nn.Module):
         self.log_std = nn.Parameter(torch.zeros(action_dim))
 
     def values(self, observations: Float[Tensor, "B S"]) -> Float[Tensor, "B"]:
-        return self.value(observations)[:, 0]
+        with full_float32(observations.device):
+            return self.value(observations.float())[:, 0]
 
     def action_values(
         self, observations: Float[Tensor, "B S"], actions: Float[Tensor, "B A"]
     ) -> tuple[Float[Tensor, "B"], Float[Tensor, "B"]]:
         """Both critics' values."""
-        both = torch.cat([observations, actions], dim=-1)
-        one, other = (critic(both)[:, 0] for critic in self.critics)
+        one, other = _of_each(self.critics, observations, actions)
         return one, other
 
     def target_action_values(
         self, observations: Float[Tensor, "B S"], actions: Float[Tensor, "B A"]
     ) -> Float[Tensor, "B"]:
         """The lower of the slow critics' values (Fujimoto et al. 2018)."""
-        both = torch.cat([observations, actions], dim=-1)
-        one, other = (critic(both)[:, 0] for critic in self.target_critics)
-        return torch.minimum(one, other)
+        return torch.minimum(*_of_each(self.target_critics, observations, actions))
 
     def policy_mean(self, observations: Float[Tensor, "B S"]) -> Float[Tensor, "B A"]:
         """The most likely actions, in [-1, 1]."""
@@ -90,7 +94,7 @@ class ActorCriticModel(nn.Module):
     def log_likelihood(self, observations: Float[Tensor, "B S"], actions: Float[Tensor, "B A"]) -> Float[Tensor, "B"]:
         """Of the logged actions, under a Gaussian whose spread does not depend on the observation."""
         std = self.log_std.clamp(*LOG_STD_RANGE).exp()
-        return torch.distributions.Normal(self.policy_mean(observations), std).log_prob(actions).sum(dim=-1)
+        return torch.distributions.Normal(self.policy_mean(observations).float(), std).log_prob(actions).sum(dim=-1)
 
     @torch.no_grad()
     def follow(self, rate: float) -> None:
@@ -101,3 +105,11 @@ class ActorCriticModel(nn.Module):
     def predict_last_action(self, windows: WindowBatch) -> Float[Tensor, "B A"]:
         """The action at the last real step of each window, which is all of it that is looked at."""
         return self.policy_mean(last_step(windows.observations, windows.mask))
+
+
+def _of_each(
+    critics: nn.ModuleList, observations: Float[Tensor, "B S"], actions: Float[Tensor, "B A"]
+) -> list[Float[Tensor, "B"]]:
+    with full_float32(observations.device):
+        both = torch.cat([observations, actions], dim=-1).float()
+        return [critic(both)[:, 0] for critic in critics]

@@ -27,6 +27,7 @@ class WindowBatch:
     timesteps: Int[Tensor, "B T"]
     mask: Bool[Tensor, "B T"]
     terminated: Bool[Tensor, "B"] | None = None  # the environment ended the episode; only learners of values look
+    followed: Bool[Tensor, "B"] | None = None  # a limit cut the episode, and what came next stands behind its last step
     num_real: Float[Tensor, ""] | None = None  # real steps of all workers' shares together, where a source knows them
 
     def map(self, change: Callable[[Tensor], Tensor]) -> WindowBatch:

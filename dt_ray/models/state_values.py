@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from dt_ray.config import PerceptronConfig
 from dt_ray.models.perceptron import make_perceptron
+from dt_ray.models.precision import full_float32
 
 
 class StateValues(nn.Module):
@@ -31,11 +32,12 @@ class StateValues(nn.Module):
         self.requires_grad_(False)
 
     def forward(self, observations: Float[Tensor, "*any S"]) -> Float[Tensor, "*any"]:
-        return self.network(observations)[..., 0]
+        with full_float32(observations.device):
+            return self.network(observations.float())[..., 0]
 
     def relative(
         self, returns_to_go: Float[Tensor, "B T"], observations: Float[Tensor, "B T S"]
     ) -> Float[Tensor, "B T"]:
-        """What is asked for above the value of each state."""
+        """What is asked for above the value of each state, in full float32: a small difference of large numbers."""
         low, high = self.bounds
-        return torch.clamp(returns_to_go - self(observations), low, high)
+        return torch.clamp(returns_to_go.float() - self(observations), low, high)

@@ -41,6 +41,11 @@ class Transformer(nn.Module):
             tokens = block(tokens, read=read if i == last else ALL_ROWS)
         return self.norm(tokens)
 
+    def set_band(self, band: int) -> None:
+        """Lets every token see so many tokens, in every block."""
+        for block in cast(Iterable[Block], self.blocks):
+            block.attention.band = band
+
     def step(self, token: Float[Tensor, "N D"], cache: KeyValueCache) -> Float[Tensor, "N D"]:
         """The output at one more token of each sequence, from the keys and values of those before it."""
         for layer, block in enumerate(cast(Iterable[Block], self.blocks)):

@@ -7,14 +7,13 @@ from pathlib import Path
 import numpy as np
 from pyarrow import fs
 
-from dt_ray.config import DataConfig
 from dt_ray.data.files import DatasetFile
 from dt_ray.data.formats.pickles import as_vector
 from dt_ray.data.transitions import TransitionDataset, join_episodes
 from dt_ray.errors import DataError
 
 
-def read_minari(file: DatasetFile, config: DataConfig) -> TransitionDataset:
+def read_minari(file: DatasetFile) -> TransitionDataset:
     """All episodes, each with the observation after its last step.
 
     Raises:
@@ -27,12 +26,21 @@ def read_minari(file: DatasetFile, config: DataConfig) -> TransitionDataset:
     if not isinstance(file.filesystem, fs.LocalFileSystem):
         raise DataError(f"{file.dataset}: Minari datasets are read from a local disk; download it first")
     episodes = []
-    for episode in MinariDataset(Path(file.path) / "data").iterate_episodes():
+    try:
+        found = list(MinariDataset(Path(file.path) / "data").iterate_episodes())
+    except Exception as error:  # what its library raises depends on what is damaged or missing
+        raise DataError(f"{file.path} is not a readable Minari dataset: {type(error).__name__}: {error}") from None
+    for episode in found:
         num = len(episode.rewards)
         if not isinstance(episode.observations, np.ndarray) or not isinstance(episode.actions, np.ndarray):
             raise DataError(
                 f"{file.path}, episode {episode.id}: observations or actions are no vectors but "
                 f"{type(episode.observations).__name__} and {type(episode.actions).__name__}"
+            )
+        if len(episode.observations) != num + 1 or len(episode.actions) != num or not num:
+            raise DataError(
+                f"{file.path}, episode {episode.id}: {len(episode.observations)} observations and "
+                f"{len(episode.actions)} actions for {num} rewards; an episode has one observation more than steps"
             )
         observations = as_vector(episode.observations).reshape(num + 1, -1)
         episodes.append(
@@ -45,5 +53,10 @@ def read_minari(file: DatasetFile, config: DataConfig) -> TransitionDataset:
                 starts=np.zeros(1, dtype=np.int64),
                 final_observations=observations[num:],
             )
+        )
+    dimensions = sorted({(each.observations.shape[1], each.actions.shape[1]) for each in episodes})
+    if len(dimensions) != 1:
+        raise DataError(
+            f"{file.path}: episodes of (observation, action) dimensions {dimensions or 'unknown: it is empty'}"
         )
     return join_episodes(episodes)

@@ -36,9 +36,28 @@ def load_arrays(content: bytes) -> Any:
     Raises:
         DataError: it holds anything else, or is damaged.
     """
+    return _load(io.BytesIO(content))
+
+
+def load_all(content: bytes) -> list[Any]:
+    """The same for pickles that were written one after another.
+
+    Raises:
+        DataError: as `load_arrays`.
+    """
+    stream = io.BytesIO(content)
+    values = [_load(stream)]
+    while stream.tell() < len(content):
+        values.append(_load(stream))
+    return values
+
+
+def _load(stream: io.BytesIO) -> Any:
     try:
-        return ArrayUnpickler(io.BytesIO(content)).load()
-    except (pickle.UnpicklingError, EOFError, ValueError, TypeError, IndexError, KeyError, AttributeError) as error:
+        return ArrayUnpickler(stream).load()
+    except DataError:
+        raise
+    except Exception as error:  # what a damaged pickle raises depends on where it is damaged
         raise DataError(f"it is no pickle of arrays: {error}") from None
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,36 +23,58 @@ COLUMNS = ("eps_id", "t", "obs", "actions", "rewards", "new_obs", "terminateds",
 PACKED = b"BCJNGGhA"  # how a base64-encoded LZ4 frame begins
 
 
-def read_json(file: DatasetFile) -> pa.Table:
-    """The rows of all SampleBatch lines."""
+def read_json(file: DatasetFile, choose: Callable[[Sequence[str]], Sequence[str]]) -> pa.Table:
+    """The rows of all SampleBatch lines, in the columns that `choose` takes of those that they have."""
     with file.open() as stream:
-        lines = stream.read().decode().splitlines()
-    rows: dict[str, list[Any]] = {}
+        try:
+            lines = stream.read().decode().splitlines()
+        except UnicodeDecodeError as error:
+            raise DataError(f"{file.path} is no JSON: {error}") from None
+    batches = []
     for number, line in enumerate(lines, start=1):
         where = f"{file.path}, line {number}"
         try:
             batch = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{where} is no JSON: {error}") from None
         if not isinstance(batch, dict) or batch.get("type") != "SampleBatch":
             raise DataError(f"{where} is no SampleBatch of RLlib, the only JSON log that is read")
-        for name in COLUMNS:
-            if name in batch:
-                rows.setdefault(name, []).extend(_values(batch[name], where))
+        batches.append((where, batch))
+    names = dict.fromkeys(name for _, batch in batches for name in batch if name != "type")
+    known = {name: _column(batches, name) for name in names if name in COLUMNS}  # and so safe, whatever is missing
+    rows = {name: known.get(name) or _column(batches, name) for name in choose(list(names))}
     sizes = {name: len(values) for name, values in rows.items()}
     if len(set(sizes.values())) > 1:
         raise DataError(f"{file.path}: columns of different lengths: {sizes}")
-    return pa.table(rows)
+    try:
+        return pa.table(rows)
+    except (pa.ArrowException, ValueError, TypeError, OverflowError) as error:
+        raise DataError(f"{file.path}: the values of a column are of different kinds: {error}") from None
 
 
-def decode_rows(rows: pa.Table) -> pa.Table:
+def _column(batches: Sequence[tuple[str, Mapping[str, Any]]], name: str) -> list[Any]:
+    return [value for where, batch in batches if name in batch for value in _values(batch[name], f"{where}, {name}")]
+
+
+def decode_rows(rows: pa.Table, *, source: str) -> pa.Table:
     """The rows with their packed columns decoded."""
     for index, name in enumerate(rows.column_names):
         column = rows[name]
         if pa.types.is_string(column.type) and len(column) and (column[0].as_py() or "").startswith(PACKED.decode()):
-            vectors = [as_vector(_unpack(value, name)).ravel().tolist() for value in column.to_pylist()]
+            where = f"{source}, {name}"
+            if column.null_count:
+                raise DataError(f"{where}: {column.null_count} missing value(s); every step needs one")
+            vectors = [_packed_vector(value, where) for value in column.to_pylist()]
             rows = rows.set_column(index, name, pa.array(vectors, pa.list_(pa.float32())))
     return rows
+
+
+def _packed_vector(text: str, where: str) -> list[float]:
+    value = _unpack(text, where)
+    try:
+        return as_vector(value).ravel().tolist()
+    except (ValueError, TypeError) as error:
+        raise DataError(f"{where} is packed and holds no vector: {error}") from None
 
 
 def is_episodes(schema: pa.Schema) -> bool:
@@ -68,7 +90,7 @@ def read_episodes(file: DatasetFile) -> pa.Table:
     try:
         states = [msgpack.unpackb(item, object_hook=_array, strict_map_key=False) for item in items]
         return pa.concat_tables([_rows_of(state) for state in states])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError, pa.ArrowException) as error:
         raise DataError(f"{file.path} holds no SingleAgentEpisodes of RLlib: {error!r}") from None
 
 
@@ -110,6 +132,8 @@ def _array(value: dict[Any, Any]) -> Any:
 def _values(column: Any, where: str) -> Iterator[Any]:
     if isinstance(column, str):
         column = _unpack(column, where)
+    if not isinstance(column, list | tuple | np.ndarray) or (isinstance(column, np.ndarray) and column.ndim == 0):
+        raise DataError(f"{where}: a column is {type(column).__name__}, not a list with a value for each step")
     for value in column:
         yield value.tolist() if isinstance(value, np.ndarray | np.generic) else value
 

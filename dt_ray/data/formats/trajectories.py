@@ -1,19 +1,23 @@
-"""The original Decision Transformer's pickled list of trajectories, decoded by an allow-list."""
+"""Pickled trajectories, as of the original Decision Transformer, decoded by an allow-list."""
 
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pyarrow as pa
 
 from dt_ray.config import DataConfig
 from dt_ray.data.files import DatasetFile
-from dt_ray.data.formats.arrays import episodes_of_arrays
-from dt_ray.data.formats.pickles import load_arrays
-from dt_ray.data.transitions import TransitionDataset, join_episodes
+from dt_ray.data.formats.arrays import rows_of_parts
+from dt_ray.data.formats.pickles import load_all
 from dt_ray.errors import DataError
 
 
-def read_trajectories(file: DatasetFile, config: DataConfig) -> TransitionDataset:
-    """A list of dicts of arrays: observations, actions, rewards, terminals, and maybe next_observations.
+def read_trajectories(file: DatasetFile, config: DataConfig) -> pa.Table:
+    """The rows of a list of dicts of arrays, of one dict of arrays, or of several of either, dumped one after another.
+
+    No episode goes on from one dict to the next.
 
     Raises:
         DataError: it is anything else; nothing in it is run.
@@ -21,20 +25,25 @@ def read_trajectories(file: DatasetFile, config: DataConfig) -> TransitionDatase
     with file.open() as stream:
         content = stream.read()
     try:
-        trajectories = load_arrays(content)
+        dumps = load_all(content)
     except DataError as error:
         raise DataError(f"{file.path}: {error}") from None
-    if not isinstance(trajectories, list) or not all(isinstance(each, dict) for each in trajectories):
-        raise DataError(
-            f"{file.path} holds a {type(trajectories).__name__}, not a list of trajectories (dicts of arrays)"
-        )
-    return join_episodes(
-        [
-            episodes_of_arrays(
-                {name: np.asarray(value) for name, value in each.items()} | {"episode_starts": np.zeros(1, int)},
-                config,
-                source=f"{file.path}, trajectory {number}",
-            )
-            for number, each in enumerate(trajectories)
-        ]
-    )
+    parts = []
+    for dump in dumps:
+        trajectories = [dump] if isinstance(dump, dict) and dump else dump
+        if not isinstance(trajectories, list | tuple) or not all(isinstance(each, dict) for each in trajectories):
+            raise DataError(f"{file.path} holds a {type(dump).__name__}, not a list of trajectories (dicts of arrays)")
+        parts += trajectories
+    if not parts:
+        raise DataError(f"{file.path} is empty: it is a list of no trajectories")
+    alone = len(parts) == 1 and isinstance(dumps[0], dict)  # whose ends say where its episodes end
+    named = [("" if alone else f"trajectory {number}", dict(_flat(each))) for number, each in enumerate(parts)]
+    return rows_of_parts(named, config, source=file.path, are_apart=not alone)
+
+
+def _flat(arrays: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in arrays.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}/")
+        else:
+            yield f"{prefix}{name}", value

@@ -1,0 +1,89 @@
+"""What is asked of an autoscaler while a run waits for nodes, and until its workers are placed.
+
+Ray's autoscaler knows one request, and each one replaces the one before. So requests go through the actor by which Ray
+Train and Ray Data ask: it sums up what all of them ask for, and forgets a request whose asker is gone.
+"""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+
+import ray
+import ray.exceptions
+from ray.data._internal.cluster_autoscaler.base_autoscaling_coordinator import ResourceRequestPriority
+from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import get_or_create_autoscaling_coordinator
+
+RENEW_EVERY_S = 10.0
+EXPIRE_AFTER_S = 60.0  # of a driver that was killed
+ANSWERS_WITHIN_S = 10.0
+
+
+class NodeRequest:
+    """A request for nodes, renewed until it is released or handed over."""
+
+    def __init__(self, bundles: Sequence[dict[str, float]]) -> None:
+        self.name, self.bundles = f"dt_ray-{uuid.uuid4().hex}", list(bundles)
+        self._ended = threading.Event()
+        self._send(self.name)
+        threading.Thread(target=self._renew, daemon=True, name="node request").start()
+
+    def hand_over(self, name: str) -> None:
+        """Gives the request to another asker, who renews it from now on."""
+        self._ended.set()
+        self._send(name)
+        cancel_request(self.name)
+        self.name = name
+
+    def release(self) -> None:
+        self._ended.set()
+        cancel_request(self.name)
+
+    def _renew(self) -> None:
+        while not self._ended.wait(RENEW_EVERY_S):
+            self._send(self.name)
+
+    def _send(self, name: str) -> None:
+        # Ray Data, which runs meanwhile, comes first.
+        with suppress(ray.exceptions.RayError):
+            call = _coordinator().request_resources.remote(
+                requester_id=name,
+                resources=self.bundles,
+                expire_after_s=EXPIRE_AFTER_S,
+                priority=ResourceRequestPriority.LOW,
+            )
+            ray.get(call, timeout=ANSWERS_WITHIN_S)
+
+
+def _coordinator() -> Any:
+    return get_or_create_autoscaling_coordinator()
+
+
+def cancel_request(name: str) -> None:
+    """Takes back what was asked for by this name, without waiting for it."""
+    with suppress(ray.exceptions.RayError):
+        _coordinator().cancel_request.remote(requester_id=name)
+
+
+_held: list[NodeRequest] = []
+
+
+def hold_request(bundles: Sequence[dict[str, float]]) -> None:
+    """Asks for nodes until `hand_over_requests` or `release_requests`, which a connection's end calls."""
+    _held.append(NodeRequest(bundles))
+
+
+def hand_over_requests(name: str) -> None:
+    """Gives what is asked for to the one who places the workers, and asks by this name."""
+    for request in _held:
+        request.hand_over(name)
+    _held.clear()
+
+
+def release_requests() -> None:
+    """Takes back what is asked for."""
+    while _held:
+        _held.pop().release()
