@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 # Two processes keep two cores busy, since starting Ray is mostly waiting for imports; more would only share them.
-TEST_OPTIONS := -n 2 --dist loadgroup --durations=20
+TEST_OPTIONS := -v -n 2 --dist loadgroup --durations=20
 
 .PHONY: train test nightly install lint
 

@@ -29,6 +29,7 @@ def check_checkpoint(
         RunError: the checkpoint is of another run, of another model or in other units.
         ConfigError: the settings don't fit together.
     """
+    allow_modules(config.algorithm, config.env_id)  # as `run_training` does
     learner, _ = make_learner(config, spec, normalizer, values)
     restore_learner(checkpoint, learner)
 

@@ -83,6 +83,7 @@ def test_a_refused_resume_on_ray_changes_nothing(tiny_config: RunConfig, tank_da
     assert resume_run(resumed_config(str(run), ["total_timesteps=7"])).summary["step"] == 7
 
 
+@pytest.mark.nightly
 def test_a_simulator_that_can_be_opened_once_is_played_on_one_actor(tank_data: Path, tmp_path: Path) -> None:
     def returns(name: str, *overrides: str) -> list:
         values = settings_of(tank_data, tmp_path, "Plain", "scaling.num_workers=1", f"name={name}", *overrides)

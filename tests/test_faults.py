@@ -38,7 +38,8 @@ def test_a_run_goes_on_from_a_killed_driver_as_if_nothing_had_happened(
     assert driver.returncode == -signal.SIGKILL, errors
     assert not fault.exists()
     wait_until(lambda: not processes_of("", mark=f"KILLED_RUN={tmp_path.name}"), what="processes outlive the driver")
-    done = start("train", "--resume", str(tmp_path / "runs/tiny"), cwd=tmp_path)
+    module = ALGORITHM.partition(":")[0]
+    done = start("train", "--resume", str(tmp_path / "runs/tiny"), "--import", module, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     run = RunFolder.of(tiny_config)
     scaling = replace(tiny_config.scaling, cpus_per_worker=1)

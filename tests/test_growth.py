@@ -41,6 +41,7 @@ def lines(run: Path) -> list[dict]:
     return [json.loads(line) for line in file.read_text().splitlines() if line.endswith("}")] if file.exists() else []
 
 
+@pytest.mark.nightly
 def test_workers_that_become_more_go_on_where_the_fewer_were(
     cluster: Cluster, pendulum_data: Path, tmp_path: Path
 ) -> None:

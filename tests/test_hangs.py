@@ -92,6 +92,7 @@ def deadly_settings(data: Path, storage: Path) -> list[str]:
     return [*settings, "evaluation.num_actors=0", "evaluation.num_episodes=5", "evaluation.seed=0"]
 
 
+@pytest.mark.nightly
 def test_a_run_that_evaluates_in_its_worker_ends_with_the_seed_too(tiny_config: RunConfig) -> None:
     run = with_workers(tiny_config, 1, env_id="deadly:Deadly-v0")
     run = replace(run, evaluation=replace(run.evaluation, num_actors=0, num_episodes=5, seed=0))
@@ -99,6 +100,7 @@ def test_a_run_that_evaluates_in_its_worker_ends_with_the_seed_too(tiny_config: 
         start_run(run)
 
 
+@pytest.mark.nightly
 def test_a_sweep_ends_with_the_seed_too(pendulum_data: Path, tmp_path: Path) -> None:
     settings = [*deadly_settings(pendulum_data, tmp_path), "optim.learning_rate={grid: [0.001]}"]
     with pytest.raises(RunError, match=f"seed {DEADLY_SEED};"):

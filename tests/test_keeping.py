@@ -120,10 +120,10 @@ def test_each_evaluation_is_read_once_however_many_there_are(tiny_config: RunCon
 def test_an_evaluation_that_is_written_again_is_read_again(tmp_path: Path) -> None:
     run = RunFolder(Folder.at(tmp_path))
     for value in (1, 2, 33):
-        run.write_evaluation({"step": 1, "value": value})
-        assert run.read_evaluations() == [{"step": 1, "value": value}]
-    RunFolder(run.folder).write_evaluation({"step": 1, "value": "longer"})
-    assert run.read_evaluations() == [{"step": 1, "value": "longer"}]
+        run.write_evaluation({"step": 1, "targets": [], "value": value})
+        assert run.read_evaluations() == [{"step": 1, "targets": [], "value": value}]
+    RunFolder(run.folder).write_evaluation({"step": 1, "targets": [], "value": "longer"})
+    assert run.read_evaluations() == [{"step": 1, "targets": [], "value": "longer"}]
 
 
 def test_the_progress_reads_each_line_once(tiny_config: RunConfig, reads: Counter[str]) -> None:
@@ -232,7 +232,7 @@ def test_a_tracker_that_is_gone_is_one_warning(
     monkeypatch.setitem(trackers.TRACKERS, "tensorboard", broken)
     logged = replace(tiny_config.logging, trackers=("tensorboard",))
     assert start_run(replace(tiny_config, logging=logged)).summary["status"] == "finished"
-    warnings = [each.getMessage() for each in caplog.records if "tracker" in each.getMessage()]
+    warnings = [each.getMessage() for each in caplog.records if each.getMessage().startswith("the tracker")]
     assert warnings == ["the tracker tensorboard failed, and the run goes on without it: connection lost"]
 
 

@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 from dt_ray.config import ModelConfig, RunConfig
 from dt_ray.data.normalizer import Normalizer
 from dt_ray.data.spaces import SpaceSpec
-from dt_ray.distributed import requests
-from dt_ray.distributed.requests import Gate
+from dt_ray.distributed import request_limits
+from dt_ray.distributed.request_limits import Gate
 from dt_ray.launch import start_run
 from dt_ray.learners import LEARNERS
 from dt_ray.serving import RefusedError, Sessions
@@ -116,9 +116,9 @@ def answer(body: list[bytes], headers: dict[str, str]) -> tuple[int, int]:
 
 
 def test_a_body_that_is_too_long_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(requests, "limits", requests.Limits())
-    requests.limits.set_for(4, token=None)
-    most = requests.limits.max_bytes
+    monkeypatch.setattr(request_limits, "limits", request_limits.Limits())
+    request_limits.limits.set_for(4, token=None)
+    most = request_limits.limits.max_bytes
     assert answer([b"x" * 10], {"content-length": "10"}) == (200, 1)
     assert answer([b"x" * most], {}) == (200, 1)
     assert answer([b"x"], {"content-length": str(most + 1)}) == (413, 0)
@@ -128,8 +128,8 @@ def test_a_body_that_is_too_long_is_not_taken(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_token_is_wanted_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(requests, "limits", requests.Limits())
-    requests.limits.set_for(4, token="sésame")
+    monkeypatch.setattr(request_limits, "limits", request_limits.Limits())
+    request_limits.limits.set_for(4, token="sésame")
     assert answer([b""], {}) == (401, 0)
     assert answer([b""], {"authorization": "Bearer sesame"}) == (401, 0)
     assert answer([b""], {"authorization": "Bearer sésame"}) == (200, 1)

@@ -25,6 +25,7 @@ log = logging.getLogger("dt_ray")
 
 MAX_DEATHS = 3  # of actors that play the same episodes: a node may be lost while they do, or two
 PLACED_WITHIN_S = 60.0  # actors, or the evaluation is played in the calling process
+ASK_AGAIN_S = 0.5
 SAYS_EVERY_S = 300.0  # that an evaluation is still being played
 
 
@@ -69,11 +70,16 @@ class EvaluationActors:
         return make_report(results, self.env_id, self.config, step=step, wall_s=time.perf_counter() - began)
 
     def _placed_actors(self) -> list[Any]:
-        """The actors that have a place; waits for the first one."""
-        answers = {actor.is_ready.remote(): actor for actor in self.actors}
-        placed, _ = ray.wait(list(answers), timeout=PLACED_WITHIN_S)
-        more, _ = ray.wait(list(answers), num_returns=len(answers), timeout=0)
-        return [answers[answer] for answer in {*placed, *more} if _is_answered(answer)]
+        """The actors that have a place and a process; waits for the first one."""
+        deadline = time.monotonic() + PLACED_WITHIN_S
+        while True:
+            answers = {actor.is_ready.remote(): actor for actor in self.actors}
+            ray.wait(list(answers), timeout=PLACED_WITHIN_S)
+            done, _ = ray.wait(list(answers), num_returns=len(answers), timeout=0)
+            placed = [answers[answer] for answer in done if _is_answered(answer)]
+            if placed or time.monotonic() > deadline:
+                return placed
+            time.sleep(ASK_AGAIN_S)  # one that is being started again refuses at once
 
     def _play(self, policy: Policy, shares: list[list[int]]) -> list[EpisodeResults]:
         """All shares at once; what a lost actor was playing is played again. Without any actor it is played here."""
@@ -81,6 +87,8 @@ class EvaluationActors:
         playing: dict[ray.ObjectRef, Share] = {}
 
         def begin(share: Share, actors: list[Any]) -> None:
+            if not actors and share.num_deaths:  # perhaps of these episodes, which then are not for this process
+                raise self._ended_processes(share.num_deaths, share.episodes)
             if not actors:
                 log.warning("no place for an evaluation actor (%s): evaluating here", describe_free())
                 results.append(play(policy, self.env_id, self.config, share.episodes, self.env_kwargs))
@@ -124,9 +132,12 @@ class EvaluationActors:
             return True
 
         found = find_crash(share.episodes, survives)
+        return self._ended_processes(share.num_deaths, found)
+
+    def _ended_processes(self, num_deaths: int, episodes: Sequence[int]) -> EnvironmentCrashError:
         return EnvironmentCrashError(
-            f"{self.env_id} ended {share.num_deaths} processes one after the other that played it with "
-            f"{self._seeds(found)}; play that episode by itself to see why, or evaluate with another evaluation.seed"
+            f"{self.env_id} ended {num_deaths} processes one after the other that played it with "
+            f"{self._seeds(episodes)}; play that episode by itself to see why, or evaluate with another evaluation.seed"
         )
 
     def _seeds(self, episodes: Sequence[int]) -> str:
