@@ -3,6 +3,7 @@
 import runpy
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -22,9 +23,18 @@ def test_the_site_is_built_without_a_warning_and_has_the_reference(tmp_path: Pat
     assert "target_returns" in (tmp_path / "reference/settings/index.html").read_text()
 
 
+def reference_script() -> Callable[[int, int], dict[float, float]]:
+    return runpy.run_path(str(ROOT / "examples/decision_transformer_pendulum_reference.py"))["main"]
+
+
 @pytest.mark.slow
+def test_the_reference_script_trains_and_plays() -> None:
+    reached = reference_script()(20, 10)
+    assert all(-2000 < value < 0 for value in reached.values())
+
+
+@pytest.mark.nightly
 def test_the_reference_script_learns_to_obey() -> None:
-    main = runpy.run_path(str(ROOT / "examples/decision_transformer_pendulum_reference.py"))["main"]
-    reached = main(1500, 200)
+    reached = reference_script()(1500, 200)
     assert sorted(reached.values()) == list(reached.values())[::-1]
     assert reached[-130.0] - reached[-900.0] > 200

@@ -70,6 +70,7 @@ def test_a_fault_that_shows_later_on_actors_costs_no_training(
     assert json.loads((tmp_path / "runs/LostSimulator/summary.json").read_text())["status"] == "finished"
 
 
+@pytest.mark.nightly
 def test_a_refused_resume_on_ray_changes_nothing(tiny_config: RunConfig, tank_data: Path) -> None:
     config = replace(tiny_config, total_timesteps=5, scaling=replace(tiny_config.scaling, num_workers=1))
     run = Path(start_run(config).run)

@@ -63,6 +63,7 @@ def test_workers_that_become_more_go_on_where_the_fewer_were(
     assert "went back" not in log.read_text()
 
 
+@pytest.mark.nightly
 def test_of_two_runs_one_waits_for_the_other_and_says_so(cluster: Cluster, pendulum_data: Path, tmp_path: Path) -> None:
     shared = [*tiny_overrides(pendulum_data, tmp_path), "scaling.num_workers=1", "evaluation.every=0"]
     first = train(cluster, tmp_path / "first.log", *shared, "name=first", "total_timesteps=1000000")
