@@ -2,8 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
-# Two processes keep two cores busy, since starting Ray is mostly waiting for imports; more would only share them.
-TEST_OPTIONS := -v -n 2 --dist loadgroup --durations=20
+# Two processes, each with whole files and, where they need one, a Ray cluster of its own.
+TEST_OPTIONS := -v -n 2 --dist loadfile --durations=20
 
 .PHONY: train test nightly install lint
 

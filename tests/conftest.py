@@ -30,14 +30,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # in the commands that the tests 
 mark_processes()
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks at the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """For pytest-xdist: the tests of a file share its fixtures in one process, and all Ray tests share a cluster."""
-    for item in items:
-        group = "ray" if item.get_closest_marker("ray") else item.path.stem
-        item.add_marker(pytest.mark.xdist_group(group))
-
-
 def make_episodes(
     lengths: Sequence[int], *, observation_dim: int = 3, action_dim: int = 1, seed: int = 0
 ) -> TransitionDataset:
