@@ -148,8 +148,8 @@ def test_a_tail_gives_each_line_of_a_run_that_only_grows_once(
     tail, lines, seen, pending = MetricsTail(file), [], [], ""
     for action in [*actions, "look"]:
         if action == "look":
-            new = tail.new_lines()
-            seen = seen + new if seen + new == lines else new  # all of them after a resume
+            if new := tail.new_lines():
+                seen = seen + new if seen + new == lines else new  # all of them after a resume
         elif action == "half":
             pending = '{"step'
             file.write_text("".join(json.dumps(line) + "\n" for line in lines) + pending)
