@@ -145,7 +145,7 @@ def request(url: str, method: str, body: bytes | None, token: str) -> tuple[int,
         return error.code, error.read()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_server_keeps_its_limits(tiny_config: RunConfig, tmp_path: Path) -> None:
     run = start_run(replace(tiny_config, total_timesteps=4)).run
     url = f"http://127.0.0.1:{(port := free_port())}"
