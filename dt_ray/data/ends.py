@@ -10,6 +10,7 @@ import pyarrow as pa
 from jaxtyping import Bool
 from numpy import ndarray
 
+from dt_ray.data.columns import plain_array
 from dt_ray.data.names import SIGNALS, ColumnNames
 from dt_ray.errors import DataError
 
@@ -118,13 +119,7 @@ class _Texts(NamedTuple):
 
 
 def _one_number_a_row(column: pa.ChunkedArray | pa.Array) -> pa.Array:
-    if isinstance(column, pa.ChunkedArray):
-        column = column.combine_chunks()
-        column = pa.concat_arrays(column.chunks) if isinstance(column, pa.ChunkedArray) else column
-    if isinstance(column, pa.ExtensionArray):
-        column = column.storage
-    if pa.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
+    column = plain_array(column)
     while pa.types.is_fixed_size_list(column.type) or pa.types.is_list(column.type):
         flat = column.flatten()
         if column.null_count or len(flat) != len(column):

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 from numpy import ndarray
 
+from dt_ray.data.columns import one_array
 from dt_ray.data.ends import read_flags
 from dt_ray.data.ids import read_ids
 from dt_ray.data.transitions import SOURCE_BITS, TransitionDataset
@@ -87,7 +88,7 @@ def from_table(table: pa.Table, *, source: str) -> TransitionDataset:
         raise DataError(f"{source}: no column {', '.join(missing)}; it has {', '.join(table.column_names)}")
     ids = episode_ids_of(table, source=source)
     has_returns = "returns_to_go" in table.column_names
-    lists = {name: _one_array(table[name]) for name in (*STEP_COLUMNS, *(["returns_to_go"] if has_returns else []))}
+    lists = {name: one_array(table[name]) for name in (*STEP_COLUMNS, *(["returns_to_go"] if has_returns else []))}
     lengths = {name: _lengths(column, name, source) for name, column in lists.items()}
     for name in lists:
         wrong = np.flatnonzero((lengths[name] != lengths["rewards"]) | (lengths[name] == 0))
@@ -106,7 +107,7 @@ def from_table(table: pa.Table, *, source: str) -> TransitionDataset:
     finals = None
     if "next_observation" in table.column_names and (column := table["next_observation"]).null_count < len(table):
         finals = np.full((len(table), observations.shape[1]), np.nan, np.float32)
-        finals[column.is_valid().to_numpy()] = vectors_of(_one_array(column.drop_null()), f"{source}, next_observation")
+        finals[column.is_valid().to_numpy()] = vectors_of(one_array(column.drop_null()), f"{source}, next_observation")
     return TransitionDataset(
         observations=observations,
         actions=vectors_of(lists["actions"].flatten(), f"{source}, actions"),
@@ -139,7 +140,7 @@ def scale_actions(
     if scale == 1.0 and bounds is None:
         return table
     at = table.schema.get_field_index("actions")
-    column = _one_array(table["actions"])
+    column = one_array(table["actions"])
     values = column.flatten().flatten().to_numpy() * np.float32(scale)
     actions = values.reshape(-1, column.type.value_type.list_size)
     if bounds is not None and len(bounds[0]) == actions.shape[1]:
@@ -167,7 +168,7 @@ def vectors_of(column: pa.Array | pa.ChunkedArray, where: str) -> ndarray:
         DataError: missing values, vectors of different dimensions, or no numbers.
     """
     if isinstance(column, pa.ChunkedArray):
-        column = _one_array(column)
+        column = one_array(column)
     if isinstance(column, pa.ExtensionArray):
         column = column.storage
     if pa.types.is_dictionary(column.type):
@@ -228,13 +229,6 @@ def _numbers(column: pa.Array, where: str) -> ndarray:
         raise DataError(f"{where}: {column.null_count} missing value(s); every step needs one")
     with np.errstate(over="ignore"):  # what is too large becomes infinite, which is named with its step
         return column.to_numpy(zero_copy_only=False).astype(np.float32, copy=False)
-
-
-def _one_array(column: pa.ChunkedArray) -> pa.Array:
-    if column.num_chunks == 1:
-        return column.chunk(0)  # which combining would copy
-    array = column.combine_chunks()
-    return pa.concat_arrays(array.chunks) if isinstance(array, pa.ChunkedArray) else array
 
 
 def _lengths(column: pa.Array, name: str, source: str) -> ndarray:

@@ -12,6 +12,7 @@ import pyarrow as pa
 from jaxtyping import Float, Int
 from numpy import ndarray
 
+from dt_ray.data.columns import one_array, plain_array
 from dt_ray.data.names import ColumnNames
 from dt_ray.errors import DataError
 
@@ -54,18 +55,13 @@ def read_ids(rows: pa.Table, names: ColumnNames, *, source: str) -> RowIds | Non
     return RowIds(codes, labels)
 
 
-def _read_id(column: pa.ChunkedArray, where: str) -> RowIds:
-    column = column.combine_chunks()
-    column = pa.concat_arrays(column.chunks) if isinstance(column, pa.ChunkedArray) else column
-    if isinstance(column, pa.ExtensionArray):
-        column = column.storage
-    if pa.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
+def _read_id(column: pa.ChunkedArray | pa.Array, where: str) -> RowIds:
+    column = plain_array(column)
     kind = column.type
     if column.null_count:
         raise DataError(f"{where} must be there at every step, {column.null_count} row(s) have none")
     if pa.types.is_fixed_size_list(kind) and kind.list_size == 1:
-        return _read_id(pa.chunked_array([column.flatten()]), where)
+        return _read_id(column.flatten(), where)
     if pa.types.is_integer(kind) or pa.types.is_boolean(kind):
         values = column.to_numpy(zero_copy_only=False)
         if values.dtype == np.uint64 and (values > np.iinfo(np.int64).max).any():
@@ -73,9 +69,9 @@ def _read_id(column: pa.ChunkedArray, where: str) -> RowIds:
         return RowIds(values.astype(np.int64), None)
     if pa.types.is_floating(kind):
         values = column.to_numpy(zero_copy_only=False).astype(np.float64)
-        if not (np.isfinite(values) & (values == np.round(values)) & (np.abs(values) < 2**53)).all():
-            wrong = values[~(np.isfinite(values) & (values == np.round(values)) & (np.abs(values) < 2**53))][0]
-            raise DataError(f"{where} must be a whole number or a text at every step, found {wrong}")
+        is_whole = np.isfinite(values) & (values == np.round(values)) & (np.abs(values) < 2**53)
+        if not is_whole.all():
+            raise DataError(f"{where} must be a whole number or a text at every step, found {values[~is_whole][0]}")
         return RowIds(values.astype(np.int64), None)
     if pa.types.is_temporal(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind):
         return _as_texts(column.cast(pa.string()))
@@ -107,8 +103,7 @@ def read_times(rows: pa.Table, names: ColumnNames, *, source: str) -> Float[ndar
     if "timestep" not in names:
         return None
     (name,) = names["timestep"]
-    column, where = rows[name].combine_chunks(), f"{source}, {name}"
-    column = pa.concat_arrays(column.chunks) if isinstance(column, pa.ChunkedArray) else column
+    column, where = one_array(rows[name]), f"{source}, {name}"
     if pa.types.is_fixed_size_list(column.type) and column.type.list_size == 1:
         column = column.flatten()
     remedy = "; data.columns.timestep=null ignores the column"
