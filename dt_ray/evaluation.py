@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -147,6 +147,6 @@ def score(report: Mapping[str, Any]) -> float:
     return math.nan if mean is None else mean
 
 
-def is_scored(report: Mapping[str, Any]) -> bool:
-    """Whether an evaluation can be better or worse than another: its returns are numbers."""
-    return math.isfinite(score(report))
+def best_of(reports: Iterable[dict[str, Any]]) -> dict[str, Any] | None:
+    """The evaluation with the best score; the earlier of equal ones, and none whose returns are no numbers."""
+    return max((report for report in reports if math.isfinite(score(report))), key=score, default=None)

@@ -20,7 +20,7 @@ from dt_ray.checkpoint import checkpoint_name, find_fault
 from dt_ray.config import RunConfig
 from dt_ray.config_io import decode_config, parse_yaml, to_yaml
 from dt_ray.errors import ConfigError, RunError
-from dt_ray.evaluation import is_scored, score
+from dt_ray.evaluation import best_of
 from dt_ray.lease import FILE as LEASE
 from dt_ray.lease import Lease
 from dt_ray.storage import Folder, Stamp
@@ -191,7 +191,7 @@ class RunFolder:
 
     def best_evaluation(self, *, up_to: int | None = None) -> dict[str, Any] | None:
         """The evaluation with the best score; the earlier of equal ones, and none whose returns are no numbers."""
-        return max(filter(is_scored, self.read_evaluations(up_to=up_to)), key=score, default=None)
+        return best_of(self.read_evaluations(up_to=up_to))
 
     def write_summary(self, *, status: str, step: int, **values: Any) -> dict[str, Any]:
         """Writes `summary.json` with the last and the best evaluation beside `values`."""
@@ -201,7 +201,7 @@ class RunFolder:
             "step": step,
             **values,
             "last": reports[-1] if reports else None,
-            "best": max(filter(is_scored, reports), key=score, default=None),
+            "best": best_of(reports),
         }
         (self.folder / "summary.json").write_text(to_json(summary, indent=1))
         return summary
