@@ -37,14 +37,14 @@ from rich.console import Console
 from rich.table import Table
 from work import ACTION, CONTEXT, EPISODE_STEPS, STATE, Measure, rate, watching
 
-from dt_ray.collection import flatten
-from dt_ray.config import DataConfig, EvaluationConfig, ModelConfig, OptimConfig, RunConfig, ScalingConfig
+from dt_ray.config.schema import DataConfig, EvaluationConfig, ModelConfig, OptimConfig, RunConfig, ScalingConfig
 from dt_ray.data import slice_windows
 from dt_ray.data.episodes import from_table, to_table
 from dt_ray.data.files import find_files
-from dt_ray.launch import name_run, start_run
-from dt_ray.sources import BatchSource, ResidentData, ResidentSource
-from dt_ray.streaming import StreamingData, StreamingSource, episode_statistics
+from dt_ray.jobs.training import name_run, start_run
+from dt_ray.play.collection import flatten
+from dt_ray.training.resident import BatchSource, ResidentData, ResidentSource
+from dt_ray.training.streaming import StreamingData, StreamingSource, episode_statistics
 
 BATCH, ROUNDS = 256, 5
 EPISODES_A_FILE = 20

@@ -25,9 +25,9 @@ from rich.console import Console
 from rich.table import Table
 from work import ACTION, EPISODE_STEPS, STATE, watching
 
-from dt_ray.config import EvaluationConfig, RunConfig
+from dt_ray.config.schema import EvaluationConfig, RunConfig
 from dt_ray.data.episodes import to_table
-from dt_ray.launch import name_run, start_run
+from dt_ray.jobs.training import name_run, start_run
 
 
 class OneStep(gym.Env):

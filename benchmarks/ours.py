@@ -30,12 +30,12 @@ from work import (
     repeated,
 )
 
-from dt_ray.config import DataConfig, EvaluationConfig, ModelConfig, OptimConfig, RunConfig
+from dt_ray.config.schema import DataConfig, EvaluationConfig, ModelConfig, OptimConfig, RunConfig
 from dt_ray.data import TransitionDataset
 from dt_ray.data.spaces import SpaceSpec, read_spaces
-from dt_ray.evaluation import evaluate
 from dt_ray.learners import LEARNERS, Learner
-from dt_ray.sources import ResidentData, ResidentSource
+from dt_ray.play.evaluation import evaluate
+from dt_ray.training.resident import ResidentData, ResidentSource
 
 SPEC = SpaceSpec(observation_dim=STATE, action_dim=ACTION, action_low=(-1.0,) * ACTION, action_high=(1.0,) * ACTION)
 

@@ -21,15 +21,15 @@ from jaxtyping import Float
 from numpy import ndarray
 from rich.console import Console
 
-from dt_ray.collection import CollectionPlan, collect_here, write_dataset
-from dt_ray.config import RunConfig
-from dt_ray.config_io import find_config, load_config, read_yaml
-from dt_ray.evaluation import student_interval
-from dt_ray.launch import start_run
-from dt_ray.runs import RunFolder
-from dt_ray.sweep import run_sweep
-from dt_ray.sweep_config import SweepConfig, decode_sweep
-from dt_ray.sweeps import SweepFolder, read_rows
+from dt_ray.config.loading import find_config, load_config, read_yaml
+from dt_ray.config.schema import RunConfig
+from dt_ray.jobs.sweep import run_sweep
+from dt_ray.jobs.training import start_run
+from dt_ray.play.collection import CollectionPlan, collect_here, write_dataset
+from dt_ray.runs.folder import RunFolder
+from dt_ray.runs.intervals import student_interval
+from dt_ray.sweeps.config import SweepConfig, decode_sweep
+from dt_ray.sweeps.folder import SweepFolder, read_rows
 
 ALGORITHMS = {
     "decision_transformer": ("decision_transformer/pendulum", []),

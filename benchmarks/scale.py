@@ -28,11 +28,11 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from dt_ray.config import RunConfig
-from dt_ray.config_io import load_config
-from dt_ray.launch import name_run, start_run
+from dt_ray.config.loading import load_config
+from dt_ray.config.schema import RunConfig
+from dt_ray.jobs.training import name_run, start_run
 from dt_ray.learners.decision_transformer import DecisionTransformerLearner
-from dt_ray.runs import RunFolder
+from dt_ray.runs.folder import RunFolder
 
 FITTED = ((1, 64), (1, 128), (1, 256), (2, 128), (2, 256))
 UNSEEN = ((1, 512), (2, 64), (2, 512))
@@ -129,7 +129,7 @@ def seconds_of_start(base: RunConfig, folder: Path, name: str, environment: dict
     """The stages of one command, by what it logs and what the worker writes down."""
     overrides = [f"storage_path={base.storage_path}", f"data.path={base.data.path}", f"name={name}"]
     overrides += ["algorithm=scale:TimedLearner", "total_timesteps=20", "evaluation.num_episodes=1"]
-    code = "import time; from dt_ray import launch; import dt_ray.train as t; import sys; t.main(sys.argv[1:])"
+    code = "import time; import dt_ray.jobs.training; import dt_ray.train as t; import sys; t.main(sys.argv[1:])"
     began = time.time()
     done = subprocess.Popen(
         [sys.executable, "-c", code, *overrides],

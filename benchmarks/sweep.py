@@ -24,9 +24,10 @@ from rich.table import Table
 
 from dt_ray.distributed.cluster import connection, environment
 from dt_ray.distributed.tuning import TUNE_SETTINGS
-from dt_ray.sweep import DEFAULT_SWEEP, run_sweep
-from dt_ray.sweep_config import load_sweep
-from dt_ray.sweeps import SweepFolder
+from dt_ray.jobs.sweep import run_sweep
+from dt_ray.sweep import DEFAULT_SWEEP
+from dt_ray.sweeps.config import load_sweep
+from dt_ray.sweeps.folder import SweepFolder
 
 TARGETS = (-130, -250, -400, -550, -700, -850, -1000, -1200)
 NUM_TRIALS = 10

@@ -23,15 +23,15 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from dt_ray.collection import collect_here
-from dt_ray.config import DEFAULT_CONFIG, RunConfig
-from dt_ray.config_io import load_config
+from dt_ray.config.loading import load_config
+from dt_ray.config.schema import DEFAULT_CONFIG, RunConfig
 from dt_ray.data import read_dataset
 from dt_ray.data.spaces import read_spaces
-from dt_ray.evaluation import evaluate
-from dt_ray.launch import make_dataset, needs_dataset
+from dt_ray.jobs.dataset import make_dataset, needs_dataset
 from dt_ray.learners import LEARNERS
-from dt_ray.sources import ResidentData, ResidentSource
+from dt_ray.play.collection import collect_here
+from dt_ray.play.evaluation import evaluate
+from dt_ray.training.resident import ResidentData, ResidentSource
 
 VARIANTS: dict[str, list[str]] = {
     "preset": [],

@@ -16,22 +16,22 @@ from jaxtyping import Float
 from numpy import ndarray
 from typing_extensions import Self
 
-from dt_ray import launch
-from dt_ray.checkpoint import MANIFEST, load_learner, save_checkpoint
-from dt_ray.config import DEFAULT_CONFIG, RunConfig
-from dt_ray.config_io import change_evaluation, decode_config, load_config, to_plain, with_values
+from dt_ray.config.loading import change_evaluation, decode_config, load_config, to_plain, with_values
+from dt_ray.config.schema import DEFAULT_CONFIG, RunConfig
 from dt_ray.data.ranges import Ranges
 from dt_ray.data.reading import read_dataset
 from dt_ray.data.spaces import with_data_bounds
 from dt_ray.data.windows import Windows
 from dt_ray.errors import ConfigError, RunError
-from dt_ray.evaluation import evaluate
+from dt_ray.jobs.training import check_run, name_run, resume_run, resumed_config, start_run
 from dt_ray.learners import Learner, Policy, make_learner
 from dt_ray.models.batch import WindowBatch
-from dt_ray.recording import TrainResult
-from dt_ray.runs import find_checkpoint
-from dt_ray.sources import split_and_fit
-from dt_ray.storage import Folder
+from dt_ray.play.evaluation import evaluate
+from dt_ray.runs.checkpoint import MANIFEST, load_learner, save_checkpoint
+from dt_ray.runs.folder import find_checkpoint
+from dt_ray.runs.storage import Folder
+from dt_ray.training.recorder import TrainResult
+from dt_ray.training.resident import split_and_fit
 
 
 def train_decision_transformer(
@@ -49,7 +49,7 @@ def train_decision_transformer(
         UserError: as the command, whose exit code would be 2.
     """
     name = config if isinstance(config, str) else config.algorithm
-    return launch.start_run(launch.name_run(_read_settings(config, overrides, settings), name), overwrite=overwrite)
+    return start_run(name_run(_read_settings(config, overrides, settings), name), overwrite=overwrite)
 
 
 def _read_settings(config: RunConfig | str, overrides: Sequence[str], settings: Mapping[str, Any]) -> RunConfig:
@@ -96,15 +96,15 @@ class Algorithm:
     @classmethod
     def resume(cls, run: str | Path, *, overrides: Sequence[str] = ()) -> Self:
         """Goes on with a run until its `total_timesteps` updates are made, and returns what it became."""
-        config = launch.resumed_config(str(run), overrides)
-        result = launch.resume_run(config)
+        config = resumed_config(str(run), overrides)
+        result = resume_run(config)
         return cls.load(result.run)
 
     @property
     def learner(self) -> Learner:
         """The learner; a new one is fitted to the units of the configured dataset, which is read for that."""
         if self._learner is None:
-            spec = launch.check_run(self.config)
+            spec = check_run(self.config)
             data = read_dataset(self.config.data, spec)
             spec = with_data_bounds(spec, self.config.data.action_bounds, *Ranges.of(data).actions)
             *_, normalizer, values = split_and_fit(data, spec, self.config)
@@ -114,7 +114,7 @@ class Algorithm:
     def train(self, *, total_timesteps: int | None = None) -> TrainResult:
         """Trains a new run of `total_timesteps` gradient updates and takes over what it learned."""
         config = self.config if total_timesteps is None else replace(self.config, total_timesteps=total_timesteps)
-        result = launch.start_run(launch.name_run(config, config.algorithm))
+        result = start_run(name_run(config, config.algorithm))
         self._learner, self.config = load_learner(find_checkpoint(Folder.at(result.run)))
         return result
 

@@ -13,12 +13,12 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from dt_ray.command import add_modules_argument, print_evaluation, run_command, show_log
+from dt_ray.cli.command import add_modules_argument, print_evaluation, run_command, show_log
 
 if TYPE_CHECKING:
-    from dt_ray.checkpoint import PolicyFacts
-    from dt_ray.config import EvaluationConfig
+    from dt_ray.config.schema import EvaluationConfig
     from dt_ray.learners import Policy
+    from dt_ray.runs.checkpoint import PolicyFacts
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -48,13 +48,13 @@ def main(arguments: Sequence[str]) -> None:
     add_modules_argument(parser)
     options = parser.parse_args(arguments)
 
-    from dt_ray.checkpoint import load_policy, read_facts
-    from dt_ray.config_io import change_evaluation
+    from dt_ray.config.loading import change_evaluation
     from dt_ray.data.spaces import find_misfit, read_spaces
     from dt_ray.errors import UserError
-    from dt_ray.runs import find_checkpoint
-    from dt_ray.storage import Folder
-    from dt_ray.writing import to_json
+    from dt_ray.runs.checkpoint import load_policy, read_facts
+    from dt_ray.runs.folder import find_checkpoint
+    from dt_ray.runs.storage import Folder
+    from dt_ray.runs.writing import to_json
 
     show_log()
     place = find_checkpoint(Folder.at(options.checkpoint))
@@ -78,11 +78,11 @@ def main(arguments: Sequence[str]) -> None:
     if options.json:
         Folder.at(options.json).write_text(to_json(report, indent=1))
     if options.plot:
-        from dt_ray.plots import draw_obedience
+        from dt_ray.reports.plots import draw_obedience
 
         draw_obedience(report, options.plot)
     if options.video:
-        from dt_ray.plots import record_episodes
+        from dt_ray.reports.plots import record_episodes
 
         record_episodes(policy, facts.env_id, evaluation, options.video, env_kwargs=facts.env_kwargs)
 
@@ -94,7 +94,7 @@ def play_evaluation(
     if actors == 0:
         import torch
 
-        from dt_ray.evaluation import evaluate
+        from dt_ray.play.evaluation import evaluate
 
         torch.set_num_threads(1)  # small batches: a second thread slows them
         return evaluate(policy, facts.env_id, evaluation, step=facts.step, env_kwargs=facts.env_kwargs)

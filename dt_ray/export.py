@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from dt_ray.command import add_modules_argument, run_command, show_log
+from dt_ray.cli.command import add_modules_argument, run_command, show_log
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -27,11 +27,11 @@ def main(arguments: Sequence[str]) -> None:
     add_modules_argument(parser)
     options = parser.parse_args(arguments)
 
-    from dt_ray.checkpoint import load_policy
     from dt_ray.errors import UserError
     from dt_ray.interchange.exporting import TOLERANCE, export_policy, largest_difference, load_exported
-    from dt_ray.runs import find_checkpoint
-    from dt_ray.storage import Folder
+    from dt_ray.runs.checkpoint import load_policy
+    from dt_ray.runs.folder import find_checkpoint
+    from dt_ray.runs.storage import Folder
 
     show_log()
     out = Folder.at(options.out or {"onnx": "policy.onnx", "torch": "policy.pt2"}[options.format])

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dt_ray.config import IQLConfig
+from dt_ray.config.schema import IQLConfig
 from dt_ray.models.actor_critic import ActorCriticModel, Transitions
 from dt_ray.models.batch import WindowBatch
 

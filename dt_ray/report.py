@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from dt_ray.command import add_modules_argument, run_command, show_log
+from dt_ray.cli.command import add_modules_argument, run_command, show_log
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -23,8 +23,8 @@ def main(arguments: Sequence[str]) -> None:
     add_modules_argument(parser)
     options = parser.parse_args(arguments)
 
-    from dt_ray.reporting import write_report
-    from dt_ray.storage import Folder
+    from dt_ray.reports.page import write_report
+    from dt_ray.runs.storage import Folder
 
     show_log()
     if options.out is None and len(options.places) > 1:

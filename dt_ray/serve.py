@@ -14,7 +14,7 @@ import argparse
 import os
 from collections.abc import Sequence
 
-from dt_ray.command import add_modules_argument, run_command, show_log
+from dt_ray.cli.command import add_modules_argument, run_command, show_log
 
 TOKEN = "DT_RAY_SERVE_TOKEN"  # an environment variable, which other users of the machine can't see
 
@@ -41,10 +41,10 @@ def main(arguments: Sequence[str]) -> None:
 
     import importlib.util
 
-    from dt_ray.checkpoint import read_facts
     from dt_ray.errors import UserError
-    from dt_ray.runs import find_checkpoint
-    from dt_ray.storage import Folder
+    from dt_ray.runs.checkpoint import read_facts
+    from dt_ray.runs.folder import find_checkpoint
+    from dt_ray.runs.storage import Folder
 
     show_log()
     if importlib.util.find_spec("fastapi") is None or importlib.util.find_spec("grpc_reflection") is None:

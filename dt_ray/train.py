@@ -16,8 +16,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from dt_ray.command import add_modules_argument, print_evaluation, run_command, show_log
-from dt_ray.config import DEFAULT_CONFIG, RunConfig
+from dt_ray.cli.command import add_modules_argument, print_evaluation, run_command, show_log
+from dt_ray.config.schema import DEFAULT_CONFIG, RunConfig
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -42,13 +42,13 @@ def main(arguments: Sequence[str]) -> None:
         list_experiments()
         return
 
-    from dt_ray.config_io import load_config, to_yaml
+    from dt_ray.config.loading import load_config, to_yaml
 
     name = options.config or DEFAULT_CONFIG
     if options.resume is None:
         config = load_config(name, options.overrides)
     else:
-        from dt_ray.launch import resumed_config
+        from dt_ray.jobs.training import resumed_config
 
         config = resumed_config(options.resume, options.overrides)
     if options.print_config:
@@ -59,23 +59,23 @@ def main(arguments: Sequence[str]) -> None:
         show_plan(config, verbose=options.verbose)
         return
 
-    from dt_ray import launch
-    from dt_ray.experiments import find_experiment
-    from dt_ray.progress import progress
-    from dt_ray.runs import RunFolder
+    from dt_ray.cli.progress import progress
+    from dt_ray.config.experiments import find_experiment
+    from dt_ray.jobs.training import name_run, resume_run, start_run, tell_how_to_resume
+    from dt_ray.runs.folder import RunFolder
 
     show_log()
     if options.resume is None:
-        config = launch.name_run(config, name)
+        config = name_run(config, name)
     try:
         shown = {"verbose": options.verbose, "dashboard": options.dashboard}
         if options.resume is None:
-            result = launch.start_run(config, overwrite=options.overwrite, watch=progress, **shown)
+            result = start_run(config, overwrite=options.overwrite, watch=progress, **shown)
         else:
             with progress(config):
-                result = launch.resume_run(config, **shown)
+                result = resume_run(config, **shown)
     except KeyboardInterrupt:
-        launch.tell_how_to_resume(config)
+        tell_how_to_resume(config)
         raise
     if result.summary["last"]:
         print_evaluation(result.summary["last"])
@@ -100,7 +100,7 @@ def show_plan(config: RunConfig, *, verbose: bool) -> None:
 
 
 def list_experiments() -> None:
-    from dt_ray.experiments import EXPERIMENTS
+    from dt_ray.config.experiments import EXPERIMENTS
 
     for each in EXPERIMENTS:
         low, high = each.expected

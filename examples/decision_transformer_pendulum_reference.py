@@ -11,8 +11,7 @@ import gymnasium as gym
 import numpy as np
 import torch
 
-from dt_ray.collection import CollectionPlan, collect_here
-from dt_ray.config import ModelConfig
+from dt_ray.config.schema import ModelConfig
 from dt_ray.data import Normalizer, slice_windows
 from dt_ray.data.episodes import from_table
 from dt_ray.data.spaces import read_spaces
@@ -20,6 +19,7 @@ from dt_ray.data.transitions import join_episodes
 from dt_ray.learners.policies import DecisionTransformerPolicy
 from dt_ray.losses import decision_transformer_loss
 from dt_ray.models import DecisionTransformerModel, WindowBatch
+from dt_ray.play.collection import CollectionPlan, collect_here
 
 ENV_ID, CONTEXT, BATCH = "Pendulum-v1", 10, 128
 

@@ -10,7 +10,7 @@ import sys
 import torch
 from torch.nn import functional as F
 
-from dt_ray.config_io import load_config
+from dt_ray.config.loading import load_config
 from dt_ray.distributed.data import window_dataset
 
 

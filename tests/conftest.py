@@ -3,56 +3,27 @@
 from __future__ import annotations
 
 import os
-import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
-import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import torch
-from object_store import ObjectStore
+from support.examples import tiny_overrides
+from support.object_store import ObjectStore
 from support.processes import mark_processes
 
-from dt_ray.collection import CollectionPlan, collect_here, write_dataset
-from dt_ray.config import RunConfig
-from dt_ray.config_io import load_config
-from dt_ray.data import TransitionDataset
-from dt_ray.data.episodes import to_table
+from dt_ray.config.loading import load_config
+from dt_ray.config.schema import RunConfig
 from dt_ray.data.spaces import SpaceSpec, read_spaces
-from dt_ray.launch import name_run
+from dt_ray.jobs.training import name_run
+from dt_ray.play.collection import CollectionPlan, collect_here, write_dataset
 
 hypothesis.settings.register_profile("dt_ray", deadline=None)  # a loaded machine is no fault
 hypothesis.settings.load_profile("dt_ray")
 torch.set_num_threads(1)  # tiny models: a second thread only waits
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # in the commands that the tests start too
 mark_processes()
-
-
-def make_episodes(
-    lengths: Sequence[int], *, observation_dim: int = 3, action_dim: int = 1, seed: int = 0
-) -> TransitionDataset:
-    """Random episodes of these lengths, each cut by a time limit; actions within [-2, 2]."""
-    generator = np.random.default_rng(seed)
-    num = sum(lengths)
-    ends = np.cumsum(lengths)
-    truncated = np.zeros(num, dtype=bool)
-    truncated[ends - 1] = True
-    return TransitionDataset(
-        observations=generator.normal(size=(num, observation_dim)).astype(np.float32),
-        actions=generator.uniform(-2, 2, size=(num, action_dim)).astype(np.float32),
-        rewards=generator.normal(size=num).astype(np.float32),
-        terminated=np.zeros(num, dtype=bool),
-        truncated=truncated,
-        starts=ends - np.asarray(lengths),
-    )
-
-
-def write_episodes(data: TransitionDataset, file: Path) -> Path:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(to_table(data), file)
-    return file
 
 
 @pytest.fixture(scope="session")
@@ -73,30 +44,6 @@ def pendulum_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_config(pendulum_data: Path, tmp_path: Path) -> RunConfig:
     """A run of 20 updates in this process, on `pendulum_data`."""
     return name_run(load_config("decision_transformer/pendulum", tiny_overrides(pendulum_data, tmp_path)), "tiny")
-
-
-def tiny_overrides(data: Path, storage: Path) -> list[str]:
-    return [
-        "name=tiny",
-        f"storage_path={storage}/runs",
-        f"data.path={data}",
-        "data.collect=null",
-        "data.return_noise=0",
-        "total_timesteps=20",
-        "scaling.num_workers=0",
-        "data.validation_fraction=0.2",
-        "model={context_length: 4, num_layers: 1, width: 16, dropout: 0.1, max_timesteps: 60}",
-        "optim={batch_size: 8, warmup_steps: 2}",
-        "evaluation={num_episodes: 2, every: 10, max_timesteps: 20, target_returns: [-100, -300]}",
-        "checkpoint={every: 5, keep: 2}",
-        "logging.every=5",
-    ]
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 @pytest.fixture(scope="session")

@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
+from dt_ray.data.filesystems import reach
 from dt_ray.errors import DataError, StorageError
-from dt_ray.filesystems import reach
 
 STORAGE_FAILURES = ("AWS Error", "google::cloud::Status")  # how pyarrow's OSErrors begin
 EXTENSIONS = {  # in the order in which a folder's files are looked for: what else lies there is not its data

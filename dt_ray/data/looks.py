@@ -9,7 +9,7 @@ import pyarrow as pa
 from jaxtyping import Float, Int
 from numpy import ndarray
 
-from dt_ray.config import DataConfig
+from dt_ray.config.schema import DataConfig
 from dt_ray.data.episodes import episode_schema, from_table, to_table
 from dt_ray.data.files import DatasetFile
 from dt_ray.data.flat import find_episodes, read_vectors

@@ -12,7 +12,7 @@ import pyarrow as pa
 from jaxtyping import Int
 from numpy import ndarray
 
-from dt_ray.config import DataConfig
+from dt_ray.config.schema import DataConfig
 from dt_ray.data.checks import find_faults
 from dt_ray.data.episodes import (
     episode_ids_of,

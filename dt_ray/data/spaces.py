@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
 
-from dt_ray.config import ActionBounds
+from dt_ray.config.schema import ActionBounds
 from dt_ray.errors import UnsupportedSpaceError
 
 log = logging.getLogger("dt_ray")

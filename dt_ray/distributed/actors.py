@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dt_ray.config import EvaluationConfig
-    from dt_ray.evaluation import EpisodeResults
+    from dt_ray.config.schema import EvaluationConfig
     from dt_ray.learners import Policy
+    from dt_ray.play.evaluation import EpisodeResults
 
 
 class EpisodePlayer:
@@ -31,7 +31,7 @@ class EpisodePlayer:
     ) -> EpisodeResults:
         import torch
 
-        from dt_ray.evaluation import play
+        from dt_ray.play.evaluation import play
 
         torch.set_num_threads(1)  # small batches: a second thread slows them, and stops them on a loaded machine
         return play(policy, env_id, config, episodes, env_kwargs)

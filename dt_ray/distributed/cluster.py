@@ -12,7 +12,7 @@ from dataclasses import replace
 import ray
 from ray.exceptions import RayTaskError
 
-from dt_ray.config import RunConfig, ScalingConfig
+from dt_ray.config.schema import RunConfig, ScalingConfig
 from dt_ray.distributed.requests import release_requests
 from dt_ray.distributed.resources import (
     ResourcePlan,

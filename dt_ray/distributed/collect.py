@@ -9,10 +9,10 @@ import pyarrow as pa
 import ray
 from ray.exceptions import WorkerCrashedError
 
-from dt_ray.collection import CollectionPlan, collect_chunk
 from dt_ray.distributed.cluster import user_errors
 from dt_ray.distributed.usage import saying_when_full
 from dt_ray.errors import EnvironmentCrashError
+from dt_ray.play.collection import CollectionPlan, collect_chunk
 
 MAX_RETRIES = 3  # of a chunk whose process is lost
 

@@ -18,7 +18,7 @@ from ray.train.v2._internal.execution.controller.state import ResizingState
 
 from dt_ray.distributed.usage import describe_free, find_groups, remove_group
 from dt_ray.errors import ResourceError
-from dt_ray.interrupts import StoppedEarlyError
+from dt_ray.training.interrupts import StoppedEarlyError
 
 log = logging.getLogger("dt_ray")
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 import ray
 import ray.data
 
-from dt_ray.config import DataConfig, RunConfig
+from dt_ray.config.schema import DataConfig, RunConfig
 from dt_ray.data.episodes import from_table
 from dt_ray.data.files import DatasetFile
 from dt_ray.data.flat import join_fragments
@@ -34,9 +34,9 @@ from dt_ray.data.windows import slice_windows
 from dt_ray.distributed.cluster import user_errors
 from dt_ray.distributed.usage import saying_when_full
 from dt_ray.errors import ConfigError
-from dt_ray.sources import ResidentData
-from dt_ray.storage import Folder
-from dt_ray.streaming import StreamingData, episode_statistics, streams
+from dt_ray.runs.storage import Folder
+from dt_ray.training.resident import ResidentData
+from dt_ray.training.streaming import StreamingData, episode_statistics, streams
 
 log = logging.getLogger("dt_ray")
 
@@ -231,6 +231,6 @@ def _notes(data: ResidentData | StreamingData) -> tuple[str, ...]:
 
 @ray.remote
 def _check_checkpoint(checkpoint: Folder, config: RunConfig, data: ResidentData | StreamingData) -> None:
-    from dt_ray.loop import check_checkpoint
+    from dt_ray.training.loop import check_checkpoint
 
     check_checkpoint(checkpoint, config, data.spec, data.normalizer, getattr(data, "values", None))

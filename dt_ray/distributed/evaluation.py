@@ -12,14 +12,14 @@ from typing import Any, NamedTuple
 import ray
 from ray.exceptions import RayActorError, RayError, WorkerCrashedError
 
-from dt_ray.config import EvaluationConfig, RunConfig
+from dt_ray.config.schema import EvaluationConfig, RunConfig
 from dt_ray.distributed.actors import EpisodePlayer
 from dt_ray.distributed.cluster import user_errors
 from dt_ray.distributed.usage import describe_free
-from dt_ray.environments import try_environment
+from dt_ray.environments.batched import try_environment
 from dt_ray.errors import EnvironmentCrashError, ResourceError
-from dt_ray.evaluation import EpisodeResults, make_report, play
 from dt_ray.learners import Policy
+from dt_ray.play.evaluation import EpisodeResults, make_report, play
 
 log = logging.getLogger("dt_ray")
 

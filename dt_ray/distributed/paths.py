@@ -11,7 +11,7 @@ import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from dt_ray.config import RunConfig
+from dt_ray.config.schema import RunConfig
 from dt_ray.errors import ConfigError, ResourceError
 
 JOB_FOLDER = "runtime_resources/working_dir_files"  # where Ray unpacks a job's working directory, and deletes it

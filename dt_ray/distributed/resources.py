@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from dt_ray.config import RunConfig, ScalingConfig
+from dt_ray.config.schema import RunConfig, ScalingConfig
 from dt_ray.errors import ResourceError
 
 MAX_AUTOMATIC_CPUS_PER_WORKER = 4  # a model of this size gains nothing from more threads

@@ -12,12 +12,12 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from ray import serve
 
-from dt_ray.checkpoint import load_policy
+from dt_ray.config.modules import allow_modules, allowed_modules
 from dt_ray.distributed import request_limits
 from dt_ray.distributed.application import application
-from dt_ray.modules import allow_modules, allowed_modules
-from dt_ray.serving import RefusedError, Sessions
-from dt_ray.storage import Folder
+from dt_ray.play.sessions import RefusedError, Sessions
+from dt_ray.runs.checkpoint import load_policy
+from dt_ray.runs.storage import Folder
 
 # No `from __future__ import annotations` here: FastAPI reads the annotations of the methods below.
 

@@ -19,8 +19,7 @@ import torch.distributed
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from torch import Tensor, nn
 
-from dt_ray.config import RunConfig
-from dt_ray.context import EXCHANGE_EVERY, Wish, evaluate_here, together
+from dt_ray.config.schema import RunConfig
 from dt_ray.distributed.actors import RunBoard
 from dt_ray.distributed.cluster import quiet
 from dt_ray.distributed.controller import Fit, TellsTheRun
@@ -29,13 +28,14 @@ from dt_ray.distributed.network import NodeTorchConfig
 from dt_ray.distributed.requests import cancel_request, hand_over_requests
 from dt_ray.distributed.resources import ResourcePlan, describe_workers
 from dt_ray.errors import UserError
-from dt_ray.interrupts import stops_asked_of
 from dt_ray.learners import Policy
-from dt_ray.loop import run_training
-from dt_ray.recording import TrainResult
-from dt_ray.runs import RunFolder
-from dt_ray.storage import Folder
-from dt_ray.streaming import make_source
+from dt_ray.runs.folder import RunFolder
+from dt_ray.runs.storage import Folder
+from dt_ray.training.context import EXCHANGE_EVERY, Wish, evaluate_here, together
+from dt_ray.training.interrupts import stops_asked_of
+from dt_ray.training.loop import run_training
+from dt_ray.training.recorder import TrainResult
+from dt_ray.training.streaming import make_source
 
 WATCHES_FOR_PREEMPTION = os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "1") != "0"
 LISTEN_EVERY_S = 1.0  # to a board that is being started again

@@ -19,23 +19,23 @@ import ray.tune
 import torch
 from pyarrow import fs
 
-from dt_ray.checkpoint import find_fault, read_facts
-from dt_ray.config import RunConfig
-from dt_ray.context import LocalContext, Wish
+from dt_ray.config.schema import RunConfig
+from dt_ray.data.filesystems import reach
 from dt_ray.distributed.evaluation import EvaluationActors
 from dt_ray.distributed.resources import ResourcePlan
 from dt_ray.distributed.training import train_on_ray
 from dt_ray.errors import StorageError, UserError
-from dt_ray.filesystems import reach
-from dt_ray.interrupts import StoppedEarlyError
 from dt_ray.learners import Policy
-from dt_ray.loop import run_training
-from dt_ray.recording import TrainResult
-from dt_ray.runs import RunFolder
-from dt_ray.storage import Folder
-from dt_ray.streaming import make_source
-from dt_ray.sweep_config import SweepConfig
-from dt_ray.sweeps import SweepFolder
+from dt_ray.runs.checkpoint import find_fault, read_facts
+from dt_ray.runs.folder import RunFolder
+from dt_ray.runs.storage import Folder
+from dt_ray.sweeps.config import SweepConfig
+from dt_ray.sweeps.folder import SweepFolder
+from dt_ray.training.context import LocalContext, Wish
+from dt_ray.training.interrupts import StoppedEarlyError
+from dt_ray.training.loop import run_training
+from dt_ray.training.recorder import TrainResult
+from dt_ray.training.streaming import make_source
 
 log = logging.getLogger("dt_ray")
 

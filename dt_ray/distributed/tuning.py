@@ -15,8 +15,8 @@ import torch
 from ray.tune.schedulers import ASHAScheduler, MedianStoppingRule, PopulationBasedTraining, TrialScheduler
 from ray.tune.search import Searcher
 
-from dt_ray.checkpoint import load_policy
-from dt_ray.config import EvaluationConfig, RunConfig
+from dt_ray.config.modules import allow_modules, allowed_modules
+from dt_ray.config.schema import EvaluationConfig, RunConfig
 from dt_ray.data.spaces import SpaceSpec
 from dt_ray.distributed.cluster import quiet
 from dt_ray.distributed.data import check_checkpoint_on_ray, prepare_layouts
@@ -26,12 +26,12 @@ from dt_ray.distributed.resources import TRIAL_CPUS, TrialPlan, worker_bundle
 from dt_ray.distributed.trials import layout_key, note_failure, train_trial
 from dt_ray.distributed.usage import saying_when_full
 from dt_ray.errors import ConfigError, UserError
-from dt_ray.modules import allow_modules, allowed_modules
-from dt_ray.runs import RunFolder, with_values_checkpoint
-from dt_ray.storage import Folder
-from dt_ray.sweep_config import Axis, SweepConfig, configure
-from dt_ray.sweeps import SweepFolder, evaluate_checkpoint, further_evaluations, result_of
-from dt_ray.writing import to_json
+from dt_ray.runs.checkpoint import load_policy
+from dt_ray.runs.folder import RunFolder, with_values_checkpoint
+from dt_ray.runs.storage import Folder
+from dt_ray.runs.writing import to_json
+from dt_ray.sweeps.config import Axis, SweepConfig, configure
+from dt_ray.sweeps.folder import SweepFolder, evaluate_checkpoint, further_evaluations, result_of
 
 log = logging.getLogger("dt_ray")
 

@@ -19,7 +19,7 @@ from numpy import ndarray
 from torch import Tensor, nn
 
 from dt_ray.data.normalizer import Normalizer
-from dt_ray.environments import GymnasiumEnvironments
+from dt_ray.environments.checked import GymnasiumEnvironments
 from dt_ray.errors import UserError
 from dt_ray.learners.base import Policy
 from dt_ray.learners.iql import ObservationPolicy

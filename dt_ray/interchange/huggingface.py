@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from dt_ray.config import ModelConfig
+from dt_ray.config.schema import ModelConfig
 from dt_ray.data.spaces import SpaceSpec
 from dt_ray.errors import StorageError, UserError
 from dt_ray.models.batch import WindowBatch

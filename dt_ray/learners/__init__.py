@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from dt_ray.config import RunConfig
+from dt_ray.config.schema import RunConfig
 from dt_ray.data.normalizer import Normalizer
 from dt_ray.data.spaces import SpaceSpec
 from dt_ray.errors import ConfigError

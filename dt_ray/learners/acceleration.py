@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from dt_ray.config import OptimConfig
+from dt_ray.config.schema import OptimConfig
 from dt_ray.errors import ResourceError
 from dt_ray.models.precision import matmul_precision
 

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dt_ray.config import OptimConfig, RunConfig
+from dt_ray.config.schema import OptimConfig, RunConfig
 from dt_ray.data.normalizer import Normalizer
 from dt_ray.data.spaces import SpaceSpec
 from dt_ray.learners.acceleration import accelerate, products_of

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from numpy import ndarray
 from torch import Tensor, nn
 
-from dt_ray.config import IQLConfig, RunConfig
+from dt_ray.config.schema import IQLConfig, RunConfig
 from dt_ray.data.normalizer import Normalizer
 from dt_ray.data.spaces import SpaceSpec
 from dt_ray.learners.acceleration import accelerate, products_of

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from dt_ray.config import ModelConfig
+from dt_ray.config.schema import ModelConfig
 from dt_ray.data.spaces import SpaceSpec
 from dt_ray.models.batch import WindowBatch
 from dt_ray.models.decision_transformer import last_step

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from dt_ray.config import ModelConfig
+from dt_ray.config.schema import ModelConfig
 from dt_ray.data.spaces import SpaceSpec
 from dt_ray.models.batch import WindowBatch
 from dt_ray.models.linear import Linear

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from dt_ray.config import ModelConfig, PerceptronConfig
+from dt_ray.config.schema import ModelConfig, PerceptronConfig
 
 
 def make_perceptron(inputs: int, outputs: int, config: ModelConfig | PerceptronConfig) -> nn.Sequential:

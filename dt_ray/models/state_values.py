@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dt_ray.config import PerceptronConfig
+from dt_ray.config.schema import PerceptronConfig
 from dt_ray.models.perceptron import make_perceptron
 from dt_ray.models.precision import full_float32
 

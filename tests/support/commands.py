@@ -14,7 +14,7 @@ from importlib import import_module
 from pathlib import Path
 from unittest import mock
 
-from dt_ray.command import run_command
+from dt_ray.cli.command import run_command
 
 
 def start(module: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:

@@ -12,7 +12,7 @@ from typing import Any
 import ray
 from torch import Tensor
 
-from dt_ray.config import RunConfig
+from dt_ray.config.schema import RunConfig
 from dt_ray.data.spaces import SpaceSpec
 from dt_ray.learners.decision_transformer import DecisionTransformerLearner
 from dt_ray.losses import Metrics

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import pyarrow as pa
 
-from dt_ray.config import DataConfig
+from dt_ray.config.schema import DataConfig
 from dt_ray.data.files import DatasetFile
 from dt_ray.data.formats.containers import read_hdf5, read_npz
 from dt_ray.data.formats.minari import read_minari

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 from numpy import ndarray
 
-from dt_ray.config import DataConfig
+from dt_ray.config.schema import DataConfig
 from dt_ray.data.identity import UNIT
 from dt_ray.data.names import REQUIRED, SIGNALS, VECTORS, column_names
 from dt_ray.errors import DataError

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from dt_ray.config import DataConfig
+from dt_ray.config.schema import DataConfig
 from dt_ray.data.files import DatasetFile
 from dt_ray.data.formats.arrays import Arrays, rows_of_parts
 from dt_ray.data.names import column_names, finds_rewards

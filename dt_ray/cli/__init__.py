@@ -1,0 +1,1 @@
+"""What the commands share, and the data command. What a command does lies in `jobs` and below."""

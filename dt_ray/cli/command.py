@@ -1,0 +1,84 @@
+"""What the commands share: exit codes, messages and tables."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from dt_ray.config.modules import allow_modules
+from dt_ray.errors import UserError
+from dt_ray.training.interrupts import Terminated, raise_on_sigterm, sigterm_received
+
+USER_ERROR = 2
+
+
+def run_command(main: Callable[[Sequence[str]], None]) -> None:
+    """Runs `main` on the command line: exit code 0, 2 with one message for a `UserError`, 130 Ctrl-C, 143 SIGTERM."""
+    raise_on_sigterm()
+    try:
+        main(sys.argv[1:])
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(USER_ERROR)
+    except KeyboardInterrupt as stop:
+        print("stopped", file=sys.stderr)
+        is_sigterm = isinstance(stop, Terminated) or sigterm_received.is_set()
+        sys.exit(128 + (signal.SIGTERM if is_sigterm else signal.SIGINT))
+    except BrokenPipeError:
+        sys.exit(141)
+
+
+def add_modules_argument(parser: argparse.ArgumentParser) -> None:
+    """Adds `--import`; modules that are given are allowed while the command line is read."""
+
+    class Allow(argparse.Action):
+        def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+            allow_modules(values)
+
+    text = "a module of yours that the checkpoint or run names: its learner or environment"
+    parser.add_argument("--import", metavar="MODULE", action=Allow, dest="modules", help=text)
+
+
+def show_log() -> None:
+    """Sends dt_ray's own log lines to the terminal."""
+    log = logging.getLogger("dt_ray")
+    log.setLevel(logging.INFO)
+    log.handlers = [TerminalHandler()]
+
+
+def print_evaluation(report: dict[str, Any]) -> None:
+    """The table of target returns and what was reached, on stdout."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(
+        title=f"{report['env_id']}, {report['num_episodes']} episodes a target from seed {report['seed']}, "
+        f"after {report['step']} updates"
+    )
+    for column in ("target return", "mean return", "95% interval", "std", "score"):
+        table.add_column(column, justify="right")
+    for target in report["targets"]:
+        low, high = target["return_ci95"]
+        score = target["normalized_score"]
+        table.add_row(
+            f"{target['target_return']:g}",
+            f"{target['return_mean']:.1f}",
+            f"{low:.1f} .. {high:.1f}",
+            f"{target['return_std']:.1f}",
+            "–" if score is None else f"{score:.3f}",
+        )
+    Console(soft_wrap=True).print(table)
+
+
+class TerminalHandler(logging.Handler):
+    """Log lines on stderr, above a progress bar if there is one."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        prefix = "warning: " if record.levelno >= logging.WARNING else ""
+        from tqdm import tqdm
+
+        tqdm.write(prefix + self.format(record), file=sys.stderr)

@@ -1,0 +1,314 @@
+"""Makes, imports, describes and checks datasets.
+
+python -m dt_ray.data collect --behavior mixed --episodes 600 --out data/pendulum-mixed
+python -m dt_ray.data collect --env MyEnv-v0 --behavior my_module:act --out data/mine
+python -m dt_ray.data import rows.csv --out data/mine --column observation=x,y,theta --column action=torque
+python -m dt_ray.data import minari:mujoco/hopper/medium-v0 --out data/hopper
+python -m dt_ray.data describe data/pendulum-mixed --plot returns.png
+python -m dt_ray.data validate data/pendulum-mixed --env Pendulum-v1
+
+SOURCE and DATASET: Parquet or CSV with a row per step, Parquet with a row per episode, and the logs of Minari, D4RL,
+d3rlpy, RLlib, LeRobot, imitation and the original Decision Transformer. Training reads all of them; importing packs
+them once.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from dt_ray.cli.command import add_modules_argument, show_log
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from dt_ray.config.schema import ActionBounds, DataConfig
+    from dt_ray.data.spaces import SpaceSpec
+    from dt_ray.data.transitions import TransitionDataset
+
+SMALL = 2**26  # bytes of a log that is imported before Ray would have started
+
+
+def main(arguments: Sequence[str]) -> None:
+    options = make_parser().parse_args(arguments)
+    show_log()
+    options.run(options)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m dt_ray.data", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(required=True, metavar="collect|import|describe|validate")
+
+    collect = commands.add_parser("collect", help="play episodes in an environment and write them")
+    collect.add_argument("--env", default="Pendulum-v1", metavar="ID")
+    collect.add_argument(
+        "--behavior",
+        default="random",
+        metavar="NAME",
+        help="random; for Pendulum expert, medium or mixed; a run or checkpoint of ours; module:function",
+    )
+    collect.add_argument("--episodes", type=int, default=100, metavar="N")
+    collect.add_argument(
+        "--seed", type=int, default=100_000, metavar="S", help="episode i resets with seed + i; 10000 or more"
+    )
+    collect.add_argument(
+        "--max-timesteps", type=int, default=1000, metavar="T", help="cut episodes after so many steps"
+    )
+    collect.add_argument("--target-return", type=float, metavar="R", help="what to ask of a checkpoint")
+    collect.add_argument("--max-envs", type=int, default=100, metavar="N", help="environments open at once")
+    collect.add_argument(
+        "--action-bounds", metavar="[[LOW …],[HIGH …]]", help="of random actions, where the environment has none"
+    )
+    collect.add_argument("--flat", action="store_true", help="write a row per step instead of a row per episode")
+    _add_env_kwargs(collect)
+    _add_cluster_arguments(collect)
+    add_modules_argument(collect)
+    collect.set_defaults(run=collect_episodes)
+
+    for name, run, text in (
+        ("import", import_dataset, "pack a log into a dataset of episodes"),
+        ("describe", describe, "print what a dataset holds"),
+        ("validate", validate, "look for faults"),
+    ):
+        command = commands.add_parser(name, help=text)
+        command.add_argument("path", metavar="SOURCE" if name == "import" else "DATASET")
+        command.add_argument(
+            "--column",
+            action="append",
+            default=[],
+            metavar="OURS=THEIRS",
+            help="name of a column, or names with commas between them; nothing after the =: it isn't read",
+        )
+        command.add_argument(
+            "--episodes-across-files",
+            choices=("auto", "true", "false"),
+            default="auto",
+            help="whether an episode id in several files is one episode; auto: where the log says so",
+        )
+        command.add_argument(
+            "--action-scale", type=float, default=1.0, metavar="X", help="environment action = logged action * X"
+        )
+        command.add_argument("--format", metavar="NAME", help="minari, lerobot, parquet, …; found out by itself")
+        command.add_argument(
+            "--time-limit", type=int, metavar="T", help="episodes that end at step T were cut, whatever the log says"
+        )
+        _add_cluster_arguments(command)
+        command.set_defaults(run=run)
+        if name == "describe":
+            command.add_argument("--plot", metavar="FILE", help="draw the histogram of returns (PNG, SVG or PDF)")
+        else:
+            command.add_argument("--env", metavar="ID", help="check dimensions, bounds and dynamics against this one")
+            command.add_argument("--clip", action="store_true", help="clip actions to the bounds of --env")
+            _add_env_kwargs(command)
+    for command in (collect, commands.choices["import"]):
+        command.add_argument("--out", required=True, metavar="DIR")
+        command.add_argument("--overwrite", action="store_true", help="replace the folder")
+        command.add_argument("--licence", metavar="TEXT", help="for the card beside the dataset, DIR.README.md")
+    return parser
+
+
+def _add_env_kwargs(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--env-kwargs", metavar="{NAME: VALUE}", help="arguments of the constructor of --env, as YAML reads them"
+    )
+
+
+def _add_cluster_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--workers", type=int, metavar="N", help="0: in this process, without Ray (small logs are)")
+    command.add_argument("--verbose", action="store_true", help="show Ray's own messages too")
+
+
+def collect_episodes(options: argparse.Namespace) -> None:
+    from dt_ray.config.modules import allow_modules
+    from dt_ray.data.spaces import choose_bounds, read_spaces
+    from dt_ray.errors import UserError
+    from dt_ray.play.collection import CollectionPlan, collect_here
+
+    allow_modules(options.env)
+    env_kwargs, bounds = _env_kwargs(options), None
+    if options.max_envs < 1:
+        raise UserError(f"--max-envs is at least 1, got {options.max_envs}")
+    if options.action_bounds:
+        spec = read_spaces(options.env, env_kwargs)
+        bounds = choose_bounds(spec, _action_bounds(options.action_bounds), env_id=options.env)
+    plan = CollectionPlan(
+        env_id=options.env,
+        env_kwargs=env_kwargs,
+        max_envs=options.max_envs,
+        spec=bounds,
+        behavior=options.behavior,
+        num_episodes=options.episodes,
+        seed=options.seed,
+        max_timesteps=options.max_timesteps,
+        target_return=options.target_return,
+    )
+    plan.check()
+    with _cluster(options):
+        if options.workers == 0:
+            tables = collect_here(plan)
+        else:
+            from dt_ray.distributed.collect import collect_on_ray
+
+            tables = collect_on_ray(plan, num_workers=options.workers)
+        _write(options, tables, source=plan.source)
+
+
+def import_dataset(options: argparse.Namespace) -> None:
+    from dt_ray.data.episodes import to_table
+    from dt_ray.data.spaces import read_spaces
+
+    spec = read_spaces(options.env, _env_kwargs(options)) if options.env else None
+    facts = {"env_id": options.env} if spec else {}
+    if spec and spec.is_bounded:
+        facts |= {"action_low": spec.action_low, "action_high": spec.action_high}
+    with _parts(options, spec) as parts:
+        _write(options, (to_table(part, facts) for part in parts), source=options.path)
+
+
+def _write(options: argparse.Namespace, tables: Iterable[pa.Table], *, source: str) -> None:
+    from dt_ray.play.collection import write_dataset
+
+    flat = getattr(options, "flat", False)
+    summary = write_dataset(
+        options.out, tables, source=source, licence=options.licence, flat=flat, overwrite=options.overwrite
+    )
+    rows = summary.rows()
+    print(f"wrote {rows['episodes']} episodes of {rows['steps']} steps to {options.out}")
+
+
+@contextmanager
+def _parts(options: argparse.Namespace, spec: SpaceSpec | None) -> Iterator[Iterator[TransitionDataset]]:
+    """The checked episodes of the dataset, part by part: read by Ray's tasks, or here where the log is small."""
+    from dt_ray.data.episodes import from_table
+    from dt_ray.data.files import find_files
+    from dt_ray.data.reading import read_parts
+
+    config = _config(options)
+    if options.workers is None and sum(file.size for file in find_files(config.path, config.format)) < SMALL:
+        options.workers = 0
+    with _cluster(options):
+        if options.workers == 0:
+            yield read_parts(config, spec)
+        else:
+            from dt_ray.distributed.data import episode_tables
+
+            yield (from_table(table, source=options.path) for table in episode_tables(config, spec))
+
+
+@contextmanager
+def _cluster(options: argparse.Namespace) -> Iterator[None]:
+    if options.workers == 0:
+        yield
+        return
+    from dt_ray.distributed.cluster import connection
+
+    with connection(verbose=options.verbose):
+        yield
+
+
+def describe(options: argparse.Namespace) -> None:
+    import numpy as np
+    from rich.console import Console
+    from rich.table import Table
+
+    from dt_ray.data.summary import DatasetSummary
+
+    summary = DatasetSummary()
+    with _parts(options, None) as parts:
+        for part in parts:
+            summary.add(part)
+    table = Table(title=options.path, show_header=False)
+    for row in summary.rows().items():
+        table.add_row(*row)
+    console = Console()
+    console.print(table)
+    for line in summary.histogram():
+        console.print(line, highlight=False)
+    if options.plot:
+        from dt_ray.reports.plots import draw_returns
+
+        returns = np.concatenate(summary.returns)
+        draw_returns(returns, f"{options.path}: {len(returns)} episodes", options.plot)
+
+
+def validate(options: argparse.Namespace) -> None:
+    from dt_ray.data.ranges import constant_columns
+    from dt_ray.data.spaces import read_spaces
+    from dt_ray.data.traps import LogFacts, find_log_traps, find_part_traps
+    from dt_ray.errors import DataError
+
+    env_kwargs, columns = _env_kwargs(options), _config(options).columns
+    spec = read_spaces(options.env, env_kwargs) if options.env else None
+    facts: LogFacts | None = None
+    part_traps: list[str] = []
+    with _parts(options, spec) as parts:
+        for part in parts:
+            facts = LogFacts.of(part) if facts is None else facts.joined(LogFacts.of(part))
+            part_traps = part_traps or list(find_part_traps(part, spec, options.env, env_kwargs))  # of the first file
+    if facts is None:
+        raise DataError(f"{options.path} is empty: there is no episode in it")
+    traps = [*find_log_traps(facts, spec, options.env, env_kwargs, columns), *part_traps]
+    num_steps = int(facts.lengths.sum())
+    if num_steps > 1 and (constant := constant_columns(facts.ranges, columns)):
+        print(f"note: the same at every step: {', '.join(constant)}")
+    if traps:
+        raise DataError("\n  ".join([f"{options.path} can be trained on, but looks wrong:", *traps]))
+    against = f"fits {options.env}" if options.env else "pass --env to check it against an environment"
+    print(f"{options.path} is sound: {len(facts.lengths)} episodes, {num_steps} steps; {against}")
+
+
+def _env_kwargs(options: argparse.Namespace) -> dict[str, Any]:
+    import yaml
+
+    from dt_ray.errors import UserError
+
+    try:
+        values = yaml.safe_load(options.env_kwargs or "{}")
+    except yaml.YAMLError:
+        values = None
+    if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
+        raise UserError(f"--env-kwargs takes {{NAME: VALUE}}, got {options.env_kwargs!r}")
+    if values and not options.env:
+        raise UserError("--env-kwargs are arguments of an environment: give --env ID too")
+    return values
+
+
+def _action_bounds(text: str) -> ActionBounds:
+    import yaml
+    from pydantic import TypeAdapter, ValidationError
+
+    from dt_ray.config.schema import ActionBounds
+    from dt_ray.errors import UserError
+
+    try:
+        return TypeAdapter(ActionBounds).validate_python(yaml.safe_load(text))
+    except (yaml.YAMLError, ValidationError):
+        raise UserError(f"--action-bounds takes [[LOW …],[HIGH …]], got {text!r}") from None
+
+
+def _config(options: argparse.Namespace) -> DataConfig:
+    from dt_ray.config.schema import DataConfig
+    from dt_ray.errors import UserError
+
+    columns = {}
+    for pair in options.column:
+        ours, equals, theirs = pair.partition("=")
+        if not equals:
+            raise UserError(f"--column takes OURS=THEIRS, got {pair!r}")
+        columns[ours.strip()] = theirs.strip() or None
+    clip = getattr(options, "clip", False)
+    if clip and not options.env:
+        raise UserError("--clip clips actions to an environment's bounds: give --env ID too")
+    return DataConfig(
+        path=options.path,
+        format=options.format,
+        columns=columns,
+        episodes_across_files={"auto": "auto", "true": True, "false": False}[options.episodes_across_files],
+        action_scale=options.action_scale,
+        time_limit=options.time_limit,
+        out_of_bounds="clip" if clip else "stop",
+    )

@@ -1,0 +1,216 @@
+"""Watching a run by the files it writes: a live bar on a terminal, a plain line every few seconds elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from tqdm import tqdm
+
+from dt_ray.config.schema import RunConfig
+from dt_ray.errors import StorageError
+from dt_ray.runs.evaluation_report import decode_evaluation, score
+from dt_ray.runs.folder import MetricsTail, RunFolder
+from dt_ray.runs.storage import Stamp
+from dt_ray.sweeps.config import SweepConfig, value_of
+from dt_ray.sweeps.folder import SweepFolder, result_of
+
+POLL_S = 0.5
+POLL_OBJECT_STORE_S = 5.0
+PLAIN_LINE_EVERY_S = 5.0
+COLUMNS = ("trial", "status", "updates", "loss", "best return")
+
+
+@contextmanager
+def progress(config: RunConfig) -> Iterator[None]:
+    """Shows the run's progress on stderr while the block runs."""
+    with _watched_by(Watcher(config)):
+        yield
+
+
+@contextmanager
+def sweep_progress(sweep: SweepConfig) -> Iterator[None]:
+    """Shows a sweep's trials on stderr while the block runs."""
+    with _watched_by(SweepWatcher(sweep)):
+        yield
+
+
+@contextmanager
+def _watched_by(watcher: Watcher | SweepWatcher) -> Iterator[None]:
+    thread = threading.Thread(target=watcher.watch, daemon=True, name="progress")
+    thread.start()
+    try:
+        yield
+    finally:
+        watcher.stop.set()
+        thread.join()
+
+
+class Watcher:
+    """Reads what is new in `metrics.jsonl` and `evaluations/`, wherever the run itself takes place."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self.config, self.run = config, RunFolder.of(config)
+        self.stop = threading.Event()
+        self.is_live = sys.stderr.isatty()
+        self.bar: tqdm | None = None
+        self.newest: dict[str, Any] = {}
+        self.last_evaluation: dict[str, str] = {}
+        self.metrics = MetricsTail(self.run.metrics_file)
+        self.metrics.new_lines()  # of a run that is resumed or replaced: nothing new
+        self.evaluated: set[str] = set(self.run.evaluations.names())
+        self.last_line, self.shown_step = 0.0, 0
+
+    def watch(self) -> None:
+        every = POLL_S if self.run.folder.is_local else POLL_OBJECT_STORE_S
+        going_on = True
+        while going_on:
+            going_on = not self.stop.wait(every)
+            with suppress(StorageError):  # of which the run itself has to say something
+                self.look()
+        if self.bar is not None:
+            self.bar.close()
+
+    def look(self) -> None:
+        """Shows what is new."""
+        lines, names = self.metrics.new_lines(), self.run.evaluations.names()
+        self.evaluated &= set(names)  # a replaced run writes them again
+        for name in names:
+            if name.endswith(".json") and not name.startswith(".") and name not in self.evaluated:
+                self.evaluated.add(name)
+                report = decode_evaluation((self.run.evaluations / name).read_text())
+                self.last_evaluation = {"return": f"{score(report):.1f} at {report['step']}"}
+                self._say(_evaluation_line(report))
+        if not lines:
+            return
+        self.newest = lines[-1]
+        if self.newest["step"] == self.shown_step:
+            return
+        step, total = self.newest["step"], self.config.total_timesteps
+        if step < self.shown_step:
+            workers = f"{self.newest['time/workers']} worker(s)"
+            self._say(f"went back to a checkpoint after update {self.shown_step}, on with {workers} at update {step}")
+            self.last_line = 0.0
+        if self.is_live:
+            if self.bar is None:
+                self.bar = tqdm(total=total, initial=step, unit="update", file=sys.stderr, dynamic_ncols=True)
+            self.bar.update(step - self.bar.n)  # back, too, where updates are made again
+            self.bar.set_postfix({"loss": f"{self.newest['train/loss']:.4f}", **self.last_evaluation})
+        elif step == total or time.monotonic() - self.last_line >= PLAIN_LINE_EVERY_S:
+            rate = self.newest["time/updates_per_s"]
+            self._say(
+                f"update {step}/{total}  {rate:.1f} updates/s  loss {self.newest['train/loss']:.4f}  "
+                f"about {(total - step) / rate:.0f} s left"
+            )
+            self.last_line = time.monotonic()
+        self.shown_step = step
+
+    def _say(self, line: str) -> None:
+        tqdm.write(line, file=sys.stderr)
+
+
+class SweepWatcher:
+    """Reads what the trials' runs write: a live table of them on a terminal, a line for each that ends elsewhere."""
+
+    def __init__(self, sweep: SweepConfig) -> None:
+        self.sweep, self.folder = sweep, SweepFolder.of(sweep)
+        # In a population a trial that stops goes on from another one's checkpoint.
+        stopped = set() if sweep.settings.scheduler == "pbt" else {"stopped"}
+        self.final = {"finished", "failed", "diverged"} | stopped
+        self.num_trials = sweep.num_trials  # which draws them all
+        self.stop = threading.Event()
+        self.rows: dict[str, tuple[str, ...]] = {}
+        self.trials: dict[str, TrialWatcher] = {}
+        self.ended = {name for name in self.folder.trial_names() if self._row(name)[1] in self.final}  # before a resume
+
+    def watch(self) -> None:
+        every = 2 * POLL_S if self.folder.folder.is_local else POLL_OBJECT_STORE_S
+        console = Console(stderr=True)
+        live = Live(console=console, refresh_per_second=2) if console.is_terminal else None
+        with live or nullcontext():
+            going_on = True
+            while going_on:
+                going_on = not self.stop.wait(every)
+                with suppress(StorageError, ValueError, FileNotFoundError):  # a file is just being replaced
+                    self.look()
+                    if live is not None:
+                        live.update(self.table())
+
+    def look(self) -> None:
+        """Reads the trials that have not ended; says which have."""
+        for name in self.folder.trial_names():
+            if name not in self.ended:
+                self.rows[name] = self._row(name)
+                if self.rows[name][1] in self.final:
+                    self.ended.add(name)
+                    if not sys.stderr.isatty():
+                        print(self._line(name), file=sys.stderr)
+
+    def table(self) -> Table:
+        table = Table(title=f"{self.folder.folder.name}: {len(self.ended)} of {self.num_trials} trials ended")
+        for column in (*COLUMNS, *(axis.key for axis in self.sweep.training_axes)):
+            table.add_column(column)
+        for row in self.rows.values():
+            table.add_row(*row)
+        return table
+
+    def _line(self, name: str) -> str:
+        _, status, updates, loss, best, *values = self.rows[name]
+        keys = [axis.key for axis in self.sweep.training_axes]
+        chosen = "  ".join(f"{key}={value}" for key, value in zip(keys, values, strict=True))
+        what = f"after {updates} updates, loss {loss}, best return {best}"
+        return f"trial {len(self.ended)}/{self.num_trials} {status} {what}  {chosen}"
+
+    def _row(self, name: str) -> tuple[str, ...]:
+        trial = self.trials.setdefault(name, TrialWatcher(self.folder.trial(name), self.sweep))
+        return name, *trial.row()
+
+
+class TrialWatcher:
+    """A trial's row in the table, read again when its files have changed."""
+
+    def __init__(self, run: RunFolder, sweep: SweepConfig) -> None:
+        self.run, self.axes = run, sweep.training_axes
+        self.metrics = MetricsTail(run.metrics_file)
+        self._newest: dict[str, Any] = {}
+        self._stamps: dict[str, Stamp] = {}
+        self._row = self._starting
+
+    @property
+    def _starting(self) -> tuple[str, ...]:
+        return "starting", "", "", "", *("" for _ in self.axes)
+
+    def row(self) -> tuple[str, ...]:
+        """Status, updates, loss, best return, and the values that are swept."""
+        stamps = self.run.folder.stamps() | self.run.evaluations.stamps()
+        if stamps != self._stamps:
+            self._row = self._read() if "config.yaml" in stamps else self._starting
+            self._stamps = stamps
+        return self._row
+
+    def _read(self) -> tuple[str, ...]:
+        config = self.run.read_config()
+        status, report = result_of(self.run)
+        if lines := self.metrics.new_lines():
+            self._newest = lines[-1]
+        best = max((target["return_mean"] for target in report["targets"]), default=None) if report else None
+        return (
+            "training" if status == "unfinished" else status,
+            str(max(self._newest.get("step", 0), report["step"] if report else 0)),
+            f"{self._newest['train/loss']:.4f}" if self._newest else "",
+            "" if best is None else f"{best:.1f}",
+            *(f"{value:.4g}" if isinstance(value, float) else str(value)
+              for value in (value_of(config, axis.key) for axis in self.axes)),
+        )  # fmt: skip
+
+
+def _evaluation_line(report: dict[str, Any]) -> str:
+    results = "  ".join(f"{t['target_return']:g} → {t['return_mean']:.1f}" for t in report["targets"])
+    return f"evaluation at update {report['step']}: {results}"

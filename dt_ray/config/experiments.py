@@ -1,0 +1,90 @@
+"""Packaged experiments: what each is for, and the returns that it is expected to reach."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from dt_ray.config.loading import load_config
+from dt_ray.config.schema import CheckpointConfig, LoggingConfig, RunConfig, ScalingConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """A configuration by name, and the mean return that its last evaluation should have."""
+
+    config: str
+    purpose: str
+    target_return: float  # at which it is judged
+    expected: tuple[float, float]  # mean return on seeds 0..99: measured on several training seeds, and some room
+    baselines: tuple[str, ...] = ()  # configurations to run beside it
+
+    def describes(self, config: RunConfig) -> bool:
+        """Whether a run is this experiment, with any name, place, training seed and machine."""
+        return _essence(config) == _essence(load_config(self.config))
+
+    def judge(self, evaluation: Mapping[str, Any]) -> str:
+        """What to say of an evaluation."""
+        found = [t["return_mean"] for t in evaluation["targets"] if t["target_return"] == self.target_return]
+        low, high = self.expected
+        if not found:
+            return f"not evaluated at {self.target_return:g}"
+        place = "within" if low <= found[0] <= high else "below" if found[0] < low else "above"
+        return f"{found[0]:.1f} at {self.target_return:g} is {place} the expected {low:g} .. {high:g}"
+
+
+EXPERIMENTS = (
+    Experiment(
+        config="decision_transformer/pendulum",
+        purpose="the main job: returns asked for and reached, from episodes of every quality",
+        target_return=-130,
+        expected=(-150, -138),
+        baselines=("behavior_cloning/pendulum",),
+    ),
+    Experiment(
+        config="decision_transformer/pendulum_random",
+        purpose="random actions alone: a Decision Transformer is no better than its data",
+        target_return=-130,
+        expected=(-1260, -1100),
+        baselines=("iql/pendulum_random", "decision_transformer/pendulum_stitching"),
+    ),
+    Experiment(
+        config="decision_transformer/pendulum_stitching",
+        purpose="random actions alone: with learned values it puts good steps of bad episodes together, and obeys",
+        target_return=-130,
+        expected=(-190, -160),
+        baselines=("iql/pendulum_random",),
+    ),
+    Experiment(
+        config="behavior_cloning/pendulum",
+        purpose="the same transformer without the return, on the best tenth of the episodes",
+        target_return=-130,
+        expected=(-260, -138),
+    ),
+    Experiment(
+        config="iql/pendulum_random",
+        purpose="random actions alone: implicit Q-learning puts good steps of bad episodes together",
+        target_return=-130,
+        expected=(-170, -155),
+    ),
+)
+
+
+def find_experiment(config: RunConfig) -> Experiment | None:
+    """The packaged experiment that a run is, if it is one."""
+    return next((experiment for experiment in EXPERIMENTS if experiment.describes(config)), None)
+
+
+def _essence(config: RunConfig) -> RunConfig:
+    return replace(
+        config,
+        name=None,
+        seed=0,
+        storage_path="",
+        data=replace(config.data, path="", residency="auto", memory_mb=1),
+        evaluation=replace(config.evaluation, every=0, num_actors=None, max_envs=1),
+        checkpoint=CheckpointConfig(),
+        scaling=ScalingConfig(),
+        logging=LoggingConfig(),
+    )

@@ -1,0 +1,192 @@
+"""YAML files and `section.key=value` overrides in, a `RunConfig` out: every problem reported in one message."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, get_args, get_type_hints
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from dt_ray.config.schema import EvaluationConfig, ModelConfig, RunConfig, find_conflicts
+from dt_ray.errors import ConfigError
+
+PACKAGED = Path(__file__).parent / "configs"
+
+
+def load_config(name_or_file: str, overrides: Sequence[str] = ()) -> RunConfig:
+    """The configuration of a file, a name under `./configs/` or a packaged name, with overrides applied in order.
+
+    Raises:
+        ConfigError: no such configuration, or its problems, one a line.
+    """
+    return decode_config(read_yaml(find_config(name_or_file)), overrides)
+
+
+def find_config(name_or_file: str, kind: Literal["run", "sweep"] = "run") -> Path:
+    """The file meant by a path, else by a name in `./configs/`, else by a packaged name; sweeps are in `sweep/`."""
+    named = f"sweep/{name_or_file}.yaml" if kind == "sweep" else f"{name_or_file}.yaml"
+    for place in (Path(name_or_file), Path("configs") / named, PACKAGED / named):
+        if place.is_file():
+            return place
+    known = packaged_names(kind)
+    close = difflib.get_close_matches(name_or_file, known, n=1)
+    hint = f"; did you mean {close[0]}?" if close else ""
+    what = "sweep" if kind == "sweep" else "configuration"
+    raise ConfigError(f"no {what} {name_or_file!r}: no such file, and no such name among {', '.join(known)}{hint}")
+
+
+def packaged_names(kind: Literal["run", "sweep"] = "run") -> list[str]:
+    names = sorted(path.relative_to(PACKAGED).with_suffix("").as_posix() for path in PACKAGED.rglob("*.yaml"))
+    return [name.removeprefix("sweep/") for name in names if name.startswith("sweep/") == (kind == "sweep")]
+
+
+def read_yaml(file: Path) -> dict[str, Any]:
+    return parse_yaml(file.read_text(), source=str(file))
+
+
+def parse_yaml(text: str, *, source: str) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{source} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{source}: expected `key: value` lines, found {type(values).__name__}")
+    return values
+
+
+def decode_config(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> RunConfig:
+    """Checks a tree of plain values and makes it a `RunConfig`.
+
+    Raises:
+        ConfigError: unknown keys, wrong types, values out of range and conflicts, all in one message.
+    """
+    changes, problems = read_overrides(overrides)
+    tree = with_values(values, changes)
+    problems += _unknown_keys(tree, RunConfig)
+    config = None
+    try:
+        config = _adapter(RunConfig).validate_python(tree)
+    except ValidationError as error:
+        # The branches of a union report one by one, under names of their own: the first speaks for all of them.
+        found = {_location(problem["loc"]): problem for problem in reversed(error.errors())}
+        for location, problem in reversed(found.items()):
+            if problem["type"] == "missing":
+                problems.append(f"{location}: is needed")
+            else:
+                problems.append(f"{location}: {problem['msg']}, got {problem['input']!r}")
+    if config is not None:
+        problems += find_conflicts(config)
+    if problems:
+        lines = "\n".join(f"  {line}" for line in problems)
+        raise ConfigError(f"{len(problems)} problem(s) in the configuration:\n{lines}")
+    assert config is not None
+    return config
+
+
+def check_config(config: RunConfig) -> RunConfig:
+    """Checks a configuration made in Python as strictly as one that was read.
+
+    Raises:
+        ConfigError: all of its problems in one message.
+    """
+    return decode_config(to_plain(config))
+
+
+def change_evaluation(evaluation: EvaluationConfig, model: ModelConfig, **changes: Any) -> EvaluationConfig:
+    """The settings with those `changes` that are not None, checked against the model that is to act.
+
+    Raises:
+        ConfigError: all problems in one message.
+    """
+    given = {key: value for key, value in changes.items() if value is not None}
+    return check_config(RunConfig(model=model, evaluation=dataclasses.replace(evaluation, **given))).evaluation
+
+
+def to_yaml(config: RunConfig) -> str:
+    """The whole configuration, every field written out; `load_config` of it gives an equal one."""
+    return yaml.safe_dump(to_plain(config), sort_keys=False)
+
+
+def to_plain(config: Any) -> dict[str, Any]:
+    """A configuration, or one section of it, as dicts, lists, strings and numbers."""
+    return _adapter(type(config)).dump_python(config, mode="json")
+
+
+@cache
+def _adapter(cls: type) -> TypeAdapter[Any]:
+    return TypeAdapter(cls)
+
+
+def read_overrides(overrides: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """The values given as `section.key=value`, by their dotted keys, and what is wrong with others."""
+    changes, problems = {}, []
+    for override in overrides:
+        dotted, equals, text = override.partition("=")
+        if not equals or not dotted:
+            problems.append(f"{override}: an override is section.key=value")
+            continue
+        try:
+            changes[dotted] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            problems.append(f"{dotted}: {text!r} is not a YAML value; quote it if it is text")
+    return changes, problems
+
+
+def with_values(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of a tree of plain values with those of dotted keys changed."""
+    tree = _copy(values)
+    for dotted, value in changes.items():
+        node, *rest = tree, *dotted.split(".")
+        for part in rest[:-1]:
+            if not isinstance(node.get(part), dict):
+                node[part] = {}
+            node = node[part]
+        node[rest[-1]] = value
+    return tree
+
+
+def _copy(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: _copy(value) if isinstance(value, Mapping) else value for key, value in values.items()}
+
+
+def _location(path: Sequence[str | int]) -> str:
+    """The dotted key that a problem's path means: the parts of it that users can write."""
+    known, parts = dotted_keys(RunConfig), []
+    for part in path:
+        if isinstance(part, int) or ".".join([*parts, part]) in known:
+            parts.append(str(part))
+    return ".".join(parts)
+
+
+def _unknown_keys(tree: Mapping[str, Any], cls: type, prefix: str = "") -> list[str]:
+    sections = dict(_sections(cls))
+    known = {field.name for field in dataclasses.fields(cls)}
+    lines = []
+    for key, value in tree.items():
+        if key not in known:
+            close = difflib.get_close_matches(f"{prefix}{key}", dotted_keys(RunConfig), n=1)
+            lines.append(f"{prefix}{key}: no such key" + (f"; did you mean {close[0]}?" if close else ""))
+        elif key in sections and isinstance(value, Mapping):
+            lines += _unknown_keys(value, sections[key], f"{prefix}{key}.")
+    return lines
+
+
+def dotted_keys(cls: type, prefix: str = "") -> list[str]:
+    """The keys of a section and of the sections in it, as users write them."""
+    keys = [f"{prefix}{field.name}" for field in dataclasses.fields(cls)]
+    for key, section in _sections(cls):
+        keys += dotted_keys(section, f"{prefix}{key}.")
+    return keys
+
+
+def _sections(cls: type) -> Iterator[tuple[str, type]]:
+    """The fields of a section that are sections themselves."""
+    for key, hint in get_type_hints(cls).items():
+        for candidate in (hint, *get_args(hint)):
+            if dataclasses.is_dataclass(candidate) and isinstance(candidate, type):
+                yield key, candidate

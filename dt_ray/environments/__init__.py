@@ -1,0 +1,1 @@
+"""Environments that are stepped together, and behaviours that act in them without learning."""

@@ -1,0 +1,59 @@
+"""Many episodes of one environment, stepped together.
+
+Legend: N episodes, M those still live, S observation, A action dimension.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+from dt_ray.environments.checked import GymnasiumEnvironments
+from dt_ray.environments.pendulum import PendulumEnvironments
+from dt_ray.environments.steps import Environments
+
+NUM_TRIED_STEPS = 2
+
+
+def make_environments(
+    env_id: str, num: int, *, batched: bool = True, env_kwargs: Mapping[str, Any] | None = None
+) -> Environments:
+    """N environments: a batched copy where there is an exact one and it is wanted, else N of Gymnasium's.
+
+    Raises:
+        UnsupportedSpaceError: no such environment, or what it needs is not installed.
+    """
+    if batched and is_batched(env_id, env_kwargs):
+        return PendulumEnvironments(num)
+    return GymnasiumEnvironments(env_id, num, env_kwargs)
+
+
+def is_batched(env_id: str, env_kwargs: Mapping[str, Any] | None = None) -> bool:
+    """Whether there is an exact batched copy of an environment, which opens none of Gymnasium's."""
+    return env_id == "Pendulum-v1" and not env_kwargs and PendulumEnvironments.copies(gym.spec(env_id))
+
+
+def try_environment(env_id: str, env_kwargs: Mapping[str, Any] | None = None, *, seed: int = 0) -> None:
+    """Plays a reset, two steps and another reset, as an evaluation would, so that a fault shows before a training.
+
+    Raises:
+        BrokenEnvironmentError: the environment fails, or answers what no policy can act on.
+        UnsupportedSpaceError: it can't be made.
+    """
+    envs = GymnasiumEnvironments(env_id, 1, env_kwargs)
+    try:
+        envs.reset([seed])
+        space = envs.envs[0].action_space
+        assert isinstance(space, gym.spaces.Box)
+        low, high = (np.clip(bound, -1.0, 1.0) for bound in (space.low, space.high))
+        action = np.clip((low + high) / 2, space.low, space.high).astype(np.float32)
+        for _ in range(NUM_TRIED_STEPS):
+            steps = envs.step(np.zeros(1, np.int64), action[None])
+            if steps.terminated[0] or steps.truncated[0]:
+                break
+        envs.reset([seed])
+    finally:
+        envs.close()

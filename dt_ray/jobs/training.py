@@ -1,0 +1,327 @@
+"""Starting a run: the checks that come before anything is written, the data, then the loop, here or on Ray."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
+from dataclasses import replace
+from importlib import import_module
+from threading import Thread
+from typing import Any
+
+import pyarrow as pa
+from pyarrow import fs
+
+from dt_ray.config.loading import decode_config, load_config, to_plain
+from dt_ray.config.modules import allow_modules, allow_overrides, check_names
+from dt_ray.config.schema import DataConfig, RunConfig
+from dt_ray.data.files import absolute, resolve
+from dt_ray.data.reading import read_dataset, sound_files_here
+from dt_ray.data.spaces import SpaceSpec, choose_bounds, read_spaces
+from dt_ray.environments.batched import try_environment
+from dt_ray.errors import ConfigError, ResourceError, RunError
+from dt_ray.jobs.dataset import make_dataset, needs_dataset
+from dt_ray.learners import find_learner
+from dt_ray.play.collection import collect_here
+from dt_ray.runs.folder import RunFolder, default_name, with_values_checkpoint
+from dt_ray.runs.lease import Lease
+from dt_ray.runs.storage import Folder
+from dt_ray.training.context import LocalContext
+from dt_ray.training.interrupts import stops_asked_of
+from dt_ray.training.loop import check_checkpoint, run_training
+from dt_ray.training.recorder import TrainResult
+from dt_ray.training.resident import ResidentData
+from dt_ray.training.streaming import StreamingData, episode_statistics, make_source, streams
+from dt_ray.training.trackers import check_trackers
+
+log = logging.getLogger("dt_ray")
+
+Watch = Callable[[RunConfig], AbstractContextManager[Any]]  # shows a run while it takes place
+
+
+def name_run(config: RunConfig, config_name: str) -> RunConfig:
+    """The configuration with a name and absolute paths: workers have working directories of their own."""
+    return replace(
+        config,
+        name=config.name or default_name(config_name),
+        storage_path=str(Folder.at(config.storage_path)),
+        data=with_absolute_paths(config.data),
+    )
+
+
+def with_absolute_paths(data: DataConfig) -> DataConfig:
+    """The same data, wherever the process that reads it works."""
+    return replace(
+        data,
+        path=absolute(data.path),
+        values=_absolute_run(data.values),
+        mix={absolute(path): share for path, share in data.mix.items()},
+    )
+
+
+def start_run(
+    config: RunConfig,
+    *,
+    overwrite: bool = False,
+    verbose: bool = False,
+    dashboard: bool = False,
+    watch: Watch = nullcontext,
+) -> TrainResult:
+    """Trains a new run; its folder appears once its data has been read and found good.
+
+    Where its returns are counted from values of a configuration, a run of that one comes first: `NAME-values`.
+
+    Raises:
+        UserError: anything that the user can mend, named before training starts where it can be known.
+    """
+    run = RunFolder.of(config)
+    allow_modules(*config.named_code.values())
+    spec = check_run(config)
+    if overwrite:
+        run.check_writable()
+    else:
+        run.check_free()
+    with _one_connection(config, verbose=verbose, dashboard=dashboard):
+        if config.relabels:
+            values = _learn_values(config, overwrite=overwrite, verbose=verbose, watch=watch)
+            config = with_values_checkpoint(replace(config, data=replace(config.data, values=values)))
+
+        def prepare_folder() -> None:
+            if overwrite:
+                run.check_writable()
+            else:
+                run.check_free()  # before the lease makes the folder
+            lease.acquire()
+            run.create(config, overwrite=overwrite)
+
+        with closing(Lease(run.folder)) as lease, watch(config):
+            return _train(config, spec, prepare_folder, verbose=verbose, dashboard=dashboard)
+
+
+def _one_connection(config: RunConfig, *, verbose: bool, dashboard: bool) -> AbstractContextManager[Any]:
+    """Ray for two runs, one after the other."""
+    if not config.relabels or config.scaling.num_workers == 0:
+        return nullcontext()
+    from dt_ray.distributed.cluster import connection
+
+    return connection(verbose=verbose, dashboard=dashboard)
+
+
+def _learn_values(config: RunConfig, *, overwrite: bool, verbose: bool, watch: Watch) -> str:
+    """The run that `data.values` means; that of a configuration is made, or gone on with."""
+    assert config.data.values is not None
+    if Folder.at(config.data.values).kind() == fs.FileType.Directory:
+        return config.data.values
+    first = values_config(config)
+    run = RunFolder.of(first)
+    if overwrite or not run.folder.exists():
+        log.info("learning values first, by %s", config.data.values)
+        start_run(first, overwrite=overwrite, verbose=verbose, watch=watch)
+    elif run.read_config() != first:
+        raise RunError(f"{run} exists already, with other settings; choose another name=… or replace it: --overwrite")
+    else:
+        with watch(first):
+            resume_run(first, verbose=verbose)
+    return str(run)
+
+
+def values_config(config: RunConfig) -> RunConfig:
+    """The run, on the same data, that learns the values which the returns of `config` are counted from.
+
+    Raises:
+        ConfigError: there is no such configuration, it is of another algorithm, or it does not fit the run's data.
+    """
+    assert config.data.values is not None
+    learns = load_config(config.data.values)
+    if learns.algorithm != "iql":
+        raise ConfigError(f"data.values: a configuration of iql, got one of {learns.algorithm}: {config.data.values}")
+    unlike = {"return_source": None, "values": None, "return_noise": 0.0, "return_scale": None, "window_length": None}
+    evaluation = replace(
+        config.evaluation,
+        every=learns.evaluation.every,
+        target_returns=config.evaluation.target_returns[:1],
+        context_length=None,
+    )
+    first = replace(
+        learns,
+        name=f"{config.name}-values",
+        data=replace(config.data, **unlike),
+        model=replace(learns.model, max_timesteps=config.model.max_timesteps),
+        evaluation=evaluation,
+        **{
+            name: getattr(config, name)
+            for name in ("env_id", "env_kwargs", "seed", "storage_path", "scaling", "logging")
+        },
+    )
+    return decode_config(to_plain(first))
+
+
+def resumed_config(path: str, overrides: Sequence[str] = ()) -> RunConfig:
+    """The configuration that a run goes on with; overrides that repeat its `module:name` allow that module.
+
+    Raises:
+        RunError: no such run, or its configuration names a module that the user did not.
+        ConfigError: an override is wrong, or changes what a checkpoint fixes.
+    """
+    run = RunFolder(Folder.at(path))
+    before = run.read_config()
+    allow_overrides(overrides)
+    check_names(before.named_code, source=f"{run}/config.yaml")
+    place = {"name": run.folder.name, "storage_path": run.folder.parent.uri}  # it may have been moved
+    before = replace(before, **place, data=with_absolute_paths(before.data))
+    config = decode_config(to_plain(before), overrides)
+    config = replace(config, data=with_absolute_paths(config.data))
+    fixed = [
+        key
+        for key in ("name", "storage_path", "algorithm", "env_id", "model", "seed")
+        if getattr(config, key) != getattr(before, key)
+    ]
+    if fixed:
+        raise ConfigError(f"a resumed run keeps its {', '.join(fixed)}; start a new run to change that")
+    return config
+
+
+def resume_run(config: RunConfig, *, verbose: bool = False, dashboard: bool = False) -> TrainResult:
+    """Goes on with a run from its newest complete checkpoint; `config` comes from `resumed_config`.
+
+    Nothing of the run is changed before all is checked.
+
+    Raises:
+        RunError: there is no complete checkpoint, it does not fit the data or the settings, or another process
+            writes the run.
+    """
+    run = RunFolder.of(config)
+    run.check_writable()
+    checkpoint, faults = run.latest_checkpoint()
+    for fault in faults:
+        log.warning("passed over: %s", fault)
+    if checkpoint is None:
+        raise RunError(f"{run} has no complete checkpoint to go on from; start it again with --overwrite")
+    check_inputs_are_there(config, str(run))
+    log.info("going on from %s", checkpoint)
+
+    def prepare_folder() -> None:
+        lease.acquire()
+        run.write_config(config)
+
+    with closing(Lease(run.folder)) as lease:
+        return _train(
+            config, check_run(config), prepare_folder, checkpoint=checkpoint, verbose=verbose, dashboard=dashboard
+        )
+
+
+def check_inputs_are_there(config: RunConfig, resumed: str) -> None:
+    """Raises:
+    RunError: what a run or sweep was trained on is not where it was.
+    """
+    missing = {} if needs_dataset(config) else {"data.path": config.data.paths}
+    missing["data.values"] = (config.data.values,) if config.relabels and config.data.values else ()
+    for key, paths in missing.items():
+        for path in paths:
+            filesystem, place = resolve(path)
+            if filesystem.get_file_info(place).type == fs.FileType.NotFound:
+                key = "data.mix" if key == "data.path" and config.data.mix else key
+                raise RunError(
+                    f"{resumed} was trained with {path}, which is not there; if it was moved, say where to: "
+                    f"--resume {resumed} {key}=PLACE"
+                )
+
+
+def _absolute_run(place: str | None) -> str | None:
+    """A run by its absolute path; what isn't there is a configuration's name."""
+    return place if place is None or Folder.at(place).kind() != fs.FileType.Directory else Folder.at(place).uri
+
+
+def tell_how_to_resume(config: RunConfig) -> None:
+    """Says, of a run that was stopped, how it goes on from its newest checkpoint, if it has one."""
+    run = RunFolder.of(config)
+    if run.latest_checkpoint()[0] is not None:
+        log.warning("stopped; go on with: python -m dt_ray.train --resume %s", run)
+
+
+def check_run(config: RunConfig) -> SpaceSpec:
+    """What can be known to be wrong without reading the data.
+
+    Raises:
+        ConfigError: an unknown algorithm.
+        UnsupportedSpaceError: an environment that is out of scope, has no action bounds, or isn't there.
+    """
+    find_learner(config.algorithm)
+    check_trackers(config)
+    spec = read_spaces(config.env_id, config.env_kwargs)
+    return choose_bounds(spec, config.data.action_bounds, env_id=config.env_id)
+
+
+def _train(
+    config: RunConfig,
+    spec: SpaceSpec,
+    prepare_folder: Callable[[], None],
+    *,
+    checkpoint: Folder | None = None,
+    verbose: bool,
+    dashboard: bool,
+) -> TrainResult:
+    if config.scaling.num_workers == 0:
+        return _train_here(config, spec, prepare_folder, checkpoint=checkpoint)
+
+    # Ray takes seconds to import, and only runs that use it need it.
+    from dt_ray.distributed.cluster import connection, plan_on_cluster
+    from dt_ray.distributed.collect import collect_on_ray
+    from dt_ray.distributed.data import check_checkpoint_on_ray, prepare_data
+    from dt_ray.distributed.evaluation import try_environment_on_ray
+    from dt_ray.distributed.paths import check_data, check_storage
+
+    with connection(verbose=verbose, dashboard=dashboard):
+        plan = plan_on_cluster(config)
+        for note in plan.notes:
+            log.warning(note)
+        check_storage(config)
+        try_environment_on_ray(config)
+        if needs_dataset(config):
+            make_dataset(config, collect_on_ray, spec=spec)
+        check_data(config)
+        # Ray Train takes another second or two to import, which the data needs too.
+        Thread(target=import_module, args=("dt_ray.distributed.training",)).start()
+        data = prepare_data(config, spec)
+        if checkpoint is not None:
+            check_checkpoint_on_ray(checkpoint, config, data)
+        prepare_folder()
+        log.info("training in %s", RunFolder.of(config))
+        from dt_ray.distributed.training import train_on_ray
+
+        return train_on_ray(config, data, plan, verbose=verbose)
+
+
+def _train_here(
+    config: RunConfig, spec: SpaceSpec, prepare_folder: Callable[[], None], *, checkpoint: Folder | None
+) -> TrainResult:
+    import torch
+
+    if config.scaling.use_gpu and not torch.cuda.is_available():
+        raise ResourceError("scaling.use_gpu is set but torch sees no GPU; set scaling.use_gpu=false")
+    if config.scaling.cpus_per_worker is not None:
+        torch.set_num_threads(max(1, int(config.scaling.cpus_per_worker)))
+    try_environment(config.env_id, config.env_kwargs, seed=config.evaluation.seed)
+    if needs_dataset(config):
+        make_dataset(config, collect_here, spec=spec)
+    context = LocalContext(config, device="cuda" if config.scaling.use_gpu else "cpu")
+    data = _prepare_here(config, spec)
+    for note in data.notes:
+        log.warning("%s", note)
+    source = make_source(data, config, device=context.device)
+    if checkpoint is not None:
+        check_checkpoint(checkpoint, config, source.spec, source.normalizer, source.values)
+    prepare_folder()
+    log.info("training in %s", RunFolder.of(config))
+    with stops_asked_of(context.stop):
+        return run_training(config, source, context)
+
+
+def _prepare_here(config: RunConfig, spec: SpaceSpec) -> ResidentData | StreamingData:
+    files, num_skipped = sound_files_here(config.data, spec)
+    if streams(files, config):
+        statistics = pa.concat_tables([episode_statistics(file, config, spec) for file in files])
+        return StreamingData.build(files, statistics, spec, config, num_skipped_files=num_skipped)
+    episodes = read_dataset(config.data, spec, files=files)
+    return ResidentData.build(episodes, spec, config, num_skipped_files=num_skipped)

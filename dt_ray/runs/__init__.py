@@ -1,0 +1,1 @@
+"""A run on disk: folder, checkpoint, evaluation reports, lease and storage. Nothing here trains or plays."""

@@ -1,0 +1,339 @@
+"""A run on disk: `runs/NAME/` with its configuration, metrics, checkpoints, evaluations and summary."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from importlib import metadata
+from typing import Any
+
+from pyarrow import fs
+
+from dt_ray.config.loading import decode_config, parse_yaml, to_yaml
+from dt_ray.config.schema import RunConfig
+from dt_ray.errors import ConfigError, RunError
+from dt_ray.runs.checkpoint import checkpoint_name, find_fault
+from dt_ray.runs.evaluation_report import best_of, decode_evaluation
+from dt_ray.runs.lease import FILE as LEASE
+from dt_ray.runs.lease import Lease
+from dt_ray.runs.storage import Folder, Stamp
+from dt_ray.runs.writing import to_json
+
+REWRITE_EVERY_S = 10.0  # of a metrics file in an object store
+PACKAGES = ("torch", "ray", "gymnasium", "numpy", "pyarrow")
+
+
+class RunFolder:
+    """The files of one run, by name."""
+
+    def __init__(self, folder: Folder) -> None:
+        self.folder = folder
+        self.metrics_file = folder / "metrics.jsonl"
+        self.checkpoints = folder / "checkpoints"
+        self.evaluations = folder / "evaluations"
+        # What was read and found good is not read again until it is written again.
+        self._sound: dict[int, dict[str, Stamp]] = {}
+        self._reports: dict[str, tuple[Stamp, dict[str, Any]]] = {}
+
+    @classmethod
+    def of(cls, config: RunConfig) -> RunFolder:
+        assert config.name is not None, "a run is named before it starts"
+        return cls(Folder.at(config.storage_path) / config.name)
+
+    def __str__(self) -> str:
+        return str(self.folder)
+
+    def check_free(self) -> None:
+        """Raises:
+        RunError: a run of this name exists, or another process makes it.
+        """
+        Lease(self.folder).check_free()
+        self._check_new()
+
+    def _check_new(self) -> None:
+        if self.folder.exists() and self.folder.names() != [LEASE]:
+            raise RunError(
+                f"{self} exists already; choose another name=…, go on with --resume {self}, "
+                f"or replace it with --overwrite"
+            )
+
+    def create(self, config: RunConfig, *, overwrite: bool = False) -> None:
+        """Makes the folder with the configuration and the environment in it.
+
+        Raises:
+            RunError: something of this name exists and may not be replaced.
+            StorageError: the storage can't be written.
+        """
+        if not overwrite:
+            self._check_new()
+        elif self.folder.exists():
+            if not (self.folder / "config.yaml").exists() and self.folder.names() != [LEASE]:
+                raise RunError(f"{self} exists and is no run; --overwrite replaces runs only")
+            for name in self.folder.names():
+                if name != LEASE:  # whoever creates the run holds it
+                    (self.folder / name).delete()
+        self.write_config(config)
+
+    def check_writable(self) -> None:
+        """Raises:
+        RunError: another process writes the run, or the sweep that it is a trial of.
+        """
+        Lease(self.folder).check_free()
+        if self.folder.parent.name == "trials":
+            Lease(self.folder.parent.parent).check_free()
+
+    def write_config(self, config: RunConfig) -> None:
+        """Writes `config.yaml` and `environment.json`, at a start or a resume: what ended the run before is past."""
+        (self.folder / "error.txt").delete()
+        (self.folder / "config.yaml").write_text(to_yaml(config))
+        (self.folder / "environment.json").write_text(json.dumps(describe_environment(config), indent=2) + "\n")
+
+    def read_config(self) -> RunConfig:
+        """The configuration that the run was started with."""
+        try:
+            text = (self.folder / "config.yaml").read_text()
+        except FileNotFoundError:
+            raise RunError(f"{self} is no run: there is no config.yaml in it") from None
+        return decode_config(parse_yaml(text, source=f"{self}/config.yaml"))
+
+    def checkpoint(self, step: int) -> Folder:
+        return self.checkpoints / checkpoint_name(step)
+
+    def checkpoint_steps(self) -> list[int]:
+        """The steps of all checkpoints, complete or not, oldest first."""
+        names = [name.removeprefix("step-") for name in self.checkpoints.names() if name.startswith("step-")]
+        return sorted(int(name) for name in names if name.isdigit())
+
+    def latest_checkpoint(self) -> tuple[Folder | None, list[str]]:
+        """The newest checkpoint that is complete and undamaged, and the faults of newer ones passed over."""
+        faults = []
+        for step in reversed(self.checkpoint_steps()):
+            if (fault := find_fault(self.checkpoint(step))) is None:
+                return self.checkpoint(step), faults
+            faults.append(fault)
+        return None, faults
+
+    def mark_latest(self, step: int) -> None:
+        (self.checkpoints / "latest").write_text(checkpoint_name(step) + "\n")
+
+    def prune_checkpoints(self, *, keep: int, spared: set[int]) -> None:
+        """Deletes what is older than the `keep` newest complete checkpoints, but neither those in `spared` nor the one
+        that `latest` names.
+
+        Damaged checkpoints don't count: they never take the place of complete ones.
+        """
+        steps, num_kept = self.checkpoint_steps(), 0
+        while steps and num_kept < keep:
+            num_kept += self._is_sound(steps.pop())
+        if not set(steps) - spared:
+            return
+        latest = self._named_latest()
+        for step in steps:
+            if step not in spared and checkpoint_name(step) != latest:
+                self.checkpoint(step).delete()
+                self._sound.pop(step, None)
+
+    def _is_sound(self, step: int) -> bool:
+        """Whether a checkpoint is complete and undamaged; one that is as it was when it was read is not read again."""
+        stamps = self.checkpoint(step).stamps(recursive=True)
+        if self._sound.get(step) != stamps and find_fault(self.checkpoint(step)) is None:
+            self._sound[step] = stamps
+        return self._sound.get(step) == stamps
+
+    def _named_latest(self) -> str | None:
+        try:
+            return (self.checkpoints / "latest").read_text().strip()
+        except FileNotFoundError:
+            return None
+
+    def discard_after(self, step: int) -> None:
+        """Deletes the checkpoints and evaluations of later updates: the run goes on from other weights at `step`."""
+        for later in self.checkpoint_steps():
+            if later > step:
+                self.checkpoint(later).delete()
+        for name in self._evaluation_names():
+            if name > f"{checkpoint_name(step)}.json":
+                (self.evaluations / name).delete()
+
+    def evaluation(self, step: int) -> Folder:
+        """The file of the evaluation at a step."""
+        return self.evaluations / f"{checkpoint_name(step)}.json"
+
+    def has_evaluation(self, step: int) -> bool:
+        return self.evaluation(step).exists()
+
+    def read_evaluation(self, step: int) -> dict[str, Any]:
+        return decode_evaluation(self.evaluation(step).read_text())
+
+    def write_evaluation(self, report: Mapping[str, Any]) -> None:
+        file = self.evaluation(report["step"])
+        self._reports.pop(file.name, None)
+        file.write_text(to_json(report, indent=1))
+
+    def read_evaluations(self, *, up_to: int | None = None) -> list[dict[str, Any]]:
+        """The evaluations at steps up to `up_to`, oldest first; only new ones are read from the storage."""
+        stamps = {name: stamp for name, stamp in self.evaluations.stamps().items() if _is_evaluation(name)}
+        for name, stamp in stamps.items():
+            if name not in self._reports or self._reports[name][0] != stamp:
+                self._reports[name] = stamp, decode_evaluation((self.evaluations / name).read_text())
+        reports = [self._reports[name][1] for name in stamps]
+        return [report for report in reports if up_to is None or report["step"] <= up_to]
+
+    def _evaluation_names(self) -> list[str]:
+        return [name for name in self.evaluations.names() if _is_evaluation(name)]
+
+    def best_evaluation(self, *, up_to: int | None = None) -> dict[str, Any] | None:
+        """The evaluation with the best score; the earlier of equal ones, and none whose returns are no numbers."""
+        return best_of(self.read_evaluations(up_to=up_to))
+
+    def write_summary(self, *, status: str, step: int, **values: Any) -> dict[str, Any]:
+        """Writes `summary.json` with the last and the best evaluation beside `values`."""
+        reports = self.read_evaluations(up_to=step)
+        summary = {
+            "status": status,
+            "step": step,
+            **values,
+            "last": reports[-1] if reports else None,
+            "best": best_of(reports),
+        }
+        (self.folder / "summary.json").write_text(to_json(summary, indent=1))
+        return summary
+
+    def read_summary(self) -> dict[str, Any] | None:
+        """What `summary.json` says; None while there is none."""
+        try:
+            return json.loads((self.folder / "summary.json").read_text())
+        except FileNotFoundError:
+            return None
+
+
+class MetricsLog:
+    """`metrics.jsonl`: a line a logged step, and none twice: what a resumed run does again replaces what was there."""
+
+    def __init__(self, file: Folder, *, resumed_at: int) -> None:
+        self.file = file
+        lines = file.read_text().splitlines() if file.exists() else []
+        self._text = "".join(f"{line}\n" for line in lines if _step_of(line) <= resumed_at)
+        file.write_text(self._text)
+        self._written_at, self._is_written = time.monotonic(), True
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Appends a line; object stores can't append, and get the whole file now and then."""
+        line = to_json({"step": step, **values})
+        if self.file.is_local:
+            self.file.append_text(line)
+            return
+        self._text, self._is_written = self._text + line, False
+        if time.monotonic() - self._written_at > REWRITE_EVERY_S:
+            self.flush()
+
+    def flush(self) -> None:
+        """Returns when all lines are in the file."""
+        if not self._is_written:
+            self.file.write_text(self._text)
+            self._written_at, self._is_written = time.monotonic(), True
+
+
+class MetricsTail:
+    """The lines of a `metrics.jsonl` that are new since the last look, wherever it is written."""
+
+    def __init__(self, file: Folder) -> None:
+        self.file = file
+        self._read, self._last = 0, b""  # bytes of whole lines, and the last of these lines
+
+    def new_lines(self) -> list[dict[str, Any]]:
+        """The whole lines since the last call; all of them where a run was resumed or replaced meanwhile."""
+        begin = self._read - len(self._last)
+        try:
+            content = self.file.read_from(begin)
+        except FileNotFoundError:
+            content = b""
+        if not content.startswith(self._last) or (begin and not content):  # another file than before
+            self._read, self._last = 0, b""
+            return self.new_lines() if begin or content else []
+        whole = content[: content.rfind(b"\n") + 1]
+        lines = whole[len(self._last) :].splitlines(keepends=True)
+        if lines:
+            self._read, self._last = begin + len(whole), lines[-1]
+        return [json.loads(line) for line in lines]
+
+
+def _is_evaluation(name: str) -> bool:
+    return name.startswith("step-") and name.endswith(".json")
+
+
+def _step_of(line: str) -> float:
+    """The step of a line, infinite for one that a crash cut short."""
+    try:
+        return json.loads(line)["step"]
+    except ValueError:
+        return float("inf")
+
+
+def default_name(config_name: str) -> str:
+    """A name that no other run has: the configuration's and the time."""
+    return f"{config_name.rpartition('/')[2].removesuffix('.yaml')}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def describe_environment(config: RunConfig) -> dict[str, Any]:
+    """What `environment.json` says: enough to see what a run came from, and no environment variables."""
+    revision = None
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        git = ["git", "rev-parse", "HEAD"]
+        revision = subprocess.run(git, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    return {
+        "dt_ray": _version("dt_ray"),
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "git_revision": revision,
+        "seeds": {"training": config.seed, "evaluation": config.evaluation.seed},
+        "command_line": sys.argv,
+        "machine": {"system": platform.platform(), "processor": platform.machine(), "host": platform.node()},
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+
+
+def _version(package: str) -> str | None:
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        return metadata.version(package)
+    return None
+
+
+def find_checkpoint(place: Folder) -> Folder:
+    """The checkpoint meant by a run's folder (its newest complete one) or by a checkpoint's own.
+
+    Raises:
+        RunError: there is none.
+    """
+    if (place / "policy").exists() or (place / "MANIFEST.json").exists():
+        return place
+    if not place.exists():
+        raise RunError(f"no run or checkpoint at {place}")
+    found, faults = RunFolder(place).latest_checkpoint()
+    if found is None:
+        raise RunError("\n  ".join([f"{place} has no complete checkpoint", *faults]))
+    return found
+
+
+def with_values_checkpoint(config: RunConfig) -> RunConfig:
+    """The configuration with its `data.values`, a run, as that run's newest checkpoint.
+
+    Raises:
+        ConfigError: it is no run.
+        RunError: the run has no complete checkpoint.
+    """
+    if not config.relabels:
+        return config
+    assert config.data.values is not None
+    if (place := Folder.at(config.data.values)).kind() != fs.FileType.Directory:
+        raise ConfigError(
+            f"data.values: there is no run at {config.data.values}; give the folder of a run or checkpoint of iql, "
+            f"which `python -m dt_ray.train --config iql/pendulum_values`, for one, makes"
+        )
+    return replace(config, data=replace(config.data, values=str(find_checkpoint(place))))

@@ -1,0 +1,1 @@
+"""The one training loop, its recorder, contexts, sources of batches and trackers. Nothing here imports Ray."""

@@ -1,0 +1,186 @@
+"""Where the loop runs: what it is told of its place among the workers, and of who runs them."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
+from contextlib import contextmanager
+from typing import Any, Protocol, TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from dt_ray.config.schema import RunConfig
+from dt_ray.errors import UserError
+from dt_ray.learners import Policy
+from dt_ray.models.batch import WindowBatch
+from dt_ray.play.evaluation import evaluate
+from dt_ray.runs.folder import RunFolder
+from dt_ray.runs.storage import Folder
+
+T = TypeVar("T")
+EXCHANGE_EVERY = 10  # updates of several workers between two exchanges of what is asked of them, and who has failed
+
+
+class Wish(enum.Enum):
+    """What the workers are asked for between two updates."""
+
+    GO_ON = enum.auto()
+    SAVE = enum.auto()  # a checkpoint now: this machine may soon be gone
+    STOP = enum.auto()  # a checkpoint now, and the end
+    MOVE = enum.auto()  # a checkpoint now, from which another number of workers goes on
+
+
+class TrainContext(Protocol):
+    """Where the loop runs: in this process, in a Ray Train worker or in a Tune trial."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+    def data_parallel(self, module: nn.Module) -> nn.Module:
+        """The module, its gradients averaged over the workers."""
+        ...
+
+    def sum(self, value: Tensor) -> Tensor:
+        """The sum over the workers, on each of them."""
+        ...
+
+    def gather(self, value: Any) -> list[Any]:
+        """What each worker gives, by rank, on all of them; every worker must call it."""
+        ...
+
+    def report(self, metrics: Mapping[str, float]) -> None:
+        """Tells whoever runs the workers that a checkpoint is complete; every worker must call it."""
+        ...
+
+    def wish(self) -> Wish:
+        """What is asked of the workers now: the same on all of them, who call it after every update."""
+        ...
+
+    def latest_checkpoint(self) -> Folder | None:
+        """Where to go on from: the same on all workers, who must all call it."""
+        ...
+
+    @property
+    def evaluates_here(self) -> bool:
+        """Whether evaluations are played in this process."""
+        ...
+
+    def evaluate(self, policy: Policy, *, step: int, again: bool = False) -> Future[dict[str, Any]]:
+        """Begins an evaluation; its report comes when the future is done.
+
+        `again`: it was begun before and not finished, perhaps because the environment ended the process.
+        """
+        ...
+
+
+class LocalContext:
+    """One worker, in the calling process; evaluations hold up the training."""
+
+    rank = 0
+    world_size = 1
+    evaluates_here = True
+
+    def __init__(self, config: RunConfig, *, device: torch.device | str = "cpu") -> None:
+        self.config = config
+        self.device = torch.device(device)
+        self._wish = Wish.GO_ON
+
+    def stop(self) -> None:
+        """Ends the training after the update that it is in."""
+        self._wish = Wish.STOP
+
+    def wish(self) -> Wish:
+        return self._wish
+
+    def data_parallel(self, module: nn.Module) -> nn.Module:
+        return module
+
+    def sum(self, value: Tensor) -> Tensor:
+        return value
+
+    def gather(self, value: Any) -> list[Any]:
+        return [value]
+
+    def report(self, metrics: Mapping[str, float]) -> None:
+        pass  # nobody else is waiting
+
+    def latest_checkpoint(self) -> Folder | None:
+        return RunFolder.of(self.config).latest_checkpoint()[0]
+
+    def evaluate(self, policy: Policy, *, step: int, again: bool = False) -> Future[dict[str, Any]]:
+        return evaluate_here(policy, self.config, step=step)
+
+
+class Failures:
+    """The failure of one worker, kept until all workers know of it.
+
+    A worker that ended by itself would leave the others waiting for it. So it goes on as they do, and all of them end
+    at the next exchange.
+    """
+
+    def __init__(self, context: TrainContext) -> None:
+        self.context = context
+        self.first: UserError | None = None
+        self._num_updates = 0
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Keeps the `UserError` of the block; one worker alone raises it at once."""
+        try:
+            yield
+        except UserError as error:
+            if self.context.world_size == 1:
+                raise
+            self.first = self.first or error
+
+    def exchange(self, *, now: bool) -> None:
+        """Raises on all workers what one kept. They call it at every update, and ask each other every few, or `now`."""
+        self._num_updates += 1
+        if self.context.world_size > 1 and (now or self._num_updates % EXCHANGE_EVERY == 0):
+            failed = torch.tensor(float(self.first is not None), device=self.context.device)
+            if self.context.sum(failed).item():
+                self.raise_on_all()
+
+    def raise_own(self) -> None:
+        """Raises what this worker kept, where no other one waits for it any more."""
+        if self.first is not None:
+            raise self.first
+
+    def raise_on_all(self) -> None:
+        """Raises what one worker kept, on all of them; every worker must call it."""
+        for failure in self.context.gather(self.first):
+            if failure is not None:
+                raise failure
+
+
+def together(context: TrainContext, work: Callable[[], T]) -> T:
+    """What `work` returns on this worker; raises on all workers the `UserError` that it raised on one."""
+    failures, results = Failures(context), []
+    with failures.kept():
+        results.append(work())
+    failures.raise_on_all()
+    return cast("T", results[0])
+
+
+def evaluate_here(policy: Policy, config: RunConfig, *, step: int) -> Future[dict[str, Any]]:
+    """A finished evaluation, for a context without actors."""
+    future: Future[dict[str, Any]] = Future()
+    try:
+        report = evaluate(policy, config.env_id, config.evaluation, step=step, env_kwargs=config.env_kwargs)
+    except UserError as fault:
+        future.set_exception(fault)
+    else:
+        future.set_result(report)
+    return future
+
+
+def mean_real_steps(batch: WindowBatch, context: TrainContext) -> Tensor | None:
+    """Real steps a worker, over all of them; None where there is one, who counts them itself."""
+    if context.world_size == 1:
+        return None
+    if batch.num_real is not None:  # without waiting for the others, twice an update
+        return batch.num_real / context.world_size
+    return context.sum(batch.mask.sum()) / context.world_size

@@ -1,0 +1,81 @@
+"""Returns-to-go out of learned values, so that good steps of bad episodes count as good (Yamagata et al. 2023).
+
+Legend: N transitions, S observation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy import ndarray
+from torch import nn
+
+from dt_ray.config.schema import OptimConfig, PerceptronConfig
+from dt_ray.data.normalizer import Normalizer
+from dt_ray.data.transitions import TransitionDataset
+from dt_ray.errors import ConfigError
+from dt_ray.learners.iql import IQLLearner
+from dt_ray.models.state_values import StateValues
+from dt_ray.runs.checkpoint import load_learner
+from dt_ray.runs.storage import Folder
+
+SHOWN = (0.001, 0.999)  # quantiles of the returns above the values in the data: no more and no less is asked for
+
+
+class LearnedValues:
+    """The state values of an `iql` checkpoint, in the environment's units.
+
+    Raises:
+        RunError: there is no complete checkpoint.
+        ConfigError: it is of another algorithm.
+    """
+
+    def __init__(self, checkpoint: str) -> None:
+        learner, config = load_learner(Folder.at(checkpoint), optim=OptimConfig())  # on a CPU, without a compiler
+        if not isinstance(learner, IQLLearner):
+            raise ConfigError(f"data.values: a checkpoint of iql, got one of {config.algorithm} at {checkpoint}")
+        self.network, self.normalizer = learner.model.value, learner.normalizer
+        self.config = PerceptronConfig(num_layers=config.model.num_layers, width=config.model.width)
+        self.scale = config.iql.reward_scale
+
+    @torch.no_grad()
+    def __call__(self, observations: Float[ndarray, "N S"]) -> Float[ndarray, "N"]:
+        normalized = torch.from_numpy(self.normalizer.normalize_observations(observations))
+        return self.network(normalized)[:, 0].double().numpy() / self.scale
+
+    def relabel(self, data: TransitionDataset) -> TransitionDataset:
+        """The same steps with returns-to-go r + V(s'), or r where the environment ended the episode.
+
+        The last step of an episode is left out where a limit cut it and what came next was not logged; so are episodes
+        of which nothing remains.
+        """
+        finals = data.final_observations
+        known = data.terminated[data.ends - 1] | (False if finals is None else np.isfinite(finals).all(axis=1))
+        next_values = np.append(self(data.observations)[1:], 0.0)
+        next_values[data.ends - 1] = 0.0
+        if finals is not None:
+            cut = np.flatnonzero(known & ~data.terminated[data.ends - 1])
+            next_values[data.ends[cut] - 1] = self(finals[cut])
+        relabeled = replace(data, returns_to_go=(data.rewards + next_values).astype(np.float32))
+        return relabeled.without_last_steps(~known)
+
+    def inside(self, normalizer: Normalizer, shown: TransitionDataset) -> StateValues:
+        """The values in the units of a model, with bounds from the relabelled data that it is trained on."""
+        values = StateValues(len(normalizer.observation_mean), self.config)
+        values.network.load_state_dict(self.network.state_dict())
+        first, last = values.network[0], values.network[-1]
+        assert isinstance(first, nn.Linear)
+        assert isinstance(last, nn.Linear)
+        stretch = normalizer.observation_std / self.normalizer.observation_std
+        shift = (normalizer.observation_mean - self.normalizer.observation_mean) / self.normalizer.observation_std
+        with torch.no_grad():
+            first.bias.add_(first.weight @ torch.from_numpy(shift))
+            first.weight.mul_(torch.from_numpy(stretch))
+            last.weight.mul_(normalizer.return_scale / self.scale)
+            last.bias.mul_(normalizer.return_scale / self.scale)
+        above = (shown.to_go() - self(shown.observations)) * normalizer.return_scale
+        values.bounds.copy_(torch.from_numpy(np.quantile(above, SHOWN)))
+        return values

@@ -1,0 +1,87 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support.examples import make_episodes
+
+from dt_ray.data import returns_to_go, slice_windows
+from dt_ray.data.windows import UPDATES_A_DRAW, WindowTable, draw_anchors
+from dt_ray.training.resident import WindowCutter
+
+lengths = st.lists(st.integers(1, 9), min_size=1, max_size=6)
+
+
+@given(lengths, st.integers(1, 6))
+def test_a_window_is_its_episode_from_the_anchor_on(lengths: list[int], length: int) -> None:
+    data = make_episodes(lengths)
+    to_go = returns_to_go(data.rewards, data.starts)
+    windows = slice_windows(data, np.arange(data.num_transitions), length=length)
+    for anchor in range(data.num_transitions):
+        episode = np.searchsorted(data.starts, anchor, side="right") - 1
+        num = min(length, data.ends[episode] - anchor)
+        rows = slice(anchor, anchor + num)
+        assert windows.mask[anchor].tolist() == [True] * num + [False] * (length - num)
+        np.testing.assert_array_equal(windows.observations[anchor, :num], data.observations[rows])
+        np.testing.assert_array_equal(windows.actions[anchor, :num], data.actions[rows])
+        np.testing.assert_array_equal(windows.returns_to_go[anchor, :num], to_go[rows])
+        np.testing.assert_array_equal(windows.timesteps[anchor, :num], np.arange(num) + anchor - data.starts[episode])
+        for column in (windows.observations, windows.actions, windows.previous_actions, windows.returns_to_go):
+            assert not column[anchor, num:].any()
+
+
+@given(lengths, st.integers(1, 6))
+def test_the_previous_action_is_the_logged_one_also_at_the_anchor(lengths: list[int], length: int) -> None:
+    data = make_episodes(lengths)
+    windows = slice_windows(data, np.arange(data.num_transitions), length=length)
+    for anchor in range(data.num_transitions):
+        expected = np.zeros(1) if anchor in data.starts else data.actions[anchor - 1]
+        np.testing.assert_array_equal(windows.previous_actions[anchor, 0], expected)
+    inside = windows.mask[:, 1:]
+    np.testing.assert_array_equal(windows.previous_actions[:, 1:][inside], windows.actions[:, :-1][inside])
+
+
+@given(lengths, st.integers(1, 6), st.floats(0.1, 1))
+def test_the_window_table_holds_the_same_windows(lengths: list[int], length: int, discount: float) -> None:
+    data = make_episodes(lengths, observation_dim=2, action_dim=3)
+    anchors = np.arange(data.num_transitions)
+    expected = slice_windows(data, anchors, length=length, discount=discount)
+    table = WindowTable.build(data, length=length, discount=discount)
+    cutter = WindowCutter(table, "cpu", seed=0, batch_size=1, share=slice(None))
+    batch = cutter.cut(cutter.find(anchors[None]), 0)
+    for name in ("observations", "actions", "previous_actions", "returns_to_go", "timesteps", "mask"):
+        values = getattr(batch, name).numpy()
+        real = values[expected.mask]
+        np.testing.assert_array_equal(real, getattr(expected, name)[expected.mask], err_msg=name)
+    np.testing.assert_array_equal(batch.mask.numpy(), expected.mask)
+    assert not batch.timesteps.numpy()[~expected.mask].any()  # padding looks up a row that every timestep table has
+
+
+def test_anchors_are_a_function_of_seed_and_draw() -> None:
+    first = draw_anchors(1000, batch_size=64, seed=3, draw=7)
+    np.testing.assert_array_equal(first, draw_anchors(1000, batch_size=64, seed=3, draw=7))
+    assert (first != draw_anchors(1000, batch_size=64, seed=3, draw=8)).any()
+    assert (first != draw_anchors(1000, batch_size=64, seed=4, draw=7)).any()
+
+
+def test_a_batch_is_the_same_whatever_was_cut_before_it() -> None:
+    table = WindowTable.build(make_episodes([30, 40]), length=4)
+    straight, jumping = (WindowCutter(table, "cpu", seed=1, batch_size=8, share=slice(2, 7)) for _ in range(2))
+    steps = [0, 1, UPDATES_A_DRAW - 1, UPDATES_A_DRAW, 3 * UPDATES_A_DRAW + 5]
+    batches = [straight.batch(step) for step in steps]
+    for step, batch in reversed(list(zip(steps, batches, strict=True))):
+        np.testing.assert_array_equal(jumping.batch(step).observations, batch.observations)
+        assert len(batch.mask) == 5
+    assert not np.array_equal(batches[0].observations, batches[1].observations)
+
+
+def test_anchors_are_uniform_over_transitions() -> None:
+    counts = np.bincount(np.concatenate([draw_anchors(50, batch_size=1000, seed=0, draw=k).ravel() for k in range(2)]))
+    assert abs(counts - 2560).max() < 5 * np.sqrt(2560)
+
+
+def test_windows_outside_the_data_are_refused() -> None:
+    data = make_episodes([3])
+    with pytest.raises(IndexError, match=r"anchors must be in 0\.\.2, got 0\.\.3"):
+        slice_windows(data, np.array([0, 3]), length=2)
+    with pytest.raises(ValueError, match="at least one step"):
+        slice_windows(data, np.array([0]), length=0)

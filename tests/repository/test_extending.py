@@ -1,0 +1,53 @@
+"""docs/extending.md as its reader follows it: its files, and its commands in their order."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.examples import ROOT
+
+from dt_ray.errors import ConfigError
+from dt_ray.learners import find_learner
+
+PAGE = (ROOT / "docs/extending.md").read_text()
+
+
+@pytest.mark.slow
+def test_a_log_an_environment_and_a_learner_of_ones_own(tmp_path: Path) -> None:
+    for name, content in re.findall(r"^```python file=(\S+)\n(.*?)^```", PAGE, flags=re.DOTALL | re.MULTILINE):
+        (tmp_path / name).write_text(content)
+    blocks = re.findall(r"^```bash\n(.*?)^```", PAGE, flags=re.DOTALL | re.MULTILINE)
+    python = f"{tmp_path}/bin"
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/python").symlink_to(sys.executable)
+    environment = os.environ | {"PATH": f"{python}:{os.environ['PATH']}", "VIRTUAL_ENV": sys.prefix}
+    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), *sys.path])
+    script = "\n".join(blocks)
+    process = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", script],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert process.returncode == 0, process.stderr[-3000:]
+    for made in ("runs/mine/report/report.html", "policy.onnx"):
+        assert (tmp_path / made).stat().st_size > 10_000
+    summary = json.loads((tmp_path / "runs/linear/summary.json").read_text())
+    assert (summary["step"], summary["algorithm"]) == (100, "my_learner:LinearLearner")
+    assert np.isfinite(summary["last"]["targets"][0]["return_mean"])
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [("cql", "one of decision_transformer, behavior_cloning, iql, or module:Class"), ("nowhere:X", "can't load")],
+)
+def test_an_unknown_learner_is_refused(name: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        find_learner(name)

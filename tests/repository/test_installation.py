@@ -1,0 +1,70 @@
+"""A fresh clone and environment: the README's set-up commands, then an installed wheel in the clone's place."""
+
+import os
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from support.examples import ROOT
+
+README = (ROOT / "README.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A clone in whose `.venv` the README's first command has installed dt_ray."""
+    folder = tmp_path_factory.mktemp("fresh") / "dt_ray"
+    subprocess.run(["git", "clone", "--quiet", str(ROOT), str(folder)], check=True, capture_output=True)
+    (folder.parent / "bin").mkdir()
+    (folder.parent / "bin" / "python3").symlink_to(Path(sys.executable).resolve())
+    install = re.findall(r"^```bash\n(.*?)\n", README, flags=re.MULTILINE)[0]
+    assert "pip install" in install
+    run_in(folder, install)
+    return folder
+
+
+def run_in(folder: Path, command: str) -> subprocess.CompletedProcess[str]:
+    """A command as in a new terminal, in which `python3` is the interpreter of the tests."""
+    environment = {name: value for name, value in os.environ.items() if name not in ("VIRTUAL_ENV", "PYTHONPATH")}
+    environment["PATH"] = f"{folder.parent}/bin:{environment['PATH']}"
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", command],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert "Traceback" not in done.stderr
+    return done
+
+
+@pytest.mark.slow
+def test_the_readmes_first_commands_train_in_a_fresh_clone(clone: Path) -> None:
+    """The main job with fewer updates and episodes; at its full length it is a nightly test."""
+    main_job = re.findall(r"^```bash\n.*\n(.*)\n", README, flags=re.MULTILINE)[0]
+    assert main_job == ".venv/bin/python -m dt_ray.train name=pendulum"
+    done = run_in(clone, f"{main_job} total_timesteps=300 evaluation.num_episodes=10 data.collect.num_episodes=100")
+    assert "target return" in done.stdout
+    assert (clone / "runs/pendulum/summary.json").exists()
+
+
+@pytest.mark.slow
+def test_a_wheel_run_from_another_folder_finds_its_configurations(clone: Path, tmp_path: Path) -> None:
+    """In the fresh environment, where the wheel takes the clone's place."""
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path / "dist"), str(ROOT)]
+    subprocess.run(build, check=True, capture_output=True, cwd=tmp_path)
+    (wheel,) = (tmp_path / "dist").glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        files = set(archive.namelist())
+    assert {"dt_ray/report.html.jinja", "dt_ray/config/packaged/sweep/target_return_context_length.yaml"} <= files
+    python, elsewhere = clone / ".venv/bin/python", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    run_in(elsewhere, f"{python} -m pip install --quiet --no-deps --force-reinstall {wheel}")
+    assert "site-packages" in run_in(elsewhere, f"{python} -c 'import dt_ray; print(dt_ray.__file__)'").stdout
+    command = f"{python} -m dt_ray.train --config decision_transformer/pendulum --print-config"
+    assert "env_id: Pendulum-v1" in run_in(elsewhere, command).stdout

@@ -1,0 +1,67 @@
+"""The README as a newcomer follows it, in the environment of the tests; its set-up is in test_installation.py."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support.examples import ROOT
+
+README = ROOT / "README.md"
+SHORTER = {  # the same command with less to do
+    "python -m dt_ray.train name=pendulum": "total_timesteps=300 data.collect.num_episodes=100",
+    "python -m dt_ray.evaluate runs/pendulum": "--episodes 10",
+}
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README.read_text(), flags=re.DOTALL | re.MULTILINE)
+
+
+def commands() -> list[str]:
+    """All commands but `make test`, which is what runs this, and the installation."""
+    lines = [line for block in blocks("bash") for line in block.splitlines() if line and not line.startswith("#")]
+    return [line for line in lines if line != "make test" and "pip install" not in line]
+
+
+def run_commands(lines: list[str], folder: Path) -> None:
+    """In a folder whose `.venv` is the environment of the tests."""
+    (folder / ".venv").symlink_to(sys.prefix)
+    environment = {name: value for name, value in os.environ.items() if name != "VIRTUAL_ENV"}
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", "\n".join(lines)],
+        cwd=folder,
+        env=environment | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert "Traceback" not in done.stderr
+    assert (folder / "obedience.png").stat().st_size > 10_000
+    for block in blocks("python"):
+        python = [sys.executable, "-c", block]
+        subprocess.run(python, cwd=folder, env=environment | {"PYTHONPATH": str(ROOT)}, check=True, capture_output=True)
+
+
+def test_every_file_that_the_documents_name_is_there() -> None:
+    for document in (README, *ROOT.glob("docs/**/*.md")):
+        for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text()):
+            assert (document.parent / target).exists(), f"{document.name} links to {target}"
+
+
+@pytest.mark.slow
+def test_the_readmes_commands_do_what_they_say(tmp_path: Path) -> None:
+    lines = commands()
+    for command, less in SHORTER.items():
+        (place,) = [place for place, line in enumerate(lines) if command in line]
+        lines[place] += f" {less}"
+    run_commands(lines, tmp_path)
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(3600)
+def test_the_readmes_commands_at_full_length(tmp_path: Path) -> None:
+    run_commands(commands(), tmp_path)

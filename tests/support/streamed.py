@@ -1,0 +1,34 @@
+"""What a streaming run trains on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pyarrow as pa
+
+from dt_ray.config.loading import load_config
+from dt_ray.config.schema import DataConfig, RunConfig
+from dt_ray.data import TransitionDataset
+from dt_ray.data.reading import sound_files_here
+from dt_ray.data.spaces import SpaceSpec
+from dt_ray.training.streaming import StreamingData, StreamingSource, episode_statistics
+
+
+def streamed(config: DataConfig, data: TransitionDataset) -> tuple[TransitionDataset, ...]:
+    """The episodes that a streaming run trains on, in the units of the data."""
+    num, dims = data.num_transitions, (data.observations.shape[1], data.actions.shape[1])
+    spec = SpaceSpec(
+        observation_dim=dims[0], action_dim=dims[1], action_low=(-2.0,) * dims[1], action_high=(2.0,) * dims[1]
+    )
+    run = run_config(replace(config, residency="streaming"))
+    files, _ = sound_files_here(run.data, spec)
+    statistics = pa.concat_tables([episode_statistics(file, run, spec) for file in files])
+    built = StreamingData.build(files, statistics, spec, run)
+    assert built.num_transitions == num
+    return tuple(StreamingSource(built, run)._read_pass(0))
+
+
+def run_config(config: DataConfig) -> RunConfig:
+    base = load_config("decision_transformer/pendulum", ["model.max_timesteps=1000", "scaling.num_workers=0"])
+    data = replace(config, validation_fraction=0.0, memory_mb=64, return_scale=1.0)
+    return replace(base, data=data)
