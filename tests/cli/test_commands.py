@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from support.commands import fail, start, succeed
-from support.examples import make_episodes, tiny_overrides, write_episodes
+from support.examples import losses_of, make_episodes, tiny_overrides, write_episodes
 from support.processes import WAIT_S, processes_of, wait_until
 
 from dt_ray.cli.progress import Watcher
@@ -189,8 +189,9 @@ def has_gone_on(run: RunFolder, step: int, process: subprocess.Popen[str]) -> bo
 
 
 @pytest.mark.slow
-def test_a_sweep_that_is_stopped_and_killed_goes_on(pendulum_data: Path, tmp_path: Path) -> None:
-    """SIGTERM, then `kill -9`, then to the end: what has ended is not run again, the rest loses nothing."""
+@pytest.mark.parametrize("kills", [False, pytest.param(True, marks=pytest.mark.nightly)])
+def test_a_sweep_that_is_stopped_or_killed_goes_on(kills: bool, pendulum_data: Path, tmp_path: Path) -> None:
+    """SIGTERM, or `kill -9` after that, then to the end: what has ended is not run again, the rest loses nothing."""
     settings = [
         *tiny_overrides(pendulum_data, tmp_path),
         "total_timesteps=1500",
@@ -200,10 +201,9 @@ def test_a_sweep_that_is_stopped_and_killed_goes_on(pendulum_data: Path, tmp_pat
     command = [sys.executable, "-m", "dt_ray.sweep"]
     swept = ["scaling.num_workers=1", "scaling.cpus_per_worker=1", "model.context_length={grid: [4, 2]}"]
     run = RunFolder(Folder.at(tmp_path / "runs/tiny/trials/00000"))
-    for arguments, number, code in (
-        ([*settings, *swept], signal.SIGTERM, 143),
-        (["--resume", str(tmp_path / "runs/tiny")], signal.SIGKILL, -signal.SIGKILL),
-    ):
+    stopped = ([*settings, *swept], signal.SIGTERM, 143)
+    killed = (["--resume", str(tmp_path / "runs/tiny")], signal.SIGKILL, -signal.SIGKILL)
+    for arguments, number, code in (stopped, killed) if kills else (stopped,):
         known = max(run.checkpoint_steps(), default=0)
         process = subprocess.Popen([*command, *arguments], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
         wait_until(partial(has_gone_on, run, known, process))
@@ -220,7 +220,7 @@ def test_a_sweep_that_is_stopped_and_killed_goes_on(pendulum_data: Path, tmp_pat
     alone.write_text((tmp_path / "runs/tiny/trials/00000/config.yaml").read_text())
     succeed("train", "--config", str(alone), "name=alone", "scaling.num_workers=0", cwd=tmp_path)
     losses = [
-        [json.loads(line)["train/loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        losses_of(RunFolder(Folder.at(folder)))
         for folder in (tmp_path / "runs/tiny/trials/alone", tmp_path / "runs/tiny/trials/00000")
     ]
     assert losses[0] == losses[1]

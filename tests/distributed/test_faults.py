@@ -1,6 +1,5 @@
 """A command whose driver is killed; and, nightly, the whole campaign of benchmarks/faults.py."""
 
-import json
 import os
 import signal
 import subprocess
@@ -12,7 +11,7 @@ import pytest
 from support.campaign import KINDS, Campaign
 from support.commands import start
 from support.disturbed import ALGORITHM, plan_fault
-from support.examples import ROOT, tiny_overrides
+from support.examples import ROOT, losses_of, tiny_overrides
 from support.object_store import ObjectStore
 from support.processes import WAIT_S, processes_of, wait_until
 
@@ -41,15 +40,13 @@ def test_a_run_goes_on_from_a_killed_driver_as_if_nothing_had_happened(
     run = RunFolder.of(tiny_config)
     step = run.checkpoint_steps()[-1] + 20  # its worker went on until it noticed
     resume = ["--resume", str(run), f"total_timesteps={step}", "--import", ALGORITHM.partition(":")[0]]
+    resume += ["scaling.num_workers=0"]  # with as many threads: the same losses, without another start of Ray
     done = start("train", *resume, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     scaling = replace(tiny_config.scaling, cpus_per_worker=1)
     whole = replace(run.read_config(), name="whole", algorithm="decision_transformer", scaling=scaling)
     start_run(whole)
-    losses = [
-        [json.loads(line)["train/loss"] for line in each.metrics_file.read_text().splitlines()]
-        for each in (run, RunFolder.of(whole))
-    ]
+    losses = [losses_of(each) for each in (run, RunFolder.of(whole))]
     assert len(losses[0]) == step // 5
     assert losses[0] == losses[1]
 

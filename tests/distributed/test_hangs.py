@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +15,7 @@ import ray
 import ray._private.state
 from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
 from support.deadly import DEADLY_SEED
-from support.examples import tiny_overrides
+from support.examples import tiny_overrides, with_workers
 
 from dt_ray import sweep
 from dt_ray.api import DecisionTransformer
@@ -32,20 +30,6 @@ from dt_ray.jobs.training import start_run
 from dt_ray.runs.folder import RunFolder
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(600)]
-
-
-def with_workers(config: RunConfig, num_workers: int, **changes: Any) -> RunConfig:
-    scaling = replace(config.scaling, num_workers=num_workers)
-    return replace(config, name=f"workers-{num_workers}", scaling=scaling, **changes)
-
-
-@pytest.fixture
-def taken() -> Iterator[PlacementGroup]:
-    """One CPU of another user."""
-    group = placement_group([{"CPU": 1}])
-    assert group.wait(60)
-    yield group
-    remove_placement_group(group)
 
 
 def test_a_full_disk_of_one_worker_ends_all_with_one_message(tiny_config: RunConfig) -> None:
@@ -105,37 +89,6 @@ def test_a_sweep_ends_with_the_seed_too(pendulum_data: Path, tmp_path: Path) -> 
     settings = [*deadly_settings(pendulum_data, tmp_path), "optim.learning_rate={grid: [0.001]}"]
     with pytest.raises(RunError, match=f"seed {DEADLY_SEED};"):
         sweep.main(["--sweep", "target_return_context_length", "model.context_length=4", *settings])
-
-
-def test_a_lost_controller_frees_its_own_workers_and_nothing_of_others(
-    tiny_config: RunConfig, taken: PlacementGroup
-) -> None:
-    run = with_workers(tiny_config, 1, total_timesteps=2000)
-    run = replace(run, evaluation=replace(run.evaluation, num_actors=0, every=0))
-    run = replace(run, scaling=replace(run.scaling, cpus_per_worker=1))
-    later: list[PlacementGroup] = []  # of a job that came after the run
-
-    def lose() -> None:
-        while not RunFolder.of(run).metrics_file.exists():
-            time.sleep(0.05)
-        later.append(placement_group([{"CPU": 0.5}]))
-        assert later[0].wait(60)
-        actors = ray._private.state.actors().values()
-        (pid,) = (each["Pid"] for each in actors if each["ActorClassName"] == "TrainController" and is_alive(each))
-        os.kill(pid, signal.SIGKILL)
-
-    with ThreadPoolExecutor(1) as other:
-        losing = other.submit(lose)
-        result = start_run(run)
-        losing.result()
-    states = [placement_group_table()[group.id.hex()]["state"] for group in (taken, *later)]
-    remove_placement_group(later[0])
-    assert result.summary["status"] == "finished"
-    assert states == ["CREATED", "CREATED"]
-
-
-def is_alive(actor: dict[str, Any]) -> bool:
-    return actor["State"] == "ALIVE"
 
 
 def test_a_second_run_on_a_full_cluster_is_refused_with_who_uses_it(tiny_config: RunConfig) -> None:

@@ -181,6 +181,7 @@ def lines(run: Path) -> list[dict]:
     return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
+@pytest.mark.nightly
 def test_workers_and_actors_spread_and_data_streams_to_each(nodes: Nodes, pendulum_data: Path, tmp_path: Path) -> None:
     data = tmp_path / "data"
     data.mkdir()
@@ -224,6 +225,7 @@ def test_a_disk_that_some_node_does_not_see_is_refused_before_training(
 def test_a_run_survives_a_node_and_grows_with_one(nodes: Nodes, pendulum_data: Path, tmp_path: Path) -> None:
     settings = [*tiny_overrides(pendulum_data, tmp_path), "scaling.num_workers=[1, 3]", "scaling.resize_every_s=3"]
     settings += ["total_timesteps=1000000", "evaluation.every=0", "evaluation.num_actors=0", "checkpoint.every=200"]
+    settings += ["data.residency=streaming"]
     training = subprocess.Popen(
         nodes.command("-m", "dt_ray.train", *settings),
         env=nodes.driver_environment,

@@ -12,10 +12,12 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 from pyarrow import fs
+from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
 from support.datasets import assert_same, write_flat
 from support.disturbed import ALGORITHM, DisturbedSpec, plan_fault
-from support.examples import ROOT, make_episodes, write_episodes
+from support.examples import ROOT, losses_of, make_episodes, with_workers, write_episodes
 from support.object_store import PLANTED, ObjectStore
+from support.processes import wait_until
 
 from dt_ray import train
 from dt_ray.cli.data import main as run_data
@@ -36,20 +38,10 @@ from dt_ray.training.resident import ResidentData
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
 
-def losses_of(config: RunConfig) -> list[float]:
-    lines = RunFolder.of(config).metrics_file.read_text().splitlines()
-    return [json.loads(line)["train/loss"] for line in lines]
-
-
 def evaluations_of(config: RunConfig) -> dict[int, list[list[float]]]:
     """The returns of all episodes, for each target return of each evaluated update."""
     reports = RunFolder.of(config).read_evaluations()
     return {report["step"]: [target["episode_returns"] for target in report["targets"]] for report in reports}
-
-
-def with_workers(config: RunConfig, num_workers: int, **changes) -> RunConfig:
-    scaling = replace(config.scaling, num_workers=num_workers)
-    return replace(config, name=f"workers-{num_workers}", scaling=scaling, **changes)
 
 
 @pytest.mark.parametrize("kind", ["episodes", "flat", "flat without ids", "flat, an episode a file"])
@@ -176,8 +168,8 @@ def test_workers_take_turns_at_a_run_as_if_they_were_one(tiny_config: RunConfig)
         assert (summary["status"], summary["step"]) == ("finished", num_updates)
     steps = [json.loads(line)["step"] for line in RunFolder.of(parts).metrics_file.read_text().splitlines()]
     assert steps == [5, 7, 10, 12, 15, 20]
-    curve = dict(zip(steps, losses_of(parts), strict=True))
-    np.testing.assert_allclose([curve[step] for step in (5, 10, 15, 20)], losses_of(whole), rtol=1e-4)
+    curve = dict(zip(steps, losses_of(RunFolder.of(parts)), strict=True))
+    np.testing.assert_allclose([curve[step] for step in (5, 10, 15, 20)], losses_of(RunFolder.of(whole)), rtol=1e-4)
     ours, reference = evaluations_of(parts), evaluations_of(whole)
     for step in (10, 20):
         np.testing.assert_allclose(ours[step], reference[step], rtol=1e-3)
@@ -192,11 +184,12 @@ def test_workers_and_data_tasks_come_through_a_failing_store(
 ) -> None:
     bucket = f"s3://bucket/{tmp_path.name}"
     fs.copy_files(str(pendulum_data), f"{bucket}/data")
-    here = with_workers(tiny_config, 2)
+    scaling = replace(tiny_config.scaling, cpus_per_worker=1)
+    here = replace(tiny_config, scaling=scaling, total_timesteps=200)
     data = replace(here.data, path=f"{bucket}/data")
-    there = replace(here, storage_path=f"{bucket}/runs", data=data, total_timesteps=200)
+    there = with_workers(replace(here, storage_path=f"{bucket}/runs", data=data), 1)
     outages = ThreadPoolExecutor(1)
-    start_run(replace(here, total_timesteps=200))
+    start_run(here)
 
     def break_the_store() -> None:
         object_store.fail("500", num_requests=3)  # while the data is read
@@ -207,7 +200,7 @@ def test_workers_and_data_tasks_come_through_a_failing_store(
     broken = outages.submit(break_the_store)
     assert start_run(there).summary["status"] == "finished"
     broken.result()
-    assert losses_of(there) == losses_of(here)
+    assert losses_of(RunFolder.of(there)) == losses_of(RunFolder.of(here))
 
 
 def test_a_plan_says_what_a_run_asks_of_the_cluster(capsys: pytest.CaptureFixture[str]) -> None:
@@ -276,7 +269,10 @@ def test_a_checkpoint_named_from_here_collects_elsewhere(
 
 
 def test_a_run_that_loses_its_processes_ends_like_one_that_does_not(tiny_config: RunConfig) -> None:
-    """Its worker, Ray Train's controller and an actor while it plays: losses and weights are the same bit for bit."""
+    """Its worker, Ray Train's controller and an actor while it plays: losses and weights are the same bit for bit.
+
+    What others have of the cluster, from before the run and from after its start, they still have.
+    """
     scaling = replace(tiny_config.scaling, cpus_per_worker=1)  # as many threads on Ray as here
     settings = replace(tiny_config, total_timesteps=1500, scaling=scaling)
     settings = replace(settings, evaluation=replace(settings.evaluation, every=500))
@@ -288,12 +284,24 @@ def test_a_run_that_loses_its_processes_ends_like_one_that_does_not(tiny_config:
         plan_fault(config, at=702, kills="ray::TrainController"),
         plan_fault(config, at=1001, kills="ray::EpisodePlayer"),
     ]
-    assert start_run(config).summary["status"] == "finished"
+    others = [placement_group([{"CPU": 0.5}])]
+
+    def come_later() -> None:
+        wait_until(RunFolder.of(config).metrics_file.exists)
+        others.append(placement_group([{"CPU": 0.5}]))
+
+    with ThreadPoolExecutor(1) as another_user:
+        came = another_user.submit(come_later)
+        assert start_run(config).summary["status"] == "finished"
+        came.result()
     assert not any(fault.exists() for fault in faults)
+    assert [placement_group_table()[group.id.hex()]["state"] for group in others] == ["CREATED", "CREATED"]
+    for group in others:
+        remove_placement_group(group)
     run, whole = RunFolder.of(config), RunFolder.of(settings)
     steps = [json.loads(line)["step"] for line in run.metrics_file.read_text().splitlines()]
     assert steps == list(range(5, 1501, 5))
-    assert losses_of(config) == losses_of(settings)
+    assert losses_of(RunFolder.of(config)) == losses_of(RunFolder.of(settings))
     weights = [(each.checkpoint(1500) / "policy/model.safetensors").read_bytes() for each in (run, whole)]
     assert weights[0] == weights[1]
     ours, reference = evaluations_of(config), evaluations_of(settings)

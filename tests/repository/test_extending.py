@@ -17,15 +17,15 @@ from dt_ray.learners import find_learner
 PAGE = (ROOT / "docs/extending.md").read_text()
 
 
-@pytest.mark.slow
-def test_a_log_an_environment_and_a_learner_of_ones_own(tmp_path: Path) -> None:
+@pytest.mark.ray
+def test_a_log_an_environment_and_a_learner_of_ones_own(joining: dict[str, str], tmp_path: Path) -> None:
     for name, content in re.findall(r"^```python file=(\S+)\n(.*?)^```", PAGE, flags=re.DOTALL | re.MULTILINE):
         (tmp_path / name).write_text(content)
     blocks = re.findall(r"^```bash\n(.*?)^```", PAGE, flags=re.DOTALL | re.MULTILINE)
     python = f"{tmp_path}/bin"
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin/python").symlink_to(sys.executable)
-    environment = os.environ | {"PATH": f"{python}:{os.environ['PATH']}", "VIRTUAL_ENV": sys.prefix}
+    environment = joining | {"PATH": f"{python}:{os.environ['PATH']}", "VIRTUAL_ENV": sys.prefix}
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), *sys.path])
     script = "\n".join(blocks)
     process = subprocess.run(

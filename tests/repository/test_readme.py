@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -26,10 +27,10 @@ def commands() -> list[str]:
     return [line for line in lines if line != "make test" and "pip install" not in line]
 
 
-def run_commands(lines: list[str], folder: Path) -> None:
+def run_commands(lines: list[str], folder: Path, variables: Mapping[str, str]) -> None:
     """In a folder whose `.venv` is the environment of the tests."""
     (folder / ".venv").symlink_to(sys.prefix)
-    environment = {name: value for name, value in os.environ.items() if name != "VIRTUAL_ENV"}
+    environment = {name: value for name, value in variables.items() if name != "VIRTUAL_ENV"}
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", "\n".join(lines)],
         cwd=folder,
@@ -52,16 +53,17 @@ def test_every_file_that_the_documents_name_is_there() -> None:
             assert (document.parent / target).exists(), f"{document.name} links to {target}"
 
 
-@pytest.mark.slow
-def test_the_readmes_commands_do_what_they_say(tmp_path: Path) -> None:
+@pytest.mark.ray
+def test_the_readmes_commands_do_what_they_say(joining: dict[str, str], tmp_path: Path) -> None:
+    """With less to do, on the cluster of the tests."""
     lines = commands()
     for command, less in SHORTER.items():
         (place,) = [place for place, line in enumerate(lines) if command in line]
         lines[place] += f" {less}"
-    run_commands(lines, tmp_path)
+    run_commands(lines, tmp_path, joining)
 
 
 @pytest.mark.nightly
 @pytest.mark.timeout(3600)
 def test_the_readmes_commands_at_full_length(tmp_path: Path) -> None:
-    run_commands(commands(), tmp_path)
+    run_commands(commands(), tmp_path, os.environ)

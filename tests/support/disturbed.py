@@ -56,3 +56,10 @@ class DisturbedSpec(SpaceSpec):
             with suppress(FileNotFoundError):
                 self.fault.unlink()
                 os.kill(os.getpid(), signal.SIGKILL)
+
+
+class CrashingLearner(DecisionTransformerLearner):
+    def update(self, batch: WindowBatch, *, num_real: Tensor | None = None) -> Metrics:
+        if self.step == 7 and self.config.model.width == 8:
+            raise ZeroDivisionError("crashed at update 7")
+        return super().update(batch, num_real=num_real)

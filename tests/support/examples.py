@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import socket
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 
+from dt_ray.config.schema import RunConfig
 from dt_ray.data import TransitionDataset
 from dt_ray.data.episodes import to_table
+from dt_ray.runs.folder import RunFolder
 
 ROOT = Path(__file__).parents[2]  # of the repository
 
@@ -62,3 +67,14 @@ def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]
+
+
+def with_workers(config: RunConfig, num_workers: int, **changes: Any) -> RunConfig:
+    """The same run on so many of Ray's workers."""
+    scaling = replace(config.scaling, num_workers=num_workers)
+    return replace(config, name=f"workers-{num_workers}", scaling=scaling, **changes)
+
+
+def losses_of(run: RunFolder) -> list[float]:
+    """The training losses that a run has logged."""
+    return [json.loads(line)["train/loss"] for line in run.metrics_file.read_text().splitlines()]

@@ -8,17 +8,14 @@ import numpy as np
 import pytest
 import ray
 from support.disturbed import ALGORITHM, plan_fault
+from support.examples import losses_of
 from support.processes import wait_until
-from torch import Tensor
 
 from dt_ray.config.loading import to_plain
 from dt_ray.config.schema import RunConfig
 from dt_ray.errors import ConfigError, ResourceError
 from dt_ray.jobs.sweep import run_sweep
 from dt_ray.jobs.training import start_run
-from dt_ray.learners.decision_transformer import DecisionTransformerLearner
-from dt_ray.losses import Metrics
-from dt_ray.models.batch import WindowBatch
 from dt_ray.runs.checkpoint import find_fault
 from dt_ray.runs.folder import RunFolder
 from dt_ray.sweeps.config import SweepConfig, decode_sweep
@@ -32,10 +29,6 @@ def sweep_of(tiny_config: RunConfig, tmp_path: Path, name: str, *overrides: str,
     config["scaling"]["num_workers"] = 1
     tree = {key.replace("__", "."): value for key, value in axes.items()}
     return decode_sweep(tree, config, overrides, default_name=name)
-
-
-def losses_of(run: RunFolder) -> list[float]:
-    return [json.loads(line)["train/loss"] for line in run.metrics_file.read_text().splitlines()]
 
 
 def statuses_of(sweep: SweepConfig) -> list[str]:
@@ -89,16 +82,9 @@ def test_a_trial_that_fails_does_not_stop_the_others(tiny_config: RunConfig, tmp
     assert "the loss became nan at update" in error
 
 
-class Crashing(DecisionTransformerLearner):
-    def update(self, batch: WindowBatch, *, num_real: Tensor | None = None) -> Metrics:
-        if self.step == 7 and self.config.model.width == 8:
-            raise ZeroDivisionError("crashed at update 7")
-        return super().update(batch, num_real=num_real)
-
-
 def test_a_trial_that_crashes_is_named_with_its_reason(tiny_config: RunConfig, tmp_path: Path) -> None:
     """Not a mistake of the user's: tried again, then reported, and the rest goes on."""
-    settings = ("algorithm=test_tuning:Crashing", "checkpoint.every=5", "evaluation.every=5")
+    settings = ("algorithm=support.disturbed:CrashingLearner", "checkpoint.every=5", "evaluation.every=5")
     sweep = sweep_of(tiny_config, tmp_path, "crash", *settings, model__width={"grid": [8, 16]})
     best = run_sweep(sweep)
     assert best is not None
