@@ -24,7 +24,8 @@ from rich.console import Console
 from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # the faults are those of the tests
-from support.campaign import KINDS, Campaign, Outcome
+from support.campaign import Campaign, Outcome
+from support.faults import KINDS
 from support.object_store import ObjectStore
 
 BEGIN, END = "<!-- faults -->", "<!-- /faults -->"

@@ -8,10 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from support.campaign import KINDS, Campaign
+from support.campaign import Campaign
 from support.commands import start
 from support.disturbed import ALGORITHM, plan_fault
 from support.examples import ROOT, losses_of, tiny_overrides
+from support.faults import KINDS
 from support.object_store import ObjectStore
 from support.processes import WAIT_S, processes_of, wait_until
 
