@@ -12,6 +12,10 @@ __all__ = ["IQL", "BehaviorCloning", "DecisionTransformer", "train_decision_tran
 
 def __getattr__(name: str) -> Any:
     """Imports torch only when something that needs it is asked for."""
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("dt-ray")
     if name in __all__:
         from dt_ray import api
 

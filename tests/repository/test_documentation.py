@@ -7,7 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 from support.examples import ROOT
+
+import dt_ray
 
 
 @pytest.mark.slow
@@ -37,3 +40,8 @@ def test_the_reference_script_learns_to_obey() -> None:
     reached = reference_script()(1500, 200)
     assert sorted(reached.values()) == list(reached.values())[::-1]
     assert reached[-130.0] - reached[-900.0] > 200
+
+
+def test_all_files_that_state_the_version_state_the_same() -> None:
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == dt_ray.__version__
+    assert f"## {dt_ray.__version__}" in (ROOT / "CHANGELOG.md").read_text()
