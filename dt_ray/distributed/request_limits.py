@@ -9,6 +9,7 @@ from typing import Any
 
 BYTES_A_NUMBER = 64  # of JSON: more than any float needs
 OTHER_BYTES = 4096
+MAX_DROPPED_BYTES = 2**25  # of a body that is too long; after that the connection ends
 
 
 @dataclass
@@ -28,7 +29,7 @@ limits = Limits()
 
 
 class Gate:
-    """An ASGI middleware: 401 without the token, 413 for a body that is too long, of which no more is taken."""
+    """An ASGI middleware: 401 without the token, 413 for a body that is too long, which is dropped as it comes."""
 
     def __init__(self, app: Any) -> None:
         self.app = app
@@ -41,11 +42,13 @@ class Gate:
         if limits.token is not None:
             wanted = f"Bearer {limits.token}".encode()
             if not hmac.compare_digest(headers.get(b"authorization", b""), wanted):
+                await _drop_body(receive)
                 await _answer(send, 401, "this server wants the header Authorization: Bearer TOKEN")
                 return
         too_long = f"a request here has at most {limits.max_bytes} bytes"
         length = headers.get(b"content-length", b"0")
         if not length.isdigit() or int(length[:20]) > limits.max_bytes:
+            await _drop_body(receive)
             await _answer(send, 413, too_long)
             return
         body = b""
@@ -55,6 +58,8 @@ class Gate:
                 return  # the client is gone
             body += message.get("body", b"")
             if len(body) > limits.max_bytes:
+                if message.get("more_body", False):
+                    await _drop_body(receive)
                 await _answer(send, 413, too_long)
                 return
             if not message.get("more_body", False):
@@ -69,6 +74,16 @@ class Gate:
             return {"type": "http.request", "body": body, "more_body": False}
 
         await self.app(scope, receive_whole, send)
+
+
+async def _drop_body(receive: Any) -> None:
+    """Takes the rest of a body: a client that is still sending would see a reset connection instead of the answer."""
+    num_bytes = 0
+    while num_bytes < MAX_DROPPED_BYTES:
+        message = await receive()
+        if message["type"] != "http.request" or not message.get("more_body", False):
+            return
+        num_bytes += len(message.get("body", b""))
 
 
 async def _answer(send: Any, status: int, reason: str) -> None:

@@ -2,7 +2,7 @@
 
 The golden loss curve says that a change which shouldn't touch the mathematics didn't. Where one is meant to:
 
-    PYTHONPATH=tests python tests/learners/test_numerics.py   # writes the golden loss curves anew; say why in the commit
+    PYTHONPATH=tests python tests/learners/test_numerics.py   # writes the golden loss curves anew; say why
 """
 
 import json
