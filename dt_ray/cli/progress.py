@@ -17,7 +17,8 @@ from tqdm import tqdm
 from dt_ray.config.schema import RunConfig
 from dt_ray.errors import StorageError
 from dt_ray.runs.evaluation_report import EvaluationReport
-from dt_ray.runs.folder import MetricsTail, RunFolder
+from dt_ray.runs.folder import RunFolder
+from dt_ray.runs.metrics import MetricsTail
 from dt_ray.runs.storage import Stamp
 from dt_ray.sweeps.config import SweepConfig, value_of
 from dt_ray.sweeps.folder import SweepFolder, result_of

@@ -20,6 +20,7 @@ from dt_ray.errors import DataError, RunError, StorageError
 from dt_ray.runs.evaluation_report import EvaluationReport
 from dt_ray.runs.folder import RunFolder
 from dt_ray.runs.intervals import bootstrap_interval, student_interval
+from dt_ray.runs.metrics import read_metrics
 from dt_ray.runs.storage import Folder
 from dt_ray.sweeps.config import SweepConfig, value_of
 from dt_ray.sweeps.folder import Row, SweepFolder
@@ -44,11 +45,10 @@ class RunRecord:
         RunError: there is no run there.
         """
         config = folder.read_config()
-        lines = folder.metrics_file.read_text().splitlines() if folder.metrics_file.exists() else []
         return cls(
             folder=folder,
             config=config,
-            metrics=[json.loads(line) for line in lines if line.endswith("}")],
+            metrics=read_metrics(folder.metrics_file),
             evaluations=folder.read_evaluations(),
             summary=folder.read_summary() or {},
         )

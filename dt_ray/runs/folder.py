@@ -8,7 +8,6 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
 from dataclasses import replace
 from importlib import metadata
 from typing import Any
@@ -25,7 +24,6 @@ from dt_ray.runs.lease import Lease
 from dt_ray.runs.storage import Folder, Stamp
 from dt_ray.runs.writing import to_json
 
-REWRITE_EVERY_S = 10.0  # of a metrics file in an object store
 PACKAGES = ("torch", "ray", "gymnasium", "numpy", "pyarrow")
 
 
@@ -220,67 +218,8 @@ class RunFolder:
             return None
 
 
-class MetricsLog:
-    """`metrics.jsonl`: a line a logged step, and none twice: what a resumed run does again replaces what was there."""
-
-    def __init__(self, file: Folder, *, resumed_at: int) -> None:
-        self.file = file
-        lines = file.read_text().splitlines() if file.exists() else []
-        self._text = "".join(f"{line}\n" for line in lines if _step_of(line) <= resumed_at)
-        file.write_text(self._text)
-        self._written_at, self._is_written = time.monotonic(), True
-
-    def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Appends a line; object stores can't append, and get the whole file now and then."""
-        line = to_json({"step": step, **values})
-        if self.file.is_local:
-            self.file.append_text(line)
-            return
-        self._text, self._is_written = self._text + line, False
-        if time.monotonic() - self._written_at > REWRITE_EVERY_S:
-            self.flush()
-
-    def flush(self) -> None:
-        """Returns when all lines are in the file."""
-        if not self._is_written:
-            self.file.write_text(self._text)
-            self._written_at, self._is_written = time.monotonic(), True
-
-
-class MetricsTail:
-    """The lines of a `metrics.jsonl` that are new since the last look, wherever it is written."""
-
-    def __init__(self, file: Folder) -> None:
-        self.file = file
-        self._read, self._last = 0, b""  # bytes of whole lines, and the last of these lines
-
-    def new_lines(self) -> list[dict[str, Any]]:
-        """The whole lines since the last call; all of them where a run was resumed or replaced meanwhile."""
-        begin = self._read - len(self._last)
-        try:
-            content = self.file.read_from(begin)
-        except FileNotFoundError:
-            content = b""
-        if not content.startswith(self._last) or (begin and not content):  # another file than before
-            self._read, self._last = 0, b""
-            return self.new_lines() if begin or content else []
-        whole = content[: content.rfind(b"\n") + 1]
-        lines = whole[len(self._last) :].splitlines(keepends=True)
-        if lines:
-            self._read, self._last = begin + len(whole), lines[-1]
-        return [json.loads(line) for line in lines]
-
-
 def _is_evaluation(name: str) -> bool:
     return name.startswith("step-") and name.endswith(".json")
-
-
-def _step_of(line: str) -> float:
-    """The step of a line, infinite for one that a crash cut short."""
-    try:
-        return json.loads(line)["step"]
-    except ValueError:
-        return float("inf")
 
 
 def default_name(config_name: str) -> str:

@@ -20,7 +20,8 @@ from dt_ray.learners import Learner
 from dt_ray.losses import Metrics
 from dt_ray.runs.checkpoint import find_fault, load_policy, pack_checkpoint, write_checkpoint
 from dt_ray.runs.evaluation_report import EvaluationReport
-from dt_ray.runs.folder import MetricsLog, RunFolder
+from dt_ray.runs.folder import RunFolder
+from dt_ray.runs.metrics import MetricsLog
 from dt_ray.runs.writing import BackgroundWriter
 from dt_ray.training.context import Failures, TrainContext, mean_real_steps
 from dt_ray.training.resident import BatchSource

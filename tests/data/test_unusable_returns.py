@@ -19,7 +19,8 @@ from dt_ray.config.schema import EvaluationConfig
 from dt_ray.errors import BrokenEnvironmentError
 from dt_ray.play.evaluation import play
 from dt_ray.runs.evaluation_report import EvaluationReport
-from dt_ray.runs.folder import MetricsLog, RunFolder
+from dt_ray.runs.folder import RunFolder
+from dt_ray.runs.metrics import MetricsLog
 from dt_ray.runs.storage import Folder
 from dt_ray.runs.writing import to_json
 

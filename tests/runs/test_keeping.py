@@ -20,7 +20,8 @@ from dt_ray.config.schema import RunConfig
 from dt_ray.jobs.sweep import write_results
 from dt_ray.jobs.training import resume_run, resumed_config, start_run
 from dt_ray.runs.checkpoint import FILES, FileFacts, find_fault, write_checkpoint
-from dt_ray.runs.folder import MetricsTail, RunFolder
+from dt_ray.runs.folder import RunFolder
+from dt_ray.runs.metrics import MetricsTail
 from dt_ray.runs.storage import Folder
 from dt_ray.sweeps.folder import read_rows, result_of
 from dt_ray.training import trackers

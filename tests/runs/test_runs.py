@@ -19,7 +19,8 @@ from dt_ray.data import read_dataset, slice_windows
 from dt_ray.errors import ConfigError, DataError, DivergedError, RunError, StorageError
 from dt_ray.jobs.training import resume_run, resumed_config, start_run
 from dt_ray.runs.checkpoint import find_fault, load_policy, pack_checkpoint, save_checkpoint, write_checkpoint
-from dt_ray.runs.folder import MetricsLog, RunFolder, find_checkpoint
+from dt_ray.runs.folder import RunFolder, find_checkpoint
+from dt_ray.runs.metrics import MetricsLog
 from dt_ray.runs.storage import Folder
 from dt_ray.training.context import LocalContext, Wish
 from dt_ray.training.loop import run_training

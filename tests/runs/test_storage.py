@@ -15,7 +15,8 @@ from dt_ray.data import filesystems
 from dt_ray.errors import StorageError
 from dt_ray.jobs.training import resume_run, resumed_config, start_run
 from dt_ray.runs.checkpoint import find_fault
-from dt_ray.runs.folder import MetricsLog, RunFolder
+from dt_ray.runs.folder import RunFolder
+from dt_ray.runs.metrics import MetricsLog
 from dt_ray.runs.storage import Folder
 
 
