@@ -12,8 +12,10 @@ from numpy import ndarray
 
 from dt_ray.config.schema import EvaluationConfig
 from dt_ray.environments.checked import GymnasiumEnvironments
+from dt_ray.environments.steps import Environments, Steps
 from dt_ray.errors import UserError
 from dt_ray.learners import Policy
+from dt_ray.play.rollout import rollout
 from dt_ray.runs.evaluation_report import EvaluationReport
 
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#7f7f7f"  # Okabe and Ito (2008): told apart by colour-blind readers
@@ -76,34 +78,41 @@ def record_episodes(
     """
     if Path(file).suffix.lower() != ".gif":
         raise UserError(f"--video writes GIF files, got {file!r}")
-    frames = []
-    for target in config.target_returns:
-        envs = GymnasiumEnvironments(env_id, 1, env_kwargs, render_mode="rgb_array")
-        try:
-            frames += _draw_episode(policy, envs, config, target)
-        finally:
-            envs.close()
+    frames = [
+        frame for target in config.target_returns for frame in _draw_episode(policy, env_id, config, target, env_kwargs)
+    ]
     frames[0].save(file, save_all=True, append_images=frames[1:], duration=33, loop=0)
 
 
-def _draw_episode(policy: Policy, envs: GymnasiumEnvironments, config: EvaluationConfig, target: float) -> list[Any]:
+def _draw_episode(
+    policy: Policy, env_id: str, config: EvaluationConfig, target: float, env_kwargs: Mapping[str, Any] | None
+) -> list[Any]:
     from PIL import Image, ImageDraw
 
     frames, reached = [], 0.0
-    policy.start(envs.reset([config.seed]), np.array([target]))
-    for _ in range(config.max_timesteps):
-        action = policy.act()
-        step = envs.step(np.zeros(1, np.int64), action)
+
+    def draw(envs: Environments, step: Steps) -> None:
+        nonlocal reached
+        assert isinstance(envs, GymnasiumEnvironments)
         reached += float(step.rewards[0])
-        policy.observe(action, step.rewards, step.observations)
         try:
             frame = Image.fromarray(np.asarray(envs.envs[0].render())).resize((240, 240))
         except Exception as error:
-            raise UserError(f"{envs.env_id} can't be drawn here: {error}") from None
+            raise UserError(f"{env_id} can't be drawn here: {error}") from None
         ImageDraw.Draw(frame).text((6, 6), f"asked {target:g}, so far {reached:.0f}", fill=(0, 0, 0))
         frames.append(frame)
-        if step.terminated[0] or step.truncated[0]:
-            break
+
+    rollout(
+        policy,
+        env_id,
+        seeds=[config.seed],
+        target_returns=[target],
+        max_timesteps=config.max_timesteps,
+        batched=False,
+        env_kwargs=env_kwargs,
+        on_step=draw,
+        render_mode="rgb_array",
+    )
     return frames
 
 
