@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from numpy import ndarray
 from torch import Tensor, nn
 
-from dt_ray.data.normalizer import Normalizer
+from dt_ray.data.normalizer import Normalizer, from_bounds, standardize, to_bounds
 from dt_ray.errors import UserError
 from dt_ray.learners.base import Policy
 from dt_ray.learners.iql import ObservationPolicy
@@ -78,30 +78,26 @@ class ExportedObservationPolicy(nn.Module):
 
 
 class Units(nn.Module):
-    """A `Normalizer` in torch."""
+    """A `Normalizer` as a part of the exported module, which holds its statistics."""
 
-    mean: Tensor
-    std: Tensor
-    low: Tensor
-    high: Tensor
+    observation_mean: Tensor
+    observation_std: Tensor
+    action_low: Tensor
+    action_high: Tensor
 
     def __init__(self, normalizer: Normalizer) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.from_numpy(normalizer.observation_mean))
-        self.register_buffer("std", torch.from_numpy(normalizer.observation_std))
-        self.register_buffer("low", torch.from_numpy(normalizer.action_low))
-        self.register_buffer("high", torch.from_numpy(normalizer.action_high))
+        for name in ("observation_mean", "observation_std", "action_low", "action_high"):
+            self.register_buffer(name, torch.from_numpy(getattr(normalizer, name)))
 
     def normalize_observations(self, observations: Tensor) -> Tensor:
-        return (observations - self.mean) / self.std
+        return standardize(observations, self.observation_mean, self.observation_std)
 
     def normalize_actions(self, actions: Tensor) -> Tensor:
-        width = self.high - self.low
-        scaled = (actions - self.low) / torch.where(width > 0, width, 1.0) * 2 - 1
-        return torch.where(width > 0, scaled, 0.0)
+        return from_bounds(actions, self.action_low, self.action_high)
 
     def denormalize_actions(self, actions: Tensor) -> Tensor:
-        return (self.low + (actions + 1) / 2 * (self.high - self.low)).clamp(self.low, self.high)
+        return to_bounds(actions, self.action_low, self.action_high)
 
 
 def export_policy(policy: Policy, format: Literal["onnx", "torch"], facts: Mapping[str, Any]) -> bytes:
