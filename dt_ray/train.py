@@ -62,6 +62,7 @@ def main(arguments: Sequence[str]) -> None:
     from dt_ray.cli.progress import progress
     from dt_ray.config.experiments import find_experiment
     from dt_ray.jobs.training import name_run, resume_run, start_run, tell_how_to_resume
+    from dt_ray.runs.evaluation_report import EvaluationReport
     from dt_ray.runs.folder import RunFolder
 
     show_log()
@@ -78,9 +79,10 @@ def main(arguments: Sequence[str]) -> None:
         tell_how_to_resume(config)
         raise
     if result.summary["last"]:
-        print_evaluation(result.summary["last"])
+        report = EvaluationReport.from_dict(result.summary["last"])
+        print_evaluation(report)
         if (experiment := find_experiment(config)) is not None:
-            print(f"experiment  {experiment.config}: {experiment.judge(result.summary['last'])}")
+            print(f"experiment  {experiment.config}: {experiment.judge(report.return_means)}")
     print(f"run         {result.run}")
     print(f"checkpoint  {RunFolder.of(config).checkpoint(result.summary['step'])}")
     print("next        " + f"python -m dt_ray.report {result.run}")

@@ -7,11 +7,14 @@ import logging
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dt_ray.config.modules import allow_modules
 from dt_ray.errors import UserError
 from dt_ray.training.interrupts import Terminated, raise_on_sigterm, sigterm_received
+
+if TYPE_CHECKING:
+    from dt_ray.runs.evaluation_report import EvaluationReport
 
 USER_ERROR = 2
 
@@ -50,25 +53,25 @@ def show_log() -> None:
     log.handlers = [TerminalHandler()]
 
 
-def print_evaluation(report: dict[str, Any]) -> None:
+def print_evaluation(report: EvaluationReport) -> None:
     """The table of target returns and what was reached, on stdout."""
     from rich.console import Console
     from rich.table import Table
 
     table = Table(
-        title=f"{report['env_id']}, {report['num_episodes']} episodes a target from seed {report['seed']}, "
-        f"after {report['step']} updates"
+        title=f"{report.env_id}, {report.num_episodes} episodes a target from seed {report.seed}, "
+        f"after {report.step} updates"
     )
     for column in ("target return", "mean return", "95% interval", "std", "score"):
         table.add_column(column, justify="right")
-    for target in report["targets"]:
-        low, high = target["return_ci95"]
-        score = target["normalized_score"]
+    for target in report.targets:
+        low, high = target.return_ci95
+        score = target.normalized_score
         table.add_row(
-            f"{target['target_return']:g}",
-            f"{target['return_mean']:.1f}",
+            f"{target.target_return:g}",
+            f"{target.return_mean:.1f}",
             f"{low:.1f} .. {high:.1f}",
-            f"{target['return_std']:.1f}",
+            f"{target.return_std:.1f}",
             "–" if score is None else f"{score:.3f}",
         )
     Console(soft_wrap=True).print(table)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -60,14 +61,30 @@ class Normalizer:
         )
 
     def normalize_observations(self, observations: Float[ndarray, "*B S"]) -> Float[ndarray, "*B S"]:
-        return ((observations - self.observation_mean) / self.observation_std).astype(np.float32)
+        return standardize(observations, self.observation_mean, self.observation_std).astype(np.float32)
 
     def normalize_actions(self, actions: Float[ndarray, "*B A"]) -> Float[ndarray, "*B A"]:
-        width = self.action_high - self.action_low
-        scaled = (actions - self.action_low) / np.where(width > 0, width, 1) * 2 - 1
-        return np.where(width > 0, scaled, 0).astype(np.float32)  # a dimension with one value only is 0
+        return from_bounds(actions, self.action_low, self.action_high).astype(np.float32)
 
     def denormalize_actions(self, actions: Float[ndarray, "*B A"]) -> Float[ndarray, "*B A"]:
         """In the environment's units, within its bounds."""
-        scaled = self.action_low + (actions + 1) / 2 * (self.action_high - self.action_low)
-        return np.clip(scaled, self.action_low, self.action_high).astype(np.float32)
+        return to_bounds(actions, self.action_low, self.action_high).astype(np.float32)
+
+
+# The formulas, for NumPy's arrays and torch's tensors alike: an exported policy computes with tensors.
+
+
+def standardize(observations: Any, mean: Any, std: Any) -> Any:
+    return (observations - mean) / std
+
+
+def from_bounds(actions: Any, low: Any, high: Any) -> Any:
+    """Actions between bounds, in [-1, 1]; a dimension with one value only becomes 0."""
+    width = high - low
+    varies = width > 0
+    return ((actions - low) / (width + ~varies) * 2 - 1) * varies
+
+
+def to_bounds(actions: Any, low: Any, high: Any) -> Any:
+    """Actions in [-1, 1], between bounds and never beyond them."""
+    return (low + (actions + 1) / 2 * (high - low)).clip(low, high)

@@ -45,7 +45,7 @@ class RunBoard:
 
     def __init__(self) -> None:
         self._asked = asyncio.Condition()
-        self._wishes: set[str] = set()
+        self._requests: set[str] = set()
         self._state: dict[str, Any] = {
             "controller": None,
             "controller_id": None,
@@ -54,33 +54,33 @@ class RunBoard:
             "failure": None,
         }
 
-    async def ask(self, wish: str) -> None:
+    async def ask(self, request: str) -> None:
         """Asks the workers for `stop` or `move`."""
         async with self._asked:
-            self._wishes.add(wish)
+            self._requests.add(request)
             self._asked.notify_all()
 
     async def wait(self) -> str:
         """What the workers are asked for, when they are."""
         async with self._asked:
-            await self._asked.wait_for(lambda: bool(self._wishes))
-            return "stop" if "stop" in self._wishes else "move"
+            await self._asked.wait_for(lambda: bool(self._requests))
+            return "stop" if "stop" in self._requests else "move"
 
     async def move(self, *, within_s: float) -> bool:
         """Asks the workers to make room for another number of them; whether they did within so many seconds."""
         await self.ask("move")
         async with self._asked:
             try:
-                await asyncio.wait_for(self._asked.wait_for(lambda: "move" not in self._wishes), within_s)
+                await asyncio.wait_for(self._asked.wait_for(lambda: "move" not in self._requests), within_s)
             except asyncio.TimeoutError:
-                self._wishes.discard("move")
+                self._requests.discard("move")
                 return False
         return True
 
     async def note_end(self) -> None:
         """Rank 0 has ended, with all that it had to write."""
         async with self._asked:
-            self._wishes.discard("move")
+            self._requests.discard("move")
             self._state["has_ended"] = True
             self._asked.notify_all()
 

@@ -29,9 +29,10 @@ from dt_ray.distributed.requests import cancel_request, hand_over_requests
 from dt_ray.distributed.resources import ResourcePlan, describe_workers
 from dt_ray.errors import UserError
 from dt_ray.learners import Policy
+from dt_ray.runs.evaluation_report import EvaluationReport
 from dt_ray.runs.folder import RunFolder
 from dt_ray.runs.storage import Folder
-from dt_ray.training.context import EXCHANGE_EVERY, Wish, evaluate_here, together
+from dt_ray.training.context import EXCHANGE_EVERY, StopRequest, evaluate_here, together
 from dt_ray.training.interrupts import stops_asked_of
 from dt_ray.training.loop import run_training
 from dt_ray.training.recorder import TrainResult
@@ -67,30 +68,30 @@ class RayTrainContext:
         """Hears what is asked for, from each successor of a lost board too."""
         while not self.stop_asked.is_set() and not self.move_asked.is_set():
             try:
-                wish = ray.get(self.board.wait.remote())
+                request = ray.get(self.board.wait.remote())
             except ray.exceptions.RayError:  # started again, or the driver is gone, and the workers soon will be
                 time.sleep(LISTEN_EVERY_S)
                 continue
-            (self.stop_asked if wish == "stop" else self.move_asked).set()
+            (self.stop_asked if request == "stop" else self.move_asked).set()
 
-    def wish(self) -> Wish:
+    def stop_request(self) -> StopRequest:
         self._num_calls += 1
         if self.world_size > 1 and self._num_calls % EXCHANGE_EVERY:
-            return Wish.GO_ON
+            return StopRequest.NONE
         stop, move = self.stop_asked.is_set(), self.move_asked.is_set()
         look = WATCHES_FOR_PREEMPTION and self.rank == 0 and time.monotonic() - self._looked_at > NOTICE_EVERY_S
         if self.world_size > 1:
             asked = torch.tensor([stop, move, look], dtype=torch.float32, device=self.device)
             stop, move, look = self.sum(asked).tolist()
         if stop:
-            return Wish.STOP
+            return StopRequest.STOP
         if move:
-            return Wish.MOVE
+            return StopRequest.MOVE
         if look:
             self._looked_at = time.monotonic()
             if ray.train.get_preemption_info() is not None:  # and again every few seconds, until the machine is gone
-                return Wish.SAVE
-        return Wish.GO_ON
+                return StopRequest.SAVE
+        return StopRequest.NONE
 
     def data_parallel(self, module: nn.Module) -> nn.Module:
         if self.world_size == 1:
@@ -116,6 +117,9 @@ class RayTrainContext:
         if not self.config.scaling.is_elastic:
             ray.train.report(dict(metrics))
 
+    def report_evaluation(self, report: EvaluationReport) -> None:
+        pass  # a trial's own process reads it from the run's folder
+
     def latest_checkpoint(self) -> Folder | None:
         def look() -> Folder | None:  # the other ranks' view of a shared disk may be an older one
             return RunFolder.of(self.config).latest_checkpoint()[0] if self.rank == 0 else None
@@ -126,7 +130,7 @@ class RayTrainContext:
     def evaluates_here(self) -> bool:
         return self.actors is None
 
-    def evaluate(self, policy: Policy, *, step: int, again: bool = False) -> Future[dict[str, Any]]:
+    def evaluate(self, policy: Policy, *, step: int, again: bool = False) -> Future[EvaluationReport]:
         if self.actors is not None:
             return self.actors.submit(policy, step=step)
         if again:  # perhaps it was the environment that ended this process' predecessor

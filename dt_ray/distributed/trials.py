@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import statistics
 import sys
 import tempfile
 import threading
@@ -18,6 +19,7 @@ import ray
 import ray.tune
 import torch
 from pyarrow import fs
+from torch import Tensor, nn
 
 from dt_ray.config.schema import RunConfig
 from dt_ray.data.filesystems import reach
@@ -27,11 +29,12 @@ from dt_ray.distributed.training import train_on_ray
 from dt_ray.errors import StorageError, UserError
 from dt_ray.learners import Policy
 from dt_ray.runs.checkpoint import find_fault, read_facts
+from dt_ray.runs.evaluation_report import EvaluationReport
 from dt_ray.runs.folder import RunFolder
 from dt_ray.runs.storage import Folder
 from dt_ray.sweeps.config import SweepConfig
 from dt_ray.sweeps.folder import SweepFolder
-from dt_ray.training.context import LocalContext, Wish
+from dt_ray.training.context import StopRequest, evaluate_here
 from dt_ray.training.interrupts import StoppedEarlyError
 from dt_ray.training.loop import run_training
 from dt_ray.training.recorder import TrainResult
@@ -43,58 +46,76 @@ POLL_S = 0.5
 ENDS_WITHIN_S = 60  # what a trial that is ended early may take for its last checkpoint; Tune gives 2
 
 
-class TrialContext(LocalContext):
-    """A trial that trains in its own process. Evaluations are reported, and Tune may end the trial then."""
+class TrialContext:
+    """A trial that trains in its own process: Tune is told of its evaluations, and may end it then."""
+
+    rank = 0
+    world_size = 1
+    evaluates_here = True
 
     def __init__(self, config: RunConfig, sweep: SweepConfig, *, device: str) -> None:
-        super().__init__(config, device=device)
-        self.sweep = sweep
-        self._evaluated = 0
+        self.config, self.sweep, self.device = config, sweep, torch.device(device)
         self.hands_on = sweep.settings.scheduler == "pbt"  # its checkpoints to other trials
-        self._taken_over: Folder | None = None
         self.is_ended = False
+        self._taken_over: Folder | None = None
         self._reported = 0
 
-    def wish(self) -> Wish:
+    def data_parallel(self, module: nn.Module) -> nn.Module:
+        return module
+
+    def sum(self, value: Tensor) -> Tensor:
+        return value
+
+    def gather(self, value: Any) -> list[Any]:
+        return [value]
+
+    def report(self, metrics: Mapping[str, float]) -> None:
+        pass  # Tune is told of evaluations, not of checkpoints
+
+    def report_evaluation(self, report: EvaluationReport) -> None:
+        """Tells Tune of an evaluation; the last one is reported by `train_trial`, as the trial's end."""
+        if self.is_ended or not self._reported < report.step < self.config.total_timesteps:
+            return
+        self._reported = report.step
         try:
-            self.report_new(RunFolder.of(self.config))
+            self._tell_tune(report)
         except SystemExit:  # how Tune ends a trial, in its call to `report`
             self.is_ended = True
-            return Wish.STOP
-        return super().wish()
 
-    def evaluate(self, policy: Policy, *, step: int, again: bool = False) -> Future[dict[str, Any]]:
-        self._evaluated = step
-        if again:  # perhaps it was the environment that ended this process' predecessor
-            actors = EvaluationActors.start(1, num_cpus=0)
-            return EvaluationActors(actors, self.config.env_id, self.config.evaluation).submit(policy, step=step)
-        return super().evaluate(policy, step=step)
-
-    def report_new(self, run: RunFolder) -> None:
-        """Tells Tune of the newest evaluation, once that and its checkpoint are written."""
-        step = self._evaluated
-        if step > self._reported and step < self.config.total_timesteps and run.has_evaluation(step):
-            self._reported = step
-            metrics = metrics_of(run.read_evaluation(step), self.sweep)
-            if not self.hands_on:
-                ray.tune.report(metrics)
+    def _tell_tune(self, report: EvaluationReport) -> None:
+        metrics = metrics_of(report, self.sweep)
+        if not self.hands_on:
+            ray.tune.report(metrics)
+            return
+        with tempfile.TemporaryDirectory() as copy:  # the run's own may be pruned while Tune reads them
+            checkpoint = RunFolder.of(self.config).checkpoint(report.step)
+            if (fault := copy_checkpoint(checkpoint, copy)) is not None:
+                log.warning("update %d is not reported to the population: %s", report.step, fault)
                 return
-            with tempfile.TemporaryDirectory() as copy:  # the run's own may be pruned while Tune reads them
-                if (fault := copy_checkpoint(run.checkpoint(step), copy)) is not None:
-                    log.warning("update %d is not reported to the population: %s", step, fault)
-                    return
-                ray.tune.report(metrics, checkpoint=ray.tune.Checkpoint.from_directory(copy))
+            ray.tune.report(metrics, checkpoint=ray.tune.Checkpoint.from_directory(copy))
+
+    def stop_request(self) -> StopRequest:
+        return StopRequest.STOP if self.is_ended else StopRequest.NONE
 
     def latest_checkpoint(self) -> Folder | None:
         """That of a better trial, if this one goes on from there; what it did beyond that is then discarded."""
+        run = RunFolder.of(self.config)
         given = ray.tune.get_checkpoint() if self.hands_on else None
         if given is None:
-            return super().latest_checkpoint()
+            return run.latest_checkpoint()[0]
         if self._taken_over is None:
             self._download = tempfile.TemporaryDirectory(prefix="dt_ray-checkpoint-")  # until the trial ends
             self._taken_over = local_copy(given, self._download.name)
-            RunFolder.of(self.config).discard_after(read_facts(self._taken_over).step)
+            run.discard_after(read_facts(self._taken_over).step)
         return self._taken_over
+
+    def evaluate(self, policy: Policy, *, step: int, again: bool = False) -> Future[EvaluationReport]:
+        if not again:
+            return evaluate_here(policy, self.config, step=step)
+        # Perhaps it was the environment that ended this process' predecessor.
+        actors = EvaluationActors.start(1, num_cpus=0)
+        config = self.config
+        return EvaluationActors(actors, config.env_id, config.evaluation, config.env_kwargs).submit(policy, step=step)
 
 
 def copy_checkpoint(checkpoint: Folder, target: str) -> str | None:
@@ -112,14 +133,15 @@ def local_copy(checkpoint: ray.tune.Checkpoint, target: str) -> Folder:
     return Folder(checkpoint.to_directory(target))
 
 
-def metrics_of(report: Mapping[str, Any], sweep: SweepConfig) -> dict[str, float]:
+def metrics_of(report: EvaluationReport, sweep: SweepConfig) -> dict[str, float]:
     """What Tune compares trials by: the best of the returns, or the mean distance from those asked for."""
-    targets = report["targets"]
-    means = [target["return_mean"] for target in targets]
-    scores = [target["normalized_score"] for target in targets if target["normalized_score"] is not None]
-    errors = [abs(target["return_mean"] - target["target_return"]) for target in targets]
-    values = {"return_mean": max(means), "obedience_error": sum(errors) / len(errors)}
-    return {"step": report["step"], **values, **({"normalized_score": max(scores)} if scores else {})}
+    scores = [target.normalized_score for target in report.targets if target.normalized_score is not None]
+    return {
+        "step": report.step,
+        "return_mean": report.highest_mean,
+        "obedience_error": statistics.fmean(target.obedience_error for target in report.targets),
+        **({"normalized_score": max(scores)} if scores else {}),
+    }
 
 
 def train_trial(
@@ -141,7 +163,7 @@ def train_trial(
         run.write_config(config)
         data = layouts[layout_key(config)]
         train = _train_with_workers if config.scaling.max_workers > 1 else _train_here
-        report = train(config, sweep, data, cpus).summary["last"]
+        report = EvaluationReport.from_dict(train(config, sweep, data, cpus).summary["last"])
         # Said to be its last, or a population might begin the finished trial anew from another one's checkpoint.
         ray.tune.report({**metrics_of(report, sweep), "done": True})
     except StorageError:  # Tune tries again

@@ -19,16 +19,18 @@ NUM_TRIED_STEPS = 2
 
 
 def make_environments(
-    env_id: str, num: int, *, batched: bool = True, env_kwargs: Mapping[str, Any] | None = None
+    env_id: str, num: int, *, batched: bool = True, env_kwargs: Mapping[str, Any] | None = None, **options: Any
 ) -> Environments:
     """N environments: a batched copy where there is an exact one and it is wanted, else N of Gymnasium's.
+
+    `options` go to `gymnasium.make`.
 
     Raises:
         UnsupportedSpaceError: no such environment, or what it needs is not installed.
     """
     if batched and is_batched(env_id, env_kwargs):
         return PendulumEnvironments(num)
-    return GymnasiumEnvironments(env_id, num, env_kwargs)
+    return GymnasiumEnvironments(env_id, num, env_kwargs, **options)
 
 
 def is_batched(env_id: str, env_kwargs: Mapping[str, Any] | None = None) -> bool:

@@ -18,13 +18,13 @@ from jaxtyping import Float, Int
 from numpy import ndarray
 from torch import Tensor, nn
 
-from dt_ray.data.normalizer import Normalizer
-from dt_ray.environments.checked import GymnasiumEnvironments
+from dt_ray.data.normalizer import Normalizer, from_bounds, standardize, to_bounds
 from dt_ray.errors import UserError
 from dt_ray.learners.base import Policy
 from dt_ray.learners.iql import ObservationPolicy
 from dt_ray.learners.policies import DecisionTransformerPolicy
 from dt_ray.models.batch import WindowBatch
+from dt_ray.play.rollout import rollout
 
 INPUTS = ("observations", "previous_actions", "returns_to_go", "timesteps")
 TOLERANCE = 1e-5  # of actions, relative to the width of their bounds
@@ -78,30 +78,26 @@ class ExportedObservationPolicy(nn.Module):
 
 
 class Units(nn.Module):
-    """A `Normalizer` in torch."""
+    """A `Normalizer` as a part of the exported module, which holds its statistics."""
 
-    mean: Tensor
-    std: Tensor
-    low: Tensor
-    high: Tensor
+    observation_mean: Tensor
+    observation_std: Tensor
+    action_low: Tensor
+    action_high: Tensor
 
     def __init__(self, normalizer: Normalizer) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.from_numpy(normalizer.observation_mean))
-        self.register_buffer("std", torch.from_numpy(normalizer.observation_std))
-        self.register_buffer("low", torch.from_numpy(normalizer.action_low))
-        self.register_buffer("high", torch.from_numpy(normalizer.action_high))
+        for name in ("observation_mean", "observation_std", "action_low", "action_high"):
+            self.register_buffer(name, torch.from_numpy(getattr(normalizer, name)))
 
     def normalize_observations(self, observations: Tensor) -> Tensor:
-        return (observations - self.mean) / self.std
+        return standardize(observations, self.observation_mean, self.observation_std)
 
     def normalize_actions(self, actions: Tensor) -> Tensor:
-        width = self.high - self.low
-        scaled = (actions - self.low) / torch.where(width > 0, width, 1.0) * 2 - 1
-        return torch.where(width > 0, scaled, 0.0)
+        return from_bounds(actions, self.action_low, self.action_high)
 
     def denormalize_actions(self, actions: Tensor) -> Tensor:
-        return (self.low + (actions + 1) / 2 * (self.high - self.low)).clamp(self.low, self.high)
+        return to_bounds(actions, self.action_low, self.action_high)
 
 
 def export_policy(policy: Policy, format: Literal["onnx", "torch"], facts: Mapping[str, Any]) -> bytes:
@@ -160,34 +156,25 @@ def largest_difference(
     Raises:
         BrokenEnvironmentError: the environment crashed, or answered what no policy can act on.
     """
-    envs = GymnasiumEnvironments(env_id, 1, env_kwargs)
-    try:
-        newest = envs.reset([seed])
-        policy.start(newest, np.array([target_return]))
-        observations, rewards, to_go = [newest[0]], [], [target_return]
-        taken = [np.zeros(envs.action_shape, np.float32)]
-        largest, context = 0.0, policy.history_length  # type: ignore[attr-defined]
-        width = np.asarray(policy.normalizer.action_high) - policy.normalizer.action_low  # type: ignore[attr-defined]
-        width = np.where(width > 0, width, 1.0)
-        for step in range(max_timesteps):
-            action = policy.act()
-            inputs = {
-                "observations": np.stack(observations[-context:])[None],
-                "previous_actions": np.stack(taken[-context:])[None],
-                "returns_to_go": np.array([to_go[-context:]], np.float32),
-                "timesteps": np.arange(step + 1)[-context:][None],
-            }
-            largest = max(largest, float((np.abs(act(inputs) - action) / width).max()))
-            outcome = envs.step(np.zeros(1, np.int64), action)
-            policy.observe(action, outcome.rewards, outcome.observations)
-            observations.append(outcome.observations[0])
-            rewards.append(float(outcome.rewards[0]))
-            taken.append(action[0])
-            to_go.append(target_return - sum(rewards))
-            if outcome.terminated[0] or outcome.truncated[0]:
-                break
-    finally:
-        envs.close()
+    played = rollout(
+        policy,
+        env_id,
+        seeds=[seed],
+        target_returns=[target_return],
+        max_timesteps=max_timesteps,
+        env_kwargs=env_kwargs,
+    )
+    observations, actions = played.observations[0], played.actions[0]
+    previous_actions = np.concatenate([np.zeros_like(actions[:1]), actions[:-1]])
+    earned = np.concatenate([[0.0], np.cumsum(played.rewards[0, :-1])])  # before each step
+    to_go, timesteps = (target_return - earned).astype(np.float32), np.arange(len(actions))
+    width = policy.normalizer.action_high - policy.normalizer.action_low  # type: ignore[attr-defined]
+    largest = 0.0
+    for step, action in enumerate(actions):
+        shown = slice(max(0, step + 1 - policy.history_length), step + 1)  # type: ignore[attr-defined]
+        inputs = (values[None, shown] for values in (observations, previous_actions, to_go, timesteps))
+        difference = np.abs(act(dict(zip(INPUTS, inputs, strict=True))) - action)
+        largest = max(largest, float((difference / np.where(width > 0, width, 1.0)).max()))
     return largest
 
 

@@ -52,15 +52,15 @@ class DecisionTransformerPolicy:
     def start(self, observations: Float[ndarray, "N S"], target_returns: Float[ndarray, "N"]) -> None:
         make_context = CachedContext if self.model.config.attention == "band" else WindowContext
         self._context: Context = make_context(
-            self.model,
             self.normalizer.normalize_observations(observations),
             np.asarray(target_returns, np.float64) * self.return_scale,
+            action_dim=self.model.action_dim,
             context_length=self.context_length,
         )
 
     @torch.inference_mode()
     def act(self) -> Float[ndarray, "N A"]:
-        return self.normalizer.denormalize_actions(self._context.predict().numpy())
+        return self.normalizer.denormalize_actions(self._context.predict(self.model).numpy())
 
     @torch.inference_mode()
     def observe(
@@ -80,8 +80,8 @@ class DecisionTransformerPolicy:
 class Context(Protocol):
     """What a policy remembers of N episodes that started together, in the model's units."""
 
-    def predict(self) -> Float[Tensor, "N A"]:
-        """The actions of the newest steps."""
+    def predict(self, model: DecisionTransformerModel) -> Float[Tensor, "N A"]:
+        """The model's actions for the newest steps."""
         ...
 
     def append(
@@ -100,20 +100,19 @@ class CachedContext:
 
     def __init__(
         self,
-        model: DecisionTransformerModel,
         observations: Float[ndarray, "N S"],
         targets: Float[ndarray, "N"],
         *,
+        action_dim: int,
         context_length: int,
     ) -> None:
-        self.model = model
         self._cache = KeyValueCache(context_length)
         self._returns_to_go = targets  # float64: 1,000 subtractions lose nothing
         self._timestep = -1
-        self._begin_step(np.zeros((len(observations), model.action_dim), np.float32), observations)
+        self._begin_step(np.zeros((len(observations), action_dim), np.float32), observations)
 
-    def predict(self) -> Float[Tensor, "N A"]:
-        return self.model.predict_next_action(self._newest, self._cache)
+    def predict(self, model: DecisionTransformerModel) -> Float[Tensor, "N A"]:
+        return model.predict_next_action(self._newest, self._cache)
 
     def append(
         self, actions: Float[ndarray, "N A"], rewards: Float[ndarray, "N"], observations: Float[ndarray, "N S"]
@@ -151,22 +150,21 @@ class WindowContext:
 
     def __init__(
         self,
-        model: DecisionTransformerModel,
         observations: Float[ndarray, "N S"],
         targets: Float[ndarray, "N"],
         *,
+        action_dim: int,
         context_length: int,
     ) -> None:
-        self.model = model
         num, self.observation_dim = observations.shape
-        self.action_dim, self.context_length = model.action_dim, context_length
+        self.action_dim, self.context_length = action_dim, context_length
         self._steps = torch.zeros(num, 2 * context_length, self.observation_dim + 2 * self.action_dim + 1)
         self._returns_to_go = targets  # float64: 1,000 subtractions lose nothing
         self._timestep, self._end = 0, 0
         self._write(np.zeros((num, self.action_dim), np.float32), observations)
 
-    def predict(self) -> Float[Tensor, "N A"]:
-        return self.model.predict_last_action(self.as_batch(), padded=False)
+    def predict(self, model: DecisionTransformerModel) -> Float[Tensor, "N A"]:
+        return model.predict_last_action(self.as_batch(), padded=False)
 
     def append(
         self, actions: Float[ndarray, "N A"], rewards: Float[ndarray, "N"], observations: Float[ndarray, "N S"]
@@ -184,6 +182,11 @@ class WindowContext:
     def keep(self, episodes: Sequence[int] | Int[ndarray, "M"]) -> None:
         rows = torch.as_tensor(np.asarray(episodes))
         self._steps, self._returns_to_go = self._steps[rows], self._returns_to_go[episodes]
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of the episodes up to now."""
+        return self._timestep + 1
 
     def as_batch(self) -> WindowBatch:
         """Windows of up to `context_length` steps, none of them padding; the newest action is still zero."""

@@ -5,7 +5,7 @@ Legend: N episodes, T the longest, S observation, A action dimension.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +15,11 @@ from numpy import ndarray
 
 from dt_ray.data.transitions import TransitionDataset
 from dt_ray.environments.batched import is_batched, make_environments
-from dt_ray.environments.steps import Environments
+from dt_ray.environments.steps import Environments, Steps
 from dt_ray.errors import UserError
 from dt_ray.learners.base import Policy
+
+OnStep = Callable[[Environments, Steps], object]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,11 +66,14 @@ def rollout(
     batched: bool = True,
     env_kwargs: Mapping[str, Any] | None = None,
     max_envs: int | None = None,
+    on_step: OnStep | None = None,
+    **options: Any,
 ) -> Rollouts:
     """Plays one episode for each seed and target return, all stepping together until the last has ended.
 
     `batched` takes an exact batched copy of the environment where there is one. Elsewhere at most `max_envs`
-    environments are open: further episodes are played in the same ones afterwards.
+    environments are open: further episodes are played in the same ones afterwards. `on_step` is called after each step
+    with the environments and what the step gave; `options` go to `gymnasium.make`.
 
     Raises:
         UserError: the policy's actions don't fit the environment.
@@ -76,12 +81,12 @@ def rollout(
     """
     num = len(seeds)
     size = num if max_envs is None or (batched and is_batched(env_id, env_kwargs)) else min(num, max_envs)
-    envs = make_environments(env_id, size, batched=batched, env_kwargs=env_kwargs)
+    envs = make_environments(env_id, size, batched=batched, env_kwargs=env_kwargs, **options)
     try:
         parts = []
         for begin in range(0, num, size):
             part = slice(begin, begin + size)
-            parts.append(_play(policy, envs, env_id, seeds[part], target_returns[part], max_timesteps))
+            parts.append(_play(policy, envs, env_id, seeds[part], target_returns[part], max_timesteps, on_step))
     finally:
         envs.close()
     return join_rollouts(parts)
@@ -94,6 +99,7 @@ def _play(
     seeds: Sequence[int],
     target_returns: Sequence[float],
     max_timesteps: int,
+    on_step: OnStep | None,
 ) -> Rollouts:
     newest = envs.reset(seeds)
     num, observation_dim = newest.shape
@@ -128,6 +134,8 @@ def _play(
         terminated[live] = outcome.terminated
         done = outcome.terminated | outcome.truncated
         lengths[live] += 1
+        if on_step is not None:
+            on_step(envs, outcome)
         if done.all() or step + 1 == max_timesteps:
             break
         policy.observe(chosen, outcome.rewards, outcome.observations)

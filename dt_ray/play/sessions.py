@@ -8,18 +8,18 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from numpy import ndarray
+from torch.nn.utils.rnn import pad_sequence
 
-from dt_ray.data.normalizer import Normalizer
 from dt_ray.data.spaces import SpaceSpec
 from dt_ray.learners.base import Policy
 from dt_ray.learners.iql import ObservationPolicy
-from dt_ray.learners.policies import DecisionTransformerPolicy
+from dt_ray.learners.policies import DecisionTransformerPolicy, WindowContext
 from dt_ray.models.batch import WindowBatch
 
 LONGEST_SHOWN = 64  # characters of a name that nobody has
@@ -35,21 +35,11 @@ class RefusedError(Exception):
 
 @dataclass
 class Session:
-    """One episode: the steps that the policy may look at, in the environment's units."""
+    """One episode: the steps that the policy may look at, and the action that the newest one was given."""
 
-    missing: float  # of the target return
+    steps: WindowContext
     used_at: float
-    observations: list[Float[ndarray, "S"]] = field(default_factory=list)
-    previous_actions: list[Float[ndarray, "A"]] = field(default_factory=list)
-    returns_to_go: list[float] = field(default_factory=list)
-    num_steps: int = 0
-    action: Float[ndarray, "A"] | None = None  # that the newest step was given
-
-    def append(self, observation: Float[ndarray, "S"], previous_action: Float[ndarray, "A"], *, longest: int) -> None:
-        self.observations = [*self.observations, observation][-longest:]
-        self.previous_actions = [*self.previous_actions, previous_action][-longest:]
-        self.returns_to_go = [*self.returns_to_go, self.missing][-longest:]
-        self.num_steps += 1
+    action: Float[ndarray, "A"] | None = None
 
 
 class Sessions:
@@ -68,7 +58,7 @@ class Sessions:
         self.policy, self.spec = policy, spec
         self.max_sessions, self.idle_s, self.clock = max_sessions, idle_s, clock
         self._sessions: dict[str, Session] = {}
-        self.longest = policy.history_length
+        self.return_scale = 0.0 if isinstance(policy, ObservationPolicy) else policy.return_scale
         self.max_timesteps: int | None = None  # steps that an episode may have
         if isinstance(policy, DecisionTransformerPolicy) and not policy.model.config.clamp_timesteps:
             self.max_timesteps = policy.model.config.max_timesteps
@@ -88,9 +78,13 @@ class Sessions:
         if len(self._sessions) >= self.max_sessions:
             raise RefusedError(503, f"{self.max_sessions} sessions are live already; end one, or wait")
         name = uuid.uuid4().hex
-        session = Session(missing=wanted, used_at=self.clock())
-        session.append(first, np.zeros(self.spec.action_dim, np.float32), longest=self.longest)
-        self._sessions[name] = session
+        steps = WindowContext(
+            self.policy.normalizer.normalize_observations(first[None]),
+            np.array([wanted]) * self.return_scale,
+            action_dim=self.spec.action_dim,
+            context_length=self.policy.history_length,
+        )
+        self._sessions[name] = Session(steps, used_at=self.clock())
         return name
 
     def observe(
@@ -107,12 +101,16 @@ class Sessions:
         if session.action is None:
             raise RefusedError(409, "the step before has no action yet")
         done = session.action if action is None else self._checked("action", action, self.spec.action_dim)
-        if self.max_timesteps is not None and session.num_steps >= self.max_timesteps:
+        if self.max_timesteps is not None and session.steps.num_steps >= self.max_timesteps:
             raise RefusedError(409, f"the policy was trained for episodes of up to {self.max_timesteps} steps")
         session.used_at = self.clock()
-        session.missing -= earned
         session.action = None
-        session.append(seen, done, longest=self.longest)
+        normalizer = self.policy.normalizer
+        session.steps.append(
+            normalizer.normalize_actions(done[None]),
+            np.array([earned]) * self.return_scale,
+            normalizer.normalize_observations(seen[None]),
+        )
 
     @torch.inference_mode()
     def act(self, names: Sequence[str]) -> list[Float[ndarray, "A"] | RefusedError]:
@@ -128,14 +126,12 @@ class Sessions:
         return self._gone(name) if session is None or session.action is None else session.action
 
     def _act_together(self, sessions: Sequence[Session]) -> Float[ndarray, "N A"]:
-        normalizer = self.policy.normalizer
+        batch = _joined(sessions)
         if isinstance(self.policy, ObservationPolicy):
-            newest = normalizer.normalize_observations(np.stack([session.observations[-1] for session in sessions]))
-            predicted = self.policy.model.policy_mean(torch.from_numpy(newest))
+            predicted = self.policy.model.policy_mean(batch.observations[:, -1])
         else:
-            batch = _as_batch(sessions, normalizer, return_scale=self.policy.return_scale)
             predicted = self.policy.model.predict_last_action(batch)
-        return normalizer.denormalize_actions(predicted.numpy())
+        return self.policy.normalizer.denormalize_actions(predicted.numpy())
 
     def end(self, name: str) -> None:
         """Forgets an episode.
@@ -174,28 +170,8 @@ class Sessions:
         return array
 
 
-def _as_batch(sessions: Sequence[Session], normalizer: Normalizer, *, return_scale: float) -> WindowBatch:
+def _joined(sessions: Sequence[Session]) -> WindowBatch:
     """The kept steps of each, padded on the right."""
-    lengths = np.array([len(session.observations) for session in sessions])
-    mask = np.arange(lengths.max()) < lengths[:, None]  # [N, T]
-    steps = np.array([session.num_steps for session in sessions])
-    timesteps = np.where(mask, np.arange(lengths.max()) + (steps - lengths)[:, None], 0)
-
-    def padded(values: list[list[ndarray]]) -> Float[ndarray, "N T D"]:
-        table = np.zeros((*mask.shape, values[0][0].shape[0]), np.float32)
-        table[mask] = np.concatenate([np.stack(each) for each in values])
-        return table
-
-    observations = normalizer.normalize_observations(padded([session.observations for session in sessions]))
-    previous = normalizer.normalize_actions(padded([session.previous_actions for session in sessions]))
-    previous = np.where((timesteps > 0)[..., None], previous, 0).astype(np.float32)
-    to_go = np.zeros(mask.shape)
-    to_go[mask] = np.concatenate([session.returns_to_go for session in sessions]) * return_scale
-    return WindowBatch(
-        observations=torch.from_numpy(observations * mask[..., None]),
-        actions=torch.from_numpy(np.roll(previous, -1, axis=1)),  # the newest is what is asked for
-        previous_actions=torch.from_numpy(previous),
-        returns_to_go=torch.from_numpy(to_go.astype(np.float32)),
-        timesteps=torch.from_numpy(timesteps),
-        mask=torch.from_numpy(mask),
-    )
+    columns = [vars(session.steps.as_batch()) for session in sessions]
+    tensors = {name: [each[name][0] for each in columns] for name, value in columns[0].items() if value is not None}
+    return WindowBatch(**{name: pad_sequence(values, batch_first=True) for name, values in tensors.items()})

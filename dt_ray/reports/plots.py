@@ -12,26 +12,29 @@ from numpy import ndarray
 
 from dt_ray.config.schema import EvaluationConfig
 from dt_ray.environments.checked import GymnasiumEnvironments
+from dt_ray.environments.steps import Environments, Steps
 from dt_ray.errors import UserError
 from dt_ray.learners import Policy
+from dt_ray.play.rollout import rollout
+from dt_ray.runs.evaluation_report import EvaluationReport
 
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#7f7f7f"  # Okabe and Ito (2008): told apart by colour-blind readers
 
 
-def draw_obedience(report: Mapping[str, Any], file: str) -> None:
+def draw_obedience(report: EvaluationReport, file: str) -> None:
     """Returns reached against returns asked for: every episode, the mean with its interval, and the diagonal."""
     figure, axes = _figure(file)
-    targets = sorted(report["targets"], key=lambda target: target["target_return"])
-    asked = np.array([target["target_return"] for target in targets])
-    means = np.array([target["return_mean"] for target in targets])
-    intervals = np.array([target["return_ci95"] for target in targets])
+    targets = sorted(report.targets, key=lambda target: target.target_return)
+    asked = np.array([target.target_return for target in targets])
+    means = np.array([target.return_mean for target in targets])
+    intervals = np.array([target.return_ci95 for target in targets])
     spread = 0.012 * (np.ptp(asked) or 1.0)
     for target in targets:
-        returns = np.array(target["episode_returns"])
-        around = target["target_return"] + np.random.default_rng(0).uniform(-spread, spread, len(returns))
+        returns = np.array(target.episode_returns)
+        around = target.target_return + np.random.default_rng(0).uniform(-spread, spread, len(returns))
         axes.scatter(around, returns, s=8, color=GREY, alpha=0.35, linewidths=0)
-    lowest = min(asked.min(), min(min(target["episode_returns"]) for target in targets))
-    highest = max(asked.max(), max(max(target["episode_returns"]) for target in targets))
+    lowest = min(asked.min(), min(min(target.episode_returns) for target in targets))
+    highest = max(asked.max(), max(max(target.episode_returns) for target in targets))
     axes.plot([lowest, highest], [lowest, highest], color=ORANGE, linestyle="--", label="return asked for")
     axes.errorbar(
         asked,
@@ -45,7 +48,7 @@ def draw_obedience(report: Mapping[str, Any], file: str) -> None:
     axes.scatter([], [], s=8, color=GREY, label="one episode")
     axes.set_xlabel("target return (sum of rewards)")
     axes.set_ylabel("return reached (sum of rewards)")
-    axes.set_title(f"{report['env_id']}: {report['num_episodes']} episodes a target, after {report['step']} updates")
+    axes.set_title(f"{report.env_id}: {report.num_episodes} episodes a target, after {report.step} updates")
     axes.legend(frameon=False)
     figure.savefig(file, dpi=150)
 
@@ -75,34 +78,41 @@ def record_episodes(
     """
     if Path(file).suffix.lower() != ".gif":
         raise UserError(f"--video writes GIF files, got {file!r}")
-    frames = []
-    for target in config.target_returns:
-        envs = GymnasiumEnvironments(env_id, 1, env_kwargs, render_mode="rgb_array")
-        try:
-            frames += _draw_episode(policy, envs, config, target)
-        finally:
-            envs.close()
+    frames = [
+        frame for target in config.target_returns for frame in _draw_episode(policy, env_id, config, target, env_kwargs)
+    ]
     frames[0].save(file, save_all=True, append_images=frames[1:], duration=33, loop=0)
 
 
-def _draw_episode(policy: Policy, envs: GymnasiumEnvironments, config: EvaluationConfig, target: float) -> list[Any]:
+def _draw_episode(
+    policy: Policy, env_id: str, config: EvaluationConfig, target: float, env_kwargs: Mapping[str, Any] | None
+) -> list[Any]:
     from PIL import Image, ImageDraw
 
     frames, reached = [], 0.0
-    policy.start(envs.reset([config.seed]), np.array([target]))
-    for _ in range(config.max_timesteps):
-        action = policy.act()
-        step = envs.step(np.zeros(1, np.int64), action)
+
+    def draw(envs: Environments, step: Steps) -> None:
+        nonlocal reached
+        assert isinstance(envs, GymnasiumEnvironments)
         reached += float(step.rewards[0])
-        policy.observe(action, step.rewards, step.observations)
         try:
             frame = Image.fromarray(np.asarray(envs.envs[0].render())).resize((240, 240))
         except Exception as error:
-            raise UserError(f"{envs.env_id} can't be drawn here: {error}") from None
+            raise UserError(f"{env_id} can't be drawn here: {error}") from None
         ImageDraw.Draw(frame).text((6, 6), f"asked {target:g}, so far {reached:.0f}", fill=(0, 0, 0))
         frames.append(frame)
-        if step.terminated[0] or step.truncated[0]:
-            break
+
+    rollout(
+        policy,
+        env_id,
+        seeds=[config.seed],
+        target_returns=[target],
+        max_timesteps=config.max_timesteps,
+        batched=False,
+        env_kwargs=env_kwargs,
+        on_step=draw,
+        render_mode="rgb_array",
+    )
     return frames
 
 

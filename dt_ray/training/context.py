@@ -16,6 +16,7 @@ from dt_ray.errors import UserError
 from dt_ray.learners import Policy
 from dt_ray.models.batch import WindowBatch
 from dt_ray.play.evaluation import evaluate
+from dt_ray.runs.evaluation_report import EvaluationReport
 from dt_ray.runs.folder import RunFolder
 from dt_ray.runs.storage import Folder
 
@@ -23,13 +24,13 @@ T = TypeVar("T")
 EXCHANGE_EVERY = 10  # updates of several workers between two exchanges of what is asked of them, and who has failed
 
 
-class Wish(enum.Enum):
-    """What the workers are asked for between two updates."""
+class StopRequest(enum.Enum):
+    """What the driver asks of the training workers between two updates."""
 
-    GO_ON = enum.auto()
-    SAVE = enum.auto()  # a checkpoint now: this machine may soon be gone
-    STOP = enum.auto()  # a checkpoint now, and the end
-    MOVE = enum.auto()  # a checkpoint now, from which another number of workers goes on
+    NONE = enum.auto()
+    SAVE = enum.auto()  # write a checkpoint now: this machine may soon be gone
+    STOP = enum.auto()  # write a checkpoint now, and end
+    MOVE = enum.auto()  # write a checkpoint now, and end; another number of workers goes on from it
 
 
 class TrainContext(Protocol):
@@ -55,7 +56,11 @@ class TrainContext(Protocol):
         """Tells whoever runs the workers that a checkpoint is complete; every worker must call it."""
         ...
 
-    def wish(self) -> Wish:
+    def report_evaluation(self, report: EvaluationReport) -> None:
+        """Tells whoever compares runs that an evaluation and its checkpoint are written; rank 0 calls it."""
+        ...
+
+    def stop_request(self) -> StopRequest:
         """What is asked of the workers now: the same on all of them, who call it after every update."""
         ...
 
@@ -68,7 +73,7 @@ class TrainContext(Protocol):
         """Whether evaluations are played in this process."""
         ...
 
-    def evaluate(self, policy: Policy, *, step: int, again: bool = False) -> Future[dict[str, Any]]:
+    def evaluate(self, policy: Policy, *, step: int, again: bool = False) -> Future[EvaluationReport]:
         """Begins an evaluation; its report comes when the future is done.
 
         `again`: it was begun before and not finished, perhaps because the environment ended the process.
@@ -86,14 +91,14 @@ class LocalContext:
     def __init__(self, config: RunConfig, *, device: torch.device | str = "cpu") -> None:
         self.config = config
         self.device = torch.device(device)
-        self._wish = Wish.GO_ON
+        self._request = StopRequest.NONE
 
     def stop(self) -> None:
         """Ends the training after the update that it is in."""
-        self._wish = Wish.STOP
+        self._request = StopRequest.STOP
 
-    def wish(self) -> Wish:
-        return self._wish
+    def stop_request(self) -> StopRequest:
+        return self._request
 
     def data_parallel(self, module: nn.Module) -> nn.Module:
         return module
@@ -107,10 +112,13 @@ class LocalContext:
     def report(self, metrics: Mapping[str, float]) -> None:
         pass  # nobody else is waiting
 
+    def report_evaluation(self, report: EvaluationReport) -> None:
+        pass  # nobody compares it with others
+
     def latest_checkpoint(self) -> Folder | None:
         return RunFolder.of(self.config).latest_checkpoint()[0]
 
-    def evaluate(self, policy: Policy, *, step: int, again: bool = False) -> Future[dict[str, Any]]:
+    def evaluate(self, policy: Policy, *, step: int, again: bool = False) -> Future[EvaluationReport]:
         return evaluate_here(policy, self.config, step=step)
 
 
@@ -165,9 +173,9 @@ def together(context: TrainContext, work: Callable[[], T]) -> T:
     return cast("T", results[0])
 
 
-def evaluate_here(policy: Policy, config: RunConfig, *, step: int) -> Future[dict[str, Any]]:
+def evaluate_here(policy: Policy, config: RunConfig, *, step: int) -> Future[EvaluationReport]:
     """A finished evaluation, for a context without actors."""
-    future: Future[dict[str, Any]] = Future()
+    future: Future[EvaluationReport] = Future()
     try:
         report = evaluate(policy, config.env_id, config.evaluation, step=step, env_kwargs=config.env_kwargs)
     except UserError as fault:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing
+from dataclasses import dataclass
 
 from dt_ray.config.modules import allow_modules
 from dt_ray.config.schema import RunConfig
@@ -15,9 +16,28 @@ from dt_ray.models.state_values import StateValues
 from dt_ray.runs.checkpoint import restore_learner
 from dt_ray.runs.folder import RunFolder
 from dt_ray.runs.storage import Folder
-from dt_ray.training.context import Failures, TrainContext, Wish, mean_real_steps, together
+from dt_ray.training.context import Failures, StopRequest, TrainContext, mean_real_steps, together
 from dt_ray.training.recorder import Recorder, TrainResult
 from dt_ray.training.resident import BatchSource
+
+
+@dataclass(frozen=True, kw_only=True)
+class Due:
+    """What the configuration wants after an update: the same on all workers. After the last update, all of it."""
+
+    log: bool
+    save: bool
+    evaluate: bool
+
+    @classmethod
+    def after(cls, step: int, config: RunConfig) -> Due:
+        def is_due(every: int) -> bool:
+            return step == config.total_timesteps or (every > 0 and step > 0 and step % every == 0)
+
+        evaluate = is_due(config.evaluation.every)  # always of a checkpoint
+        return cls(
+            log=is_due(config.logging.every), save=evaluate or is_due(config.checkpoint.every), evaluate=evaluate
+        )
 
 
 def check_checkpoint(
@@ -60,17 +80,31 @@ def run_training(config: RunConfig, source: BatchSource, context: TrainContext) 
     wall_s, failures = state.get("train_wall_s", 0.0), Failures(context)
     recorder = together(context, lambda: Recorder(run, config, context, learner, source, failures, wall_s=wall_s))
     with closing(recorder):
-        together(context, recorder.make_up_evaluations)
+        together(context, lambda: recorder.make_up_evaluations(lambda step: Due.after(step, config).evaluate))
         batch: WindowBatch | None = None
         while learner.step < config.total_timesteps:
             batch = _next_batch(source, learner.step, batch, failures)
             metrics = learner.update(batch, num_real=mean_real_steps(batch, context))
-            failures.exchange(now=recorder.writes_now)
-            wish = context.wish()
-            recorder.after_update(metrics, save=wish is not Wish.GO_ON)
-            if wish is Wish.MOVE:
+            recorder.keep_loss(metrics)
+            due = Due.after(learner.step, config)
+            failures.exchange(now=due.log or due.save)
+            for report in recorder.written_evaluations():
+                context.report_evaluation(report)
+            request = context.stop_request()
+            saves = due.save or request is not StopRequest.NONE
+            if due.log or saves:
+                recorder.check_losses()
+            if due.log:
+                recorder.log_metrics(metrics, validate=due.evaluate)
+            saved = saves and recorder.save(needed=due.evaluate or request is not StopRequest.NONE)
+            with failures.kept():
+                if due.evaluate:
+                    recorder.begin_evaluation()
+                if recorder.collect_evaluations() or saved:
+                    recorder.prune_checkpoints()
+            if request is StopRequest.MOVE:
                 return recorder.hand_over()
-            if wish is Wish.STOP and learner.step < config.total_timesteps:
+            if request is StopRequest.STOP and learner.step < config.total_timesteps:
                 return recorder.stop()
         return recorder.finish()
 

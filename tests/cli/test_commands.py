@@ -17,7 +17,8 @@ from dt_ray.cli.progress import Watcher
 from dt_ray.config.schema import RunConfig
 from dt_ray.data.episodes import to_table
 from dt_ray.play.collection import flatten
-from dt_ray.runs.folder import MetricsLog, RunFolder
+from dt_ray.runs.folder import RunFolder
+from dt_ray.runs.metrics import MetricsLog
 from dt_ray.runs.storage import Folder
 
 

@@ -20,7 +20,7 @@ from dt_ray.runs import lease as leases
 from dt_ray.runs.folder import RunFolder
 from dt_ray.runs.lease import FILE, STALE_S, Lease
 from dt_ray.runs.storage import Folder
-from dt_ray.training.context import LocalContext, Wish
+from dt_ray.training.context import LocalContext, StopRequest
 
 
 @pytest.fixture(params=["disk", "object store"])
@@ -120,7 +120,7 @@ def test_a_run_under_way_is_neither_resumed_nor_replaced(
 ) -> None:
     refused: list[str] = []
 
-    def wish(context: LocalContext) -> Wish:
+    def stop_request(context: LocalContext) -> StopRequest:
         run = RunFolder.of(tiny_config)
         if run.latest_checkpoint()[0] is not None and not refused:
             for start in (
@@ -133,9 +133,9 @@ def test_a_run_under_way_is_neither_resumed_nor_replaced(
                     start()
                 refused.append(str(error.value))
                 assert run.folder.stamps(recursive=True) == before
-        return Wish.GO_ON
+        return StopRequest.NONE
 
-    monkeypatch.setattr(LocalContext, "wish", wish)
+    monkeypatch.setattr(LocalContext, "stop_request", stop_request)
     assert start_run(tiny_config).summary["status"] == "finished"
     assert len(refused) == 3
     assert all(f"is being written by process {os.getpid()}" in each for each in refused)

@@ -19,9 +19,10 @@ from dt_ray.data import read_dataset, slice_windows
 from dt_ray.errors import ConfigError, DataError, DivergedError, RunError, StorageError
 from dt_ray.jobs.training import resume_run, resumed_config, start_run
 from dt_ray.runs.checkpoint import find_fault, load_policy, pack_checkpoint, save_checkpoint, write_checkpoint
-from dt_ray.runs.folder import MetricsLog, RunFolder, find_checkpoint
+from dt_ray.runs.folder import RunFolder, find_checkpoint
+from dt_ray.runs.metrics import MetricsLog
 from dt_ray.runs.storage import Folder
-from dt_ray.training.context import LocalContext, Wish
+from dt_ray.training.context import LocalContext, StopRequest
 from dt_ray.training.loop import run_training
 from dt_ray.training.resident import ResidentData, ResidentSource
 
@@ -113,9 +114,9 @@ class StoppingContext(LocalContext):
 
     stop_at = 0
 
-    def wish(self) -> Wish:
+    def stop_request(self) -> StopRequest:
         self.calls = getattr(self, "calls", 0) + 1
-        return Wish.STOP if self.calls == self.stop_at else Wish.GO_ON
+        return StopRequest.STOP if self.calls == self.stop_at else StopRequest.NONE
 
 
 @pytest.mark.parametrize("stop", [1, 7, 10, 19, 20])

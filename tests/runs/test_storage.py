@@ -15,7 +15,8 @@ from dt_ray.data import filesystems
 from dt_ray.errors import StorageError
 from dt_ray.jobs.training import resume_run, resumed_config, start_run
 from dt_ray.runs.checkpoint import find_fault
-from dt_ray.runs.folder import MetricsLog, RunFolder
+from dt_ray.runs.folder import RunFolder
+from dt_ray.runs.metrics import MetricsLog
 from dt_ray.runs.storage import Folder
 
 
@@ -39,7 +40,7 @@ def numbers_of(config: RunConfig) -> tuple[list[float], list[dict], bytes]:
     """What a run comes to: its losses, its evaluations and its last weights."""
     run = RunFolder.of(config)
     losses = [json.loads(line)["train/loss"] for line in run.metrics_file.read_text().splitlines()]
-    evaluations = [report["targets"] for report in run.read_evaluations()]
+    evaluations = [report.targets for report in run.read_evaluations()]
     return losses, evaluations, (run.checkpoint(20) / "policy/model.safetensors").read_bytes()
 
 

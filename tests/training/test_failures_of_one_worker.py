@@ -24,7 +24,7 @@ from dt_ray.errors import DataError, DivergedError, RunError, StorageError, User
 from dt_ray.runs.folder import RunFolder
 from dt_ray.runs.storage import Folder
 from dt_ray.training import context as contexts
-from dt_ray.training.context import LocalContext, Wish, together
+from dt_ray.training.context import LocalContext, StopRequest, together
 from dt_ray.training.loop import run_training
 from dt_ray.training.resident import ResidentData, ResidentSource
 
@@ -210,9 +210,9 @@ class MovedContext(LocalContext):
 
     num_calls = 0
 
-    def wish(self) -> Wish:
+    def stop_request(self) -> StopRequest:
         self.num_calls += 1
-        return Wish.MOVE if self.num_calls == 7 else Wish.GO_ON
+        return StopRequest.MOVE if self.num_calls == 7 else StopRequest.NONE
 
 
 def test_workers_that_make_room_for_others_leave_all_that_they_trained(config: RunConfig) -> None:

@@ -35,7 +35,7 @@ class Cluster:
             "failure": None,
         }
         self.killed: list[Any] = []
-        self.wishes: list[str] = []
+        self.requests: list[str] = []
         self.ended = threading.Event()
         monkeypatch.setattr(controller, "LOOK_EVERY_S", 0.01)
         monkeypatch.setattr(
@@ -45,7 +45,7 @@ class Cluster:
         monkeypatch.setattr(controller, "describe_free", lambda: "0 of 4 CPUs are free; in use by job 01")
         monkeypatch.setattr(controller.ray, "kill", self.kill)
         monkeypatch.setattr(Fit, "_look", self.look)
-        self.board: Any = SimpleNamespace(ask=SimpleNamespace(remote=self.wishes.append))
+        self.board: Any = SimpleNamespace(ask=SimpleNamespace(remote=self.requests.append))
 
     @staticmethod
     def group(creator: str, *, is_waiting: bool) -> Group:
@@ -149,7 +149,7 @@ def test_what_ends_early_because_of_a_signal_ends_as_the_signal_says(number: sig
 
 def test_a_stop_is_asked_for_until_the_workers_have_ended(cluster: Cluster) -> None:
     def stop_in_time() -> Any:
-        while len(cluster.wishes) < 5:
+        while len(cluster.requests) < 5:
             time.sleep(0.01)
         return SimpleNamespace(return_value="stopped")
 
@@ -158,7 +158,7 @@ def test_a_stop_is_asked_for_until_the_workers_have_ended(cluster: Cluster) -> N
     fit = cluster.fit(stop_in_time)
     fit.ask_to_stop()
     assert fit.run() == "stopped"
-    assert set(cluster.wishes) == {"stop"}
+    assert set(cluster.requests) == {"stop"}
 
 
 @pytest.mark.parametrize("answers", [True, False])
