@@ -15,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from dt_ray.config.schema import EvaluationConfig, ModelConfig, RunConfig, find_conflicts
 from dt_ray.errors import ConfigError
 
-PACKAGED = Path(__file__).parent / "configs"
+PACKAGED = Path(__file__).parent / "packaged"
 
 
 def load_config(name_or_file: str, overrides: Sequence[str] = ()) -> RunConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -30,8 +31,7 @@ class Normalizer:
         if return_scale is None:
             largest = float(np.abs(data.to_go(discount)).max(initial=0.0))
             return_scale = 1 / largest if largest > 0 else 1.0
-        mean, std = (getattr(data.observations, name)(axis=0, dtype=np.float64) for name in ("mean", "std"))
-        return cls.of(mean, std, spec, return_scale=return_scale)
+        return cls.of(*mean_and_std(lambda: [data.observations]), spec, return_scale=return_scale)
 
     @classmethod
     def of(
@@ -71,3 +71,23 @@ class Normalizer:
         """In the environment's units, within its bounds."""
         scaled = self.action_low + (actions + 1) / 2 * (self.action_high - self.action_low)
         return np.clip(scaled, self.action_low, self.action_high).astype(np.float32)
+
+
+def mean_and_std(
+    parts: Callable[[], Iterable[Float[ndarray, "N S"]]],
+) -> tuple[Float[ndarray, "S"], Float[ndarray, "S"]]:
+    """Of all rows of all parts, which are asked for twice: the same, to the last bit, however the rows are parted."""
+    num, total = 0, None
+    for rows in parts():
+        total, num = _added(total, rows.astype(np.float64)), num + len(rows)
+    mean = total / num
+    squares = None
+    for rows in parts():
+        deviations = rows - mean
+        squares = _added(squares, np.multiply(deviations, deviations, out=deviations))
+    return mean, np.sqrt(squares / num)
+
+
+def _added(total: Float[ndarray, "S"] | None, rows: Float[ndarray, "N S"]) -> Float[ndarray, "S"]:
+    """The total and then row after row, in float64."""
+    return rows.sum(axis=0) if total is None else np.concatenate([total[None], rows]).sum(axis=0)

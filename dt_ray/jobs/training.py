@@ -10,14 +10,12 @@ from importlib import import_module
 from threading import Thread
 from typing import Any
 
-import pyarrow as pa
 from pyarrow import fs
 
 from dt_ray.config.loading import decode_config, load_config, to_plain
 from dt_ray.config.modules import allow_modules, allow_overrides, check_names
 from dt_ray.config.schema import DataConfig, RunConfig
 from dt_ray.data.files import absolute, resolve
-from dt_ray.data.reading import read_dataset, sound_files_here
 from dt_ray.data.spaces import SpaceSpec, choose_bounds, read_spaces
 from dt_ray.environments.batched import try_environment
 from dt_ray.errors import ConfigError, ResourceError, RunError
@@ -30,9 +28,8 @@ from dt_ray.runs.storage import Folder
 from dt_ray.training.context import LocalContext
 from dt_ray.training.interrupts import stops_asked_of
 from dt_ray.training.loop import check_checkpoint, run_training
+from dt_ray.training.preparing import make_source, prepare_here
 from dt_ray.training.recorder import TrainResult
-from dt_ray.training.resident import ResidentData
-from dt_ray.training.streaming import StreamingData, episode_statistics, make_source, streams
 from dt_ray.training.trackers import check_trackers
 
 log = logging.getLogger("dt_ray")
@@ -268,9 +265,9 @@ def _train(
     # Ray takes seconds to import, and only runs that use it need it.
     from dt_ray.distributed.cluster import connection, plan_on_cluster
     from dt_ray.distributed.collect import collect_on_ray
-    from dt_ray.distributed.data import check_checkpoint_on_ray, prepare_data
     from dt_ray.distributed.evaluation import try_environment_on_ray
     from dt_ray.distributed.paths import check_data, check_storage
+    from dt_ray.distributed.preparing import check_checkpoint_on_ray, prepare_data
 
     with connection(verbose=verbose, dashboard=dashboard):
         plan = plan_on_cluster(config)
@@ -306,7 +303,7 @@ def _train_here(
     if needs_dataset(config):
         make_dataset(config, collect_here, spec=spec)
     context = LocalContext(config, device="cuda" if config.scaling.use_gpu else "cpu")
-    data = _prepare_here(config, spec)
+    data = prepare_here(config, spec)
     for note in data.notes:
         log.warning("%s", note)
     source = make_source(data, config, device=context.device)
@@ -316,12 +313,3 @@ def _train_here(
     log.info("training in %s", RunFolder.of(config))
     with stops_asked_of(context.stop):
         return run_training(config, source, context)
-
-
-def _prepare_here(config: RunConfig, spec: SpaceSpec) -> ResidentData | StreamingData:
-    files, num_skipped = sound_files_here(config.data, spec)
-    if streams(files, config):
-        statistics = pa.concat_tables([episode_statistics(file, config, spec) for file in files])
-        return StreamingData.build(files, statistics, spec, config, num_skipped_files=num_skipped)
-    episodes = read_dataset(config.data, spec, files=files)
-    return ResidentData.build(episodes, spec, config, num_skipped_files=num_skipped)

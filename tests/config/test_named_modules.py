@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from dt_ray import evaluate, export, modules, serve, train
+from dt_ray import evaluate, export, serve, train
 from dt_ray.api import DecisionTransformer
+from dt_ray.config import modules
 from dt_ray.config.schema import RunConfig
 from dt_ray.data import __main__ as data
 from dt_ray.errors import RunError
