@@ -3,11 +3,11 @@
     python benchmarks/layout.py [--steps N] [--state S] [--action A] [--json FILE]
 
 Files of random episodes are read, checked and laid out, in a process of its own for each way. The table is what
-remains: S + A + 1 floats for each step. What a process takes before it begins is not counted.
+remains: S + A + 1 floats for each step. What the same takes on next to no data is not counted.
 
 - one process: its peak resident memory.
 - Ray's tasks: the largest peak of private memory of a process, and the peak of all processes together with the object
-  store, where memory that they share counts once. What Ray takes on next to no data is not counted.
+  store, where memory that they share counts once.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from dt_ray.data.spaces import SpaceSpec
 
 EPISODE_STEPS = 1000
 EPISODES_A_FILE = 100
-FEWEST_EPISODES = 4  # of the data whose peak counts as Ray's own
+FEWEST_EPISODES = 4  # of next to no data
 MB = 2**20
 
 
@@ -62,8 +62,8 @@ def main() -> None:
             found, least = (measured(way, Path(folder) / name, options) for name in ("data", "least"))
             figures[f"{way}, seconds"] = found.pop("seconds")
             for name, peak in found.items():
-                own = least[name] if way == "ray" else 0.0
-                figures |= {f"{name}, MB": peak - own, f"{name} / table": (peak - own) / table_mb}
+                above = peak - least[name]
+                figures |= {f"{name}, MB": above, f"{name} / table": above / table_mb}
     table = Table("what", "figure")
     for name, value in figures.items():
         table.add_row(name, f"{value:,.2f}")

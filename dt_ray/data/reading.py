@@ -116,6 +116,8 @@ def read_blocks(
         found = reader.read(index)
         doubts.append(found.doubt if reader.plans[index] is None else None)
         yield found.data
+        del found
+        pa.default_memory_pool().release_unused()  # of what was read and decoded to make this
     warn_of(doubts)
 
 
