@@ -18,9 +18,8 @@ from typing_extensions import Self
 
 from dt_ray.config.loading import change_evaluation, decode_config, load_config, to_plain, with_values
 from dt_ray.config.schema import DEFAULT_CONFIG, RunConfig
-from dt_ray.data.ranges import Ranges
-from dt_ray.data.reading import read_dataset
-from dt_ray.data.spaces import with_data_bounds
+from dt_ray.data.blocks import EpisodeBlocks
+from dt_ray.data.datasets import read_parts
 from dt_ray.data.windows import Windows
 from dt_ray.errors import ConfigError, RunError
 from dt_ray.jobs.training import check_run, name_run, resume_run, resumed_config, start_run
@@ -30,8 +29,8 @@ from dt_ray.play.evaluation import evaluate
 from dt_ray.runs.checkpoint import MANIFEST, load_learner, save_checkpoint
 from dt_ray.runs.folder import find_checkpoint
 from dt_ray.runs.storage import Folder
+from dt_ray.training.layout import plan_layout
 from dt_ray.training.recorder import TrainResult
-from dt_ray.training.resident import split_and_fit
 
 
 def train_decision_transformer(
@@ -105,10 +104,8 @@ class Algorithm:
         """The learner; a new one is fitted to the units of the configured dataset, which is read for that."""
         if self._learner is None:
             spec = check_run(self.config)
-            data = read_dataset(self.config.data, spec)
-            spec = with_data_bounds(spec, self.config.data.action_bounds, *Ranges.of(data).actions)
-            *_, normalizer, values = split_and_fit(data, spec, self.config)
-            self._learner, self.config = make_learner(self.config, spec, normalizer, values)
+            layout, _ = plan_layout(EpisodeBlocks(read_parts(self.config.data, spec)), spec, self.config)
+            self._learner, self.config = make_learner(self.config, layout.spec, layout.normalizer, layout.values)
         return self._learner
 
     def train(self, *, total_timesteps: int | None = None) -> TrainResult:

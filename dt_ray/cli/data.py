@@ -183,9 +183,9 @@ def _write(options: argparse.Namespace, tables: Iterable[pa.Table], *, source: s
 @contextmanager
 def _parts(options: argparse.Namespace, spec: SpaceSpec | None) -> Iterator[Iterator[TransitionDataset]]:
     """The checked episodes of the dataset, part by part: read by Ray's tasks, or here where the log is small."""
+    from dt_ray.data.datasets import read_parts
     from dt_ray.data.episodes import from_table
     from dt_ray.data.files import find_files
-    from dt_ray.data.reading import read_parts
 
     config = _config(options)
     if options.workers is None and sum(file.size for file in find_files(config.path, config.format)) < SMALL:

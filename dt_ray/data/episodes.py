@@ -13,7 +13,7 @@ from numpy import ndarray
 from dt_ray.data.columns import one_array
 from dt_ray.data.ends import read_flags
 from dt_ray.data.ids import read_ids
-from dt_ray.data.transitions import SOURCE_BITS, TransitionDataset
+from dt_ray.data.transitions import TransitionDataset
 from dt_ray.errors import DataError
 
 FORMAT_VERSION = 1
@@ -131,34 +131,6 @@ def episode_ids_of(table: pa.Table, *, source: str) -> ndarray:
     found = read_ids(table, {"episode_id": ("episode_id",)}, source=source)
     assert found is not None
     return found.numbers
-
-
-def scale_actions(
-    table: pa.Table, scale: float, *, bounds: tuple[Sequence[float], Sequence[float]] | None = None
-) -> pa.Table:
-    """A table of `to_table` with its actions multiplied by `scale`, and clipped to `bounds` where they are given."""
-    if scale == 1.0 and bounds is None:
-        return table
-    at = table.schema.get_field_index("actions")
-    column = one_array(table["actions"])
-    values = column.flatten().flatten().to_numpy() * np.float32(scale)
-    actions = values.reshape(-1, column.type.value_type.list_size)
-    if bounds is not None and len(bounds[0]) == actions.shape[1]:
-        actions = np.clip(actions, *bounds)
-    return table.set_column(at, table.schema.field(at), pa.ListArray.from_arrays(column.offsets, _vectors(actions)))
-
-
-def mark_source(table: pa.Table, source: int) -> pa.Table:
-    """A table of `to_table` whose episode ids say which of several datasets they come from.
-
-    Raises:
-        DataError: the ids leave no room for that.
-    """
-    ids = table["episode_id"].to_numpy()
-    if (ids >> SOURCE_BITS).any():
-        raise DataError(f"episode ids of datasets that are mixed must be 0..{2**SOURCE_BITS - 1}, got {ids.max()}")
-    at = table.schema.get_field_index("episode_id")
-    return table.set_column(at, table.schema.field(at), pa.array(ids + (source << SOURCE_BITS)))
 
 
 def vectors_of(column: pa.Array | pa.ChunkedArray, where: str) -> ndarray:

@@ -102,21 +102,29 @@ def _numbers(rows: pa.Table, names: ColumnNames, name: str, *, source: str) -> n
     return total
 
 
+class Fragments(NamedTuple):
+    """What a file has of each of its episodes."""
+
+    data: TransitionDataset
+    times: ndarray | None  # of the steps, where they are logged
+    labels: Mapping[int, str]  # the logged ids of episodes that have others
+    doubt: str | None  # what looks wrong
+
+
 def cut_fragments(
     rows: pa.Table,
     names: ColumnNames,
     *,
     ids: Int[ndarray, "E"] | None,
     joins: bool,
-    file_index: int,
     time_limit: int | None,
     source: str,
-) -> tuple[pa.Table, Mapping[int, str]]:
-    """The episode table of one file's rows, and the logged id of each episode id.
+) -> Fragments:
+    """The episodes of one file's rows.
 
     `ids` are those that the plan gives to its episodes; None: the logged ones, or their numbers where these repeat.
-    Under `joins` episodes may go on in other files: the table has the columns `file_index` and `timesteps` besides,
-    and nothing is said of the end of those that have none. Else they were cut by the end of the log.
+    Under `joins` episodes may go on in other files, and nothing is said of the end of those that have none. Else they
+    were cut by the end of the log.
 
     Raises:
         DataError: missing values, vectors of different dimensions, an episode that goes on after its end, or steps
@@ -165,13 +173,16 @@ def cut_fragments(
     labels = {}  # of faults, where ids are not as they were logged
     if found.labels.texts is not None or not np.array_equal(ids, found.ids):
         labels = {int(number): found.label(episode) for episode, number in enumerate(ids)}
-    if not joins:
-        return to_table(data.with_time_limit(time_limit), {"doubt": doubt} if doubt else None), labels
-    fragments = to_table(data)
-    fragments = fragments.append_column("file_index", pa.array(np.full(len(ids), file_index)))
-    offsets = pa.array(np.append(starts, len(rows)).astype(np.int32))
-    steps = pa.array(np.full(len(rows), np.nan) if ordered is None else ordered)
-    return fragments.append_column("timesteps", pa.ListArray.from_arrays(offsets, steps)), labels
+    return Fragments(data if joins else data.with_time_limit(time_limit), ordered, labels, doubt)
+
+
+def fragment_table(fragments: Fragments, *, file_index: int) -> pa.Table:
+    """Fragments as a table for `join_fragments`: that of `to_table`, with the columns `file_index` and `timesteps`."""
+    data, times = fragments.data, fragments.times
+    table = to_table(data).append_column("file_index", pa.array(np.full(data.num_episodes, file_index)))
+    offsets = pa.array(np.append(data.starts, data.num_transitions).astype(np.int32))
+    steps = pa.array(np.full(data.num_transitions, np.nan) if times is None else times)
+    return table.append_column("timesteps", pa.ListArray.from_arrays(offsets, steps))
 
 
 def unique_ids(ids: Int[ndarray, "E"]) -> Int[ndarray, "E"]:
@@ -181,8 +192,8 @@ def unique_ids(ids: Int[ndarray, "E"]) -> Int[ndarray, "E"]:
 
 def join_fragments(
     fragments: pa.Table, *, time_limit: int | None = None, labels: Mapping[int, str] | None = None
-) -> pa.Table:
-    """The episode table of fragments that hold whole episodes between them.
+) -> TransitionDataset:
+    """The episodes of fragments that hold whole ones between them.
 
     An episode with no end of either kind is `truncated`: the log stopped, the environment did not. So is one that
     ends at `time_limit`, whatever the log says.
@@ -231,19 +242,17 @@ def join_fragments(
         check_steps(times, starts, label, source="")
     truncated = data.truncated.copy()
     truncated[last] |= ~ended[last]
-    return to_table(
-        TransitionDataset(
-            observations=data.observations,
-            actions=data.actions,
-            rewards=data.rewards,
-            terminated=data.terminated,
-            truncated=truncated,
-            starts=starts,
-            episode_ids=ids,
-            returns_to_go=data.returns_to_go,
-            final_observations=None if finals is None else finals[fragment[last]],
-        ).with_time_limit(time_limit)
-    )
+    return TransitionDataset(
+        observations=data.observations,
+        actions=data.actions,
+        rewards=data.rewards,
+        terminated=data.terminated,
+        truncated=truncated,
+        starts=starts,
+        episode_ids=ids,
+        returns_to_go=data.returns_to_go,
+        final_observations=None if finals is None else finals[fragment[last]],
+    ).with_time_limit(time_limit)
 
 
 def _rows_of(data: TransitionDataset, episodes: ndarray) -> ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from hashlib import blake2b
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -10,13 +11,14 @@ from jaxtyping import Float, Int
 from numpy import ndarray
 
 from dt_ray.config.schema import DataConfig
-from dt_ray.data.episodes import episode_schema, from_table, to_table
+from dt_ray.data.episodes import from_table
 from dt_ray.data.files import DatasetFile
 from dt_ray.data.flat import find_episodes, read_vectors
 from dt_ray.data.formats import has_rows, read_minari, read_rows
 from dt_ray.data.formats.tables import read_parquet
 from dt_ray.data.names import SIGNALS
 from dt_ray.data.plan import FileEpisodes
+from dt_ray.data.transitions import TransitionDataset
 from dt_ray.errors import DataError
 
 
@@ -63,8 +65,20 @@ def _digests(observations: Float[ndarray, "E S"]) -> Int[ndarray, "E"]:
     return np.where(np.isnan(rows).any(axis=1), 0, np.asarray(digests, np.int64))
 
 
-def read_schema_of(file: DatasetFile, config: DataConfig) -> pa.Schema:
-    """The schema of the file's episodes, by its first rows where they can be read alone.
+class FileShape(NamedTuple):
+    """What the files of a dataset have in common."""
+
+    path: str
+    dimensions: tuple[int, int]  # of observations and of actions
+    has_returns: bool  # a column of returns-to-go
+
+    @classmethod
+    def of(cls, file: DatasetFile, data: TransitionDataset) -> FileShape:
+        return cls(file.path, (data.observations.shape[1], data.actions.shape[1]), data.returns_to_go is not None)
+
+
+def read_shape_of(file: DatasetFile, config: DataConfig) -> FileShape:
+    """What the file's episodes are like, by its first rows where they can be read alone.
 
     Raises:
         DataError: the file is unreadable, or has no vectors.
@@ -72,9 +86,9 @@ def read_schema_of(file: DatasetFile, config: DataConfig) -> pa.Schema:
     if not has_rows(file):
         is_ours = file.format == "parquet"
         head = from_table(read_parquet(file, num_rows=1), source=file.path) if is_ours else read_minari(file)
-        return to_table(head).schema
+        return FileShape.of(file, head)
     rows, names = read_rows(file, config, num_rows=1)
     if not len(rows):
         raise DataError(f"{file.path} is empty: there is no episode in it")
-    dims = [read_vectors(rows, names, name, source=file.path).shape[1] for name in ("observation", "action")]
-    return episode_schema(*dims, with_returns="return_to_go" in names)
+    observation, action = (read_vectors(rows, names, name, source=file.path) for name in ("observation", "action"))
+    return FileShape(file.path, (observation.shape[1], action.shape[1]), "return_to_go" in names)

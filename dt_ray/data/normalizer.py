@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -31,8 +32,7 @@ class Normalizer:
         if return_scale is None:
             largest = float(np.abs(data.to_go(discount)).max(initial=0.0))
             return_scale = 1 / largest if largest > 0 else 1.0
-        mean, std = (getattr(data.observations, name)(axis=0, dtype=np.float64) for name in ("mean", "std"))
-        return cls.of(mean, std, spec, return_scale=return_scale)
+        return cls.of(*mean_and_std(lambda: [data.observations]), spec, return_scale=return_scale)
 
     @classmethod
     def of(
@@ -88,3 +88,23 @@ def from_bounds(actions: Any, low: Any, high: Any) -> Any:
 def to_bounds(actions: Any, low: Any, high: Any) -> Any:
     """Actions in [-1, 1], between bounds and never beyond them."""
     return (low + (actions + 1) / 2 * (high - low)).clip(low, high)
+
+
+def mean_and_std(
+    parts: Callable[[], Iterable[Float[ndarray, "N S"]]],
+) -> tuple[Float[ndarray, "S"], Float[ndarray, "S"]]:
+    """Of all rows of all parts, which are asked for twice: the same, to the last bit, however the rows are parted."""
+    num, total = 0, None
+    for rows in parts():
+        total, num = _added(total, rows.astype(np.float64)), num + len(rows)
+    mean = total / num
+    squares = None
+    for rows in parts():
+        deviations = rows - mean
+        squares = _added(squares, np.multiply(deviations, deviations, out=deviations))
+    return mean, np.sqrt(squares / num)
+
+
+def _added(total: Float[ndarray, "S"] | None, rows: Float[ndarray, "N S"]) -> Float[ndarray, "S"]:
+    """The total and then row after row, in float64."""
+    return rows.sum(axis=0) if total is None else np.concatenate([total[None], rows]).sum(axis=0)

@@ -4,32 +4,23 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Int
-from numpy import ndarray
 
 from dt_ray.config.schema import DataConfig
 from dt_ray.data.checks import find_faults
-from dt_ray.data.episodes import (
-    episode_ids_of,
-    from_table,
-    mark_source,
-    read_metadata,
-    scale_actions,
-    to_table,
-)
-from dt_ray.data.files import DatasetFile, find_files
-from dt_ray.data.flat import cut_fragments, join_fragments, unique_ids
+from dt_ray.data.episodes import from_table
+from dt_ray.data.files import DatasetFile
+from dt_ray.data.flat import Fragments, cut_fragments, fragment_table, join_fragments, unique_ids
 from dt_ray.data.formats import has_rows, is_flat, read_minari, read_rows
 from dt_ray.data.formats.tables import read_parquet
-from dt_ray.data.looks import look_into
+from dt_ray.data.looks import FileShape, look_into, read_shape_of
 from dt_ray.data.plan import FileEpisodes, FilePlan, numbers_in_file, plan_files
 from dt_ray.data.spaces import SpaceSpec
-from dt_ray.data.transitions import TransitionDataset
+from dt_ray.data.transitions import SOURCE_BITS, TransitionDataset
 from dt_ray.errors import DataError
 
 SHOWN_FAULTS = 5
@@ -38,104 +29,113 @@ SCALE_HINT = "; data.action_scale scales actions, data.out_of_bounds=clip clips 
 log = logging.getLogger("dt_ray")
 
 
-def sound_files(
-    config: DataConfig,
-    find_faults_of: Callable[[list[DatasetFile]], list[str | None]],
-    ids_of: Callable[[list[DatasetFile]], list[Int[ndarray, "E"]]],
-) -> tuple[list[DatasetFile], int]:
-    """The files to train on, and how many `data.on_corrupt=skip` leaves out; what is wrong with those is logged.
+@dataclass(frozen=True, kw_only=True)
+class EpisodeReader:
+    """Reads the files of a dataset one by one, in any process: it holds what each must know of the others."""
+
+    files: Sequence[DatasetFile]
+    plans: Sequence[FilePlan | None]  # None: the file says by itself what its episodes are
+    first: FileShape  # of the first file, which the others are to be like
+    config: DataConfig
+    spec: SpaceSpec | None
+
+    @classmethod
+    def of(
+        cls,
+        files: Sequence[DatasetFile],
+        config: DataConfig,
+        spec: SpaceSpec | None,
+        *,
+        look: Callable[[Sequence[DatasetFile]], list[FileEpisodes]],
+        shape_of: Callable[[DatasetFile], FileShape],
+    ) -> EpisodeReader:
+        """Looks into the files as far as reading one of them needs it; `look` and `shape_of` say where.
+
+        Raises:
+            DataError: files of both kinds, or timesteps that don't go together.
+        """
+        plans: Sequence[FilePlan | None] = [None] * len(files)
+        if may_share_episodes(files, config) and len(files) > 1:
+            looks = look(files)
+            warn_of(found.doubt for found in looks)
+            plans = plan_files(files, looks, config.episodes_across_files)
+        return cls(files=files, plans=plans, first=shape_of(files[0]), config=config, spec=spec)
+
+    @property
+    def joins(self) -> bool:
+        """Whether episodes lie in several files: then files give fragments, which `join` puts together."""
+        return self.plans[0] is not None and self.plans[0].joins
+
+    def read(self, index: int) -> Fragments:
+        """The checked episodes of a file, or what it has of each; actions in the environment's units.
+
+        Raises:
+            DataError: the file is unreadable or empty, is unlike the first one, or has faults: each is named by file,
+                episode and step.
+        """
+        file = self.files[index]
+        found = read_fragments(file, self.config, self.spec, plan=self.plans[index])
+        check_alike(self.first, FileShape.of(file, found.data))
+        return found
+
+    def read_to_join(self, index: int) -> pa.Table:
+        """The fragments of a file as a table, for `join`."""
+        return fragment_table(self.read(index), file_index=self.files[index].index)
+
+    def join(self, fragments: pa.Table) -> TransitionDataset:
+        """The episodes of fragments that hold whole ones between them.
+
+        Raises:
+            DataError: an episode that does not add up across files.
+        """
+        first = self.plans[0]
+        assert first is not None
+        return join_fragments(fragments, time_limit=self.config.time_limit, labels=first.labels)
+
+
+def read_blocks(
+    config: DataConfig, spec: SpaceSpec | None, files: Sequence[DatasetFile]
+) -> Iterator[TransitionDataset]:
+    """The episodes of these files, read in this process: file by file, or all at once where files share episodes.
 
     Raises:
-        DataError: nothing there, nothing sound there, or a row per step, where an episode can go on in a lost file.
+        DataError: as `EpisodeReader` and what it reads.
     """
-    all_files = [
-        replace(file, source=source)
-        for source, path in enumerate(config.paths)
-        for file in find_files(path, config.format)
-    ]
-    files = [replace(file, index=index) for index, file in enumerate(all_files)]
-    if config.on_corrupt == "stop":
-        return number_files(files, config, ids_of), 0
-    found = find_faults_of(files)
-    sound = [file for file, fault in zip(files, found, strict=True) if fault is None]
-    faults = [fault for fault in found if fault is not None]
-    if not sound:
-        raise DataError(f"no file of {', '.join(config.paths)} can be trained on; the first: {faults[0]}")
-    if faults and is_flat(sound[0], config):
-        raise DataError(
-            f"data.on_corrupt=skip leaves out whole files, and {sound[0].dataset} has a row per step: an episode may "
-            f"go on in a file that is left out; mend it, or import what is sound first: {faults[0]}"
-        )
-    for fault in faults:
-        log.warning("left out: %s", fault)
-    return number_files(sound, config, ids_of), len(faults)
-
-
-def number_files(
-    files: list[DatasetFile], config: DataConfig, ids_of: Callable[[list[DatasetFile]], list[Int[ndarray, "E"]]]
-) -> list[DatasetFile]:
-    """The files, marked where their episode ids are those of other files too: they get their file's number besides.
-
-    Raises:
-        DataError: a file can't be read.
-    """
-    if is_flat(files[0], config):
-        return files  # a plan numbers their episodes
-    if not all(file.format == "parquet" for file in files):
-        return [replace(file, is_numbered=True) for file in files]
-    if len(files) == 1:
-        return files
-    ids = ids_of(files)
-    own = {source: [found for file, found in zip(files, ids, strict=True) if file.source == source] for source in
-           {file.source for file in files}}  # fmt: skip
-    repeated = any(len(np.unique(np.concatenate(found))) < sum(map(len, found)) for found in own.values())
-    return [replace(file, is_numbered=True) for file in files] if repeated else files
-
-
-def read_episode_ids(file: DatasetFile) -> Int[ndarray, "E"]:
-    """The logged ids of a file with a row per episode.
-
-    Raises:
-        DataError: the file can't be read.
-    """
-    return episode_ids_of(read_parquet(file, ["episode_id"]), source=file.path)
-
-
-def sound_files_here(config: DataConfig, spec: SpaceSpec | None) -> tuple[list[DatasetFile], int]:
-    """`sound_files`, looked for in this process."""
-    return sound_files(
+    reader = EpisodeReader.of(
+        files,
         config,
-        lambda files: [find_fault_in(file, config, spec) for file in files],
-        lambda files: [read_episode_ids(file) for file in files],
+        spec,
+        look=lambda files: [look_into(file, config) for file in files],
+        shape_of=lambda file: read_shape_of(file, config),
     )
+    if reader.joins:
+        yield reader.join(pa.concat_tables([reader.read_to_join(index) for index in range(len(files))]))
+        return
+    doubts = []
+    for index in range(len(files)):
+        found = reader.read(index)
+        doubts.append(found.doubt if reader.plans[index] is None else None)
+        yield found.data
+        del found
+        pa.default_memory_pool().release_unused()  # of what was read and decoded to make this
+    warn_of(doubts)
 
 
-def find_fault_in(file: DatasetFile, config: DataConfig, spec: SpaceSpec | None) -> str | None:
-    """Why a file can't be trained on; None where it can."""
-    try:
-        read_file(file, config, spec)
-    except DataError as error:
-        return str(error)
-    return None
-
-
-def read_file(
+def read_fragments(
     file: DatasetFile, config: DataConfig, spec: SpaceSpec | None, *, plan: FilePlan | None = None
-) -> pa.Table:
+) -> Fragments:
     """The checked episodes of one file, or, under a plan that joins, its fragments; actions in the environment's units.
 
     Raises:
         DataError: the file is unreadable or empty, or has faults: each named by file, episode and step.
     """
-    labels: Mapping[int, str] = {}
     if flat := has_rows(file):
         rows, names = read_rows(file, config)
-        table, labels = cut_fragments(
+        found = cut_fragments(
             rows,
             names,
             ids=None if plan is None else plan.ids,
             joins=plan is not None and plan.joins,
-            file_index=file.index,
             time_limit=config.time_limit,
             source=file.path,
         )
@@ -146,63 +146,57 @@ def read_file(
         )
     else:
         data = read_minari(file) if file.format == "minari" else from_table(read_parquet(file), source=file.path)
-        table = to_table(data.with_time_limit(config.time_limit))
-    if not len(table):
+        found = Fragments(data.with_time_limit(config.time_limit), None, {}, None)
+    data = found.data
+    if not data.num_episodes:
         raise DataError(f"{file.path} is empty: there is no episode in it")
-    bounds = (spec.action_low, spec.action_high) if spec is not None and config.out_of_bounds == "clip" else None
-    table = scale_actions(table, config.action_scale, bounds=bounds)
-    hint = SCALE_HINT if flat else ""
-    raise_faults(from_table(table, source=file.path), spec, source=file.path, hint=hint, labels=labels)
+    data = _with_actions(data, config, spec)
+    raise_faults(data, spec, source=file.path, hint=SCALE_HINT if flat else "", labels=found.labels)
     if plan is None:
-        table = _number(table, file)
-    return mark_source(table, file.source) if config.mix else table
+        data = _with_own_ids(data, file)
+    return found._replace(data=_marked(data, file.source) if config.mix else data)
 
 
-def _number(table: pa.Table, file: DatasetFile) -> pa.Table:
-    """The table with an id of its own for each episode."""
-    ids = table["episode_id"].to_numpy()
-    numbers = numbers_in_file(ids, file.index) if file.is_numbered else unique_ids(ids)
-    at = table.schema.get_field_index("episode_id")
-    return table if numbers is ids else table.set_column(at, table.schema.field(at), pa.array(numbers))
+def _with_actions(data: TransitionDataset, config: DataConfig, spec: SpaceSpec | None) -> TransitionDataset:
+    """The same with actions in the environment's units, and within its bounds where `data.out_of_bounds` says so."""
+    actions = data.actions
+    if config.action_scale != 1.0:
+        actions = actions * np.float32(config.action_scale)
+    if spec is not None and config.out_of_bounds == "clip" and len(spec.action_low) == actions.shape[1]:
+        actions = np.clip(actions, spec.action_low, spec.action_high).astype(np.float32)
+    return data if actions is data.actions else replace(data, actions=actions)
+
+
+def _with_own_ids(data: TransitionDataset, file: DatasetFile) -> TransitionDataset:
+    """The same with an id of its own for each episode."""
+    ids = data.episode_ids
+    return replace(data, episode_ids=numbers_in_file(ids, file.index) if file.is_numbered else unique_ids(ids))
+
+
+def _marked(data: TransitionDataset, source: int) -> TransitionDataset:
+    """The same with ids that say which of several datasets they come from.
+
+    Raises:
+        DataError: the ids leave no room for that.
+    """
+    ids = data.episode_ids
+    if (ids >> SOURCE_BITS).any():
+        raise DataError(f"episode ids of datasets that are mixed must be 0..{2**SOURCE_BITS - 1}, got {ids.max()}")
+    return replace(data, episode_ids=ids + (source << SOURCE_BITS))
 
 
 def read_episodes(file: DatasetFile, config: DataConfig, spec: SpaceSpec | None) -> TransitionDataset:
     """The checked episodes of a file that holds them whole."""
-    return from_table(read_file(file, config, spec), source=file.path)
+    return read_fragments(file, config, spec).data
 
 
-def read_dataset(
-    config: DataConfig, spec: SpaceSpec | None = None, *, files: Sequence[DatasetFile] | None = None
-) -> TransitionDataset:
-    """All episodes of a dataset's sound files, or of these files, read in this process.
-
-    Raises:
-        DataError: as `read_file`, or files of different dimensions, or an episode that doesn't add up across files.
-    """
-    files = sound_files_here(config, spec)[0] if files is None else files
-    plans = make_plans(files, config, lambda files: [look_into(file, config) for file in files])
-    tables = [read_file(file, config, spec, plan=plan) for file, plan in zip(files, plans, strict=True)]
-    check_alike({file.path: table.schema for file, table in zip(files, tables, strict=True)})
-    warn_of(_doubt(table) for table in tables if plans[0] is None)
-    table = pa.concat_tables(tables)
-    if (first := plans[0]) is not None and first.joins:
-        table = join_fragments(table, time_limit=config.time_limit, labels=first.labels)
-    return from_table(table, source=config.paths[0])
-
-
-def make_plans(
-    files: Sequence[DatasetFile], config: DataConfig, look: Callable[[Sequence[DatasetFile]], list[FileEpisodes]]
-) -> Sequence[FilePlan | None]:
-    """How the episodes of several files with a row per step go together; None where each file says it by itself.
-
-    Raises:
-        DataError: files of both kinds, or timesteps that don't go together.
-    """
-    if not check_schemas(files, config) or len(files) == 1:
-        return [None] * len(files)
-    looks = look(files)
-    warn_of([found.doubt for found in looks])
-    return plan_files(files, looks, config.episodes_across_files)
+def find_fault_in(file: DatasetFile, config: DataConfig, spec: SpaceSpec | None) -> str | None:
+    """Why a file can't be trained on; None where it can."""
+    try:
+        read_episodes(file, config, spec)
+    except DataError as error:
+        return str(error)
+    return None
 
 
 def warn_of(doubts: Iterable[str | None]) -> None:
@@ -211,32 +205,7 @@ def warn_of(doubts: Iterable[str | None]) -> None:
         log.warning("%s%s", found[0], f"; so in {len(found)} files" if len(found) > 1 else "")
 
 
-def _doubt(table: pa.Table) -> str | None:
-    return read_metadata(table.schema).get("doubt")
-
-
-def read_parts(config: DataConfig, spec: SpaceSpec | None = None) -> Iterator[TransitionDataset]:
-    """The episodes of a dataset file by file, in this process; all at once where an episode may lie in several files.
-
-    Raises:
-        DataError: as `read_dataset`.
-    """
-    files = sound_files_here(config, spec)[0]
-    if check_schemas(files, config):
-        yield read_dataset(config, spec, files=files)
-        return
-    first: dict[str, pa.Schema] = {}
-    doubts = []
-    for file in files:
-        table = read_file(file, config, spec)
-        doubts.append(_doubt(table))
-        first = first or {file.path: table.schema}
-        check_alike(first | {file.path: table.schema})
-        yield from_table(table, source=file.path)
-    warn_of(doubts)
-
-
-def check_schemas(files: Sequence[DatasetFile], config: DataConfig) -> bool:
+def may_share_episodes(files: Sequence[DatasetFile], config: DataConfig) -> bool:
     """Whether episodes may go on from file to file: in all of its files, or in none.
 
     Raises:
@@ -249,26 +218,20 @@ def check_schemas(files: Sequence[DatasetFile], config: DataConfig) -> bool:
     return flat[0]
 
 
-def check_alike(schemas: Mapping[str, pa.Schema]) -> None:
+def check_alike(first: FileShape, other: FileShape) -> None:
     """Raises:
     DataError: two files hold observations or actions of different dimensions, or only one has returns-to-go.
     """
-    facts = {
-        path: tuple(read_metadata(schema)[key] for key in ("observation_dim", "action_dim"))
-        for path, schema in schemas.items()
-    }
-    first, *rest = facts
-    for path in rest:
-        if facts[path] != facts[first]:
-            raise DataError(
-                f"{first} has (observation, action) dimensions {facts[first]} but {path} has {facts[path]}; "
-                f"a dataset has files of one kind"
-            )
-    with_returns = [path for path, schema in schemas.items() if "returns_to_go" in schema.names]
-    if with_returns and (without := [path for path in schemas if path not in with_returns]):
+    if other.dimensions != first.dimensions:
         raise DataError(
-            f"{with_returns[0]} has a column of returns-to-go but {without[0]} has none; write it into all files or "
-            f"none, or leave it out by data.columns.return_to_go=null"
+            f"{first.path} has (observation, action) dimensions {first.dimensions} but {other.path} has "
+            f"{other.dimensions}; a dataset has files of one kind"
+        )
+    if first.has_returns != other.has_returns:
+        with_returns, without = (first, other) if first.has_returns else (other, first)
+        raise DataError(
+            f"{with_returns.path} has a column of returns-to-go but {without.path} has none; write it into all files "
+            f"or none, or leave it out by data.columns.return_to_go=null"
         )
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import NamedTuple
+
 import numpy as np
 from jaxtyping import Float, Int
 from numpy import ndarray
@@ -10,25 +13,32 @@ ROUNDING = 2.0**-52  # of a float64 sum
 FORGOTTEN = 1e-8  # of the largest reward of an episode: what its sums may lose to those of others
 
 
+class Tail(NamedTuple):
+    """What stands behind some episodes in a long row of them, whose rewards are summed from the row's end."""
+
+    total: float | None  # the sum of all rewards behind; None: nothing is behind
+    is_swallowed: bool  # by one huge reward in the row: each episode is summed by itself
+
+
 def returns_to_go(
-    rewards: Float[ndarray, "N"], starts: Int[ndarray, "E"], *, discount: float = 1.0
+    rewards: Float[ndarray, "N"], starts: Int[ndarray, "E"], *, discount: float = 1.0, tail: Tail | None = None
 ) -> Float[ndarray, "N"]:
     """Discounted sum of rewards from each step to the end of its own episode, summed in float64.
 
-    R_t = r_t + discount * R_{t+1}, restarting at every episode boundary.
+    R_t = r_t + discount * R_{t+1}, restarting at every episode boundary. With a `tail` the result is, to the last bit,
+    what these episodes have in the row that they are a part of.
     """
     if not len(rewards):
         return np.zeros(0, np.float32)
     lengths = np.diff(np.append(starts, len(rewards)))
     if discount == 1.0:
-        # A running sum from the back, less what it held at the episode's end.
-        total = np.cumsum(rewards[::-1], dtype=np.float64)[::-1]
-        largest = np.maximum.reduceat(np.abs(rewards), starts).astype(np.float64)  # of each episode
-        if np.abs(total).max() * ROUNDING > FORGOTTEN * largest[largest > 0].min(initial=np.inf):
-            # One huge reward would swallow those of all episodes before it.
+        tail = tail or find_tails([(rewards, starts)])[0]
+        if tail.is_swallowed:
             parts = np.split(rewards.astype(np.float64), starts[1:])
             return np.concatenate([np.cumsum(part[::-1])[::-1] for part in parts]).astype(np.float32)
-        after = np.append(total, 0.0)[np.append(starts[1:], len(rewards))]
+        # A running sum from the back, less what it held at the episode's end.
+        total = _sums_from_the_back(rewards, tail.total)
+        after = np.append(total, tail.total or 0.0)[np.append(starts[1:], len(rewards))]
         return (total - np.repeat(after, lengths)).astype(np.float32)
     result = rewards.astype(np.float64)
     # One step back from the end in all episodes at once: as many passes as the longest has steps.
@@ -38,3 +48,23 @@ def returns_to_go(
         rows = ends[: np.searchsorted(-longest_first, -back, side="right")] - back
         result[rows] += discount * result[rows + 1]
     return result.astype(np.float32)
+
+
+def find_tails(parts: Iterable[tuple[Float[ndarray, "N"], Int[ndarray, "E"]]]) -> list[Tail]:
+    """The tail of each part of a row of episodes; parts are given as rewards and starts, the last one first."""
+    totals: list[float | None] = [None]
+    highest, smallest = 0.0, np.inf
+    for rewards, starts in parts:
+        sums = _sums_from_the_back(rewards, totals[-1])
+        largest = np.maximum.reduceat(np.abs(rewards), starts).astype(np.float64)  # of each episode
+        highest, smallest = max(highest, np.abs(sums).max()), min(smallest, largest[largest > 0].min(initial=np.inf))
+        totals.append(float(sums[0]))
+    is_swallowed = bool(highest * ROUNDING > FORGOTTEN * smallest)
+    return [Tail(total, is_swallowed) for total in totals[:-1]]
+
+
+def _sums_from_the_back(rewards: Float[ndarray, "N"], behind: float | None) -> Float[ndarray, "N"]:
+    backwards = rewards[::-1].astype(np.float64)
+    if behind is not None:
+        backwards[0] += behind
+    return np.cumsum(backwards)[::-1]

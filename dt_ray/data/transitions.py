@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 
-from dt_ray.data.returns import returns_to_go
+from dt_ray.data.returns import Tail, returns_to_go
 from dt_ray.errors import DataError
 
 SOURCE_BITS = 56  # of an episode id; those above say which of several datasets it is from
@@ -99,11 +99,11 @@ class TransitionDataset:
         starts = self.starts if self.first_timesteps is None else self.starts - self.first_timesteps
         return np.arange(self.num_transitions) - np.repeat(starts, self.lengths)
 
-    def to_go(self, discount: float = 1.0) -> Float[ndarray, "N"]:
-        """Returns-to-go: those that were logged, else the rewards'."""
+    def to_go(self, discount: float = 1.0, tail: Tail | None = None) -> Float[ndarray, "N"]:
+        """Returns-to-go: those that were logged, else the rewards'; `tail` as for `returns_to_go`."""
         if self.returns_to_go is not None:
             return self.returns_to_go
-        return returns_to_go(self.rewards, self.starts, discount=discount)
+        return returns_to_go(self.rewards, self.starts, discount=discount, tail=tail)
 
     def select(self, episodes: Sequence[int] | Int[ndarray, "M"]) -> TransitionDataset:
         """These episodes, in this order."""

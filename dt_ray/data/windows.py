@@ -1,17 +1,20 @@
 """Trajectory windows: up to `length` consecutive steps of one episode, padded on the right, with a mask.
 
-Legend: N transitions, E episodes, B windows, T window length, S observation, A action dimension, U updates a draw.
+Legend: N transitions, E episodes, B windows, T window length, S observation, A action dimension, W floats of a row,
+R rows, P parts, U updates a draw.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import repeat
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 
+from dt_ray.data.returns import Tail
 from dt_ray.data.transitions import TransitionDataset
 
 # How an episode ends in the log: cut, and nothing tells what came next; by the environment; cut, and what came next is
@@ -93,9 +96,12 @@ class WindowTable:
     of T steps at transition i of episode e is the T + 1 rows from i + e on: the extra row in front holds the action
     before its first step. Behind an episode's end a window reads on into the next one: its mask, which `bounds` tells,
     says where to stop.
+
+    The rows may lie in several parts, each of whole episodes and with `length` rows of zeros at its own end.
     """
 
-    rows: Float[ndarray, "R W"]
+    parts: tuple[Float[ndarray, "_ W"], ...]
+    part_episodes: Int[ndarray, "P"]  # the first one of each part
     bounds: Int[ndarray, "E+1"]  # transition at which each episode starts, and the number of them all
     endings: Int[ndarray, "E"]  # `HIDDEN`, `TERMINATED` or `FOLLOWED`
     first_timesteps: Int[ndarray, "E"] | None  # of pieces of episodes; None: all start at 0
@@ -107,29 +113,48 @@ class WindowTable:
     def num_transitions(self) -> int:
         return int(self.bounds[-1])
 
+    @property
+    def width(self) -> int:
+        """Floats of a row."""
+        return self.observation_dim + self.action_dim + 1
+
+    @property
+    def part_rows(self) -> Int[ndarray, "P"]:
+        """The row with which each part begins, where only the last part has rows of zeros at its end."""
+        return self.bounds[self.part_episodes] + self.part_episodes
+
+    @property
+    def rows(self) -> Float[ndarray, "R W"]:
+        """All rows: those of the one part, or a copy of those of all parts."""
+        if len(self.parts) == 1:
+            return self.parts[0]
+        begins = self.part_rows
+        rows = np.empty((begins[-1] + len(self.parts[-1]), self.width), np.float32)
+        for begin, end, part in reversed(list(zip(begins, [*(begins[1:] + 1), len(rows)], self.parts, strict=True))):
+            rows[begin:end] = part[: end - begin]  # and of the next part the row in front, behind the last episode here
+        return rows
+
     @classmethod
-    def build(cls, data: TransitionDataset, *, length: int, discount: float = 1.0) -> WindowTable:
-        """Lays out `data` for windows of up to `length` steps."""
-        num_steps, num_episodes = data.num_transitions, data.num_episodes
-        observation_dim, action_dim = data.observations.shape[1], data.actions.shape[1]
-        table = np.zeros((num_steps + num_episodes + length, observation_dim + action_dim + 1), np.float32)
-        rows = np.arange(num_steps) + 1 + np.repeat(np.arange(num_episodes), data.lengths)
-        table[rows, :observation_dim] = data.observations
-        table[rows, observation_dim:-1] = data.actions
-        table[rows, -1] = data.to_go(discount)
-        endings = np.where(data.terminated[data.ends - 1], TERMINATED, HIDDEN)
-        if data.final_observations is not None:
-            is_known = np.isfinite(data.final_observations).all(axis=1)
-            table[(rows[data.ends - 1] + 1)[is_known], :observation_dim] = data.final_observations[is_known]
-            endings[is_known & (endings == HIDDEN)] = FOLLOWED
+    def build(
+        cls, data: TransitionDataset | Sequence[TransitionDataset], *, length: int, discount: float = 1.0
+    ) -> WindowTable:
+        """Lays out episodes, of one dataset or of several, for windows of up to `length` steps."""
+        pieces = [data] if isinstance(data, TransitionDataset) else data
+        lengths = np.concatenate([piece.lengths for piece in pieces])
+        firsts = [piece.first_timesteps for piece in pieces]
+        zeros = [np.zeros(piece.num_episodes, np.int64) for piece in pieces]
+        dims = pieces[0].observations.shape[1], pieces[0].actions.shape[1]
         return cls(
-            rows=table,
-            bounds=np.append(data.starts, num_steps).astype(np.int64),
-            endings=endings,
-            first_timesteps=data.first_timesteps,
+            parts=(write_part(pieces, int(lengths.sum()), len(lengths), length=length, discount=discount),),
+            part_episodes=np.zeros(1, np.int64),
+            bounds=np.append(0, np.cumsum(lengths)),
+            endings=np.concatenate([endings_of(piece) for piece in pieces]),
+            first_timesteps=None
+            if all(first is None for first in firsts)
+            else np.concatenate([zero if first is None else first for first, zero in zip(firsts, zeros, strict=True)]),
             length=length,
-            observation_dim=observation_dim,
-            action_dim=action_dim,
+            observation_dim=dims[0],
+            action_dim=dims[1],
         )
 
     def shortened(self, length: int) -> WindowTable:
@@ -145,3 +170,36 @@ class WindowTable:
         if self.first_timesteps is not None:
             timesteps += self.first_timesteps[episodes]
         return np.stack([anchors + episodes, timesteps, self.bounds[next_ones] - anchors, self.endings[episodes]])
+
+
+def write_part(
+    pieces: Iterable[TransitionDataset],
+    num_transitions: int,
+    num_episodes: int,
+    *,
+    length: int,
+    discount: float,
+    tails: Iterable[Tail | None] | None = None,
+) -> Float[ndarray, "_ W"]:
+    """The rows of a part of a table, written piece by piece; `tails` are the pieces' own, as for `returns_to_go`."""
+    rows, begin = np.empty((0, 0), np.float32), 0
+    for piece, tail in zip(pieces, repeat(None) if tails is None else tails, strict=False):
+        observation_dim = piece.observations.shape[1]
+        if not rows.size:
+            width = observation_dim + piece.actions.shape[1] + 1
+            rows = np.zeros((num_transitions + num_episodes + length, width), np.float32)
+        places = np.arange(piece.num_transitions) + np.repeat(begin + 1 + np.arange(piece.num_episodes), piece.lengths)
+        rows[places, :observation_dim] = piece.observations
+        rows[places, observation_dim:-1] = piece.actions
+        rows[places, -1] = piece.to_go(discount, tail)
+        if piece.final_observations is not None:
+            is_known = np.isfinite(piece.final_observations).all(axis=1)
+            rows[(places[piece.ends - 1] + 1)[is_known], :observation_dim] = piece.final_observations[is_known]
+        begin += piece.num_transitions + piece.num_episodes
+    return rows
+
+
+def endings_of(data: TransitionDataset) -> Int[ndarray, "E"]:
+    """How each episode ends: `HIDDEN`, `TERMINATED` or `FOLLOWED`."""
+    terminated = data.terminated[data.ends - 1]
+    return np.where(terminated, TERMINATED, np.where(data.are_ends_known, FOLLOWED, HIDDEN))

@@ -25,6 +25,7 @@ from dt_ray.distributed.cluster import quiet
 from dt_ray.distributed.controller import Fit, TellsTheRun
 from dt_ray.distributed.evaluation import EvaluationActors
 from dt_ray.distributed.network import NodeTorchConfig
+from dt_ray.distributed.preparing import SharedData
 from dt_ray.distributed.requests import cancel_request, hand_over_requests
 from dt_ray.distributed.resources import ResourcePlan, describe_workers
 from dt_ray.errors import UserError
@@ -35,8 +36,8 @@ from dt_ray.runs.storage import Folder
 from dt_ray.training.context import EXCHANGE_EVERY, StopRequest, evaluate_here, together
 from dt_ray.training.interrupts import stops_asked_of
 from dt_ray.training.loop import run_training
+from dt_ray.training.preparing import make_source
 from dt_ray.training.recorder import TrainResult
-from dt_ray.training.streaming import make_source
 
 WATCHES_FOR_PREEMPTION = os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "1") != "0"
 LISTEN_EVERY_S = 1.0  # to a board that is being started again
@@ -146,7 +147,7 @@ class RayTrainContext:
 
 def train_on_ray(
     config: RunConfig,
-    data: ray.ObjectRef,
+    data: SharedData,
     plan: ResourcePlan,
     *,
     stopping: Callable[[Callable[[], object]], AbstractContextManager[None]] = stops_asked_of,
@@ -213,8 +214,9 @@ def _work(settings: dict[str, Any]) -> TrainResult | UserError:
     # More threads than cores spin and wait for each other, whatever number of CPUs the cluster was told.
     torch.set_num_threads(max(1, min(int(plan.cpus_per_worker), os.cpu_count() or 1)))
     context = RayTrainContext(config, plan, settings["board"])
-    data: Any = ray.get(settings["data"])
+    data = settings["data"].fetch()
     shape = {"rank": context.rank, "world_size": context.world_size, "device": context.device}
+    shape["workers_on_node"] = ray.train.get_context().get_local_world_size()
     try:
         source = together(context, lambda: make_source(data, config, **shape))
         return run_training(config, source, context)

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from dt_ray.config.schema import RunConfig
 from dt_ray.data.filesystems import reach
 from dt_ray.distributed.evaluation import EvaluationActors
+from dt_ray.distributed.preparing import SharedData
 from dt_ray.distributed.resources import ResourcePlan
 from dt_ray.distributed.training import train_on_ray
 from dt_ray.errors import StorageError, UserError
@@ -37,8 +38,8 @@ from dt_ray.sweeps.folder import SweepFolder
 from dt_ray.training.context import StopRequest, evaluate_here
 from dt_ray.training.interrupts import StoppedEarlyError
 from dt_ray.training.loop import run_training
+from dt_ray.training.preparing import make_source
 from dt_ray.training.recorder import TrainResult
-from dt_ray.training.streaming import make_source
 
 log = logging.getLogger("dt_ray")
 
@@ -145,7 +146,7 @@ def metrics_of(report: EvaluationReport, sweep: SweepConfig) -> dict[str, float]
 
 
 def train_trial(
-    drawn: dict[str, Any], *, sweep: SweepConfig, layouts: Mapping[tuple[Any, ...], ray.ObjectRef], cpus: float
+    drawn: dict[str, Any], *, sweep: SweepConfig, layouts: Mapping[tuple[Any, ...], SharedData], cpus: float
 ) -> None:
     """One trial, from its newest checkpoint if it has one."""
     os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = str(ENDS_WITHIN_S)  # read in this process
@@ -174,17 +175,17 @@ def train_trial(
         ray.tune.report({"step": sweep.base.total_timesteps, sweep.settings.metric: worst})
 
 
-def _train_here(config: RunConfig, sweep: SweepConfig, data: ray.ObjectRef, cpus: float) -> TrainResult:
+def _train_here(config: RunConfig, sweep: SweepConfig, data: SharedData, cpus: float) -> TrainResult:
     torch.set_num_threads(max(1, min(int(cpus), os.cpu_count() or 1)))
     context = TrialContext(config, sweep, device="cuda" if config.scaling.use_gpu else "cpu")
-    source = make_source(ray.get(data), config, device=context.device)
+    source = make_source(data.fetch(), config, device=context.device)
     result = run_training(config, source, context)
     if context.is_ended:
         sys.exit(0)  # as Tune's `report` would have
     return result
 
 
-def _train_with_workers(config: RunConfig, sweep: SweepConfig, data: ray.ObjectRef, cpus: float) -> TrainResult:
+def _train_with_workers(config: RunConfig, sweep: SweepConfig, data: SharedData, cpus: float) -> TrainResult:
     """A trainer of its own, whose evaluations are looked for and reported here."""
     run, ended = RunFolder.of(config), threading.Event()
 
@@ -229,7 +230,8 @@ def _train_with_workers(config: RunConfig, sweep: SweepConfig, data: ray.ObjectR
 def layout_key(config: RunConfig) -> tuple[Any, ...]:
     """What the data of a run is laid out by; the longest window of all runs serves each of them."""
     data = replace(config.data, return_noise=0.0, window_length=None)
-    return repr(data), config.return_source, config.seed, config.model.max_timesteps, config.model.clamp_timesteps
+    seed = config.seed if data.validation_fraction > 0 else None  # it says only which episodes are held out
+    return repr(data), config.return_source, seed, config.model.max_timesteps, config.model.clamp_timesteps
 
 
 def note_failure(run: RunFolder, error: BaseException) -> None:

@@ -19,8 +19,8 @@ from dt_ray.config.modules import allow_modules, allowed_modules
 from dt_ray.config.schema import EvaluationConfig, RunConfig
 from dt_ray.data.spaces import SpaceSpec
 from dt_ray.distributed.cluster import quiet
-from dt_ray.distributed.data import check_checkpoint_on_ray, prepare_layouts
 from dt_ray.distributed.evaluation import EvaluationActors
+from dt_ray.distributed.preparing import SharedData, check_checkpoint_on_ray, prepare_layouts
 from dt_ray.distributed.requests import release_requests
 from dt_ray.distributed.resources import TRIAL_CPUS, TrialPlan, worker_bundle
 from dt_ray.distributed.trials import layout_key, note_failure, train_trial
@@ -107,7 +107,7 @@ def tune_on_ray(
     evaluate_further(sweep, folder)
 
 
-def check_trials(sweep: SweepConfig, folder: SweepFolder, layouts: Mapping[tuple[Any, ...], ray.ObjectRef]) -> None:
+def check_trials(sweep: SweepConfig, folder: SweepFolder, layouts: Mapping[tuple[Any, ...], SharedData]) -> None:
     """Loads a checkpoint of those that were trained on each part of the data, before a trial goes on with it.
 
     Raises:
@@ -178,7 +178,7 @@ def _evaluate(checkpoint: str, evaluation: EvaluationConfig, modules: tuple[str,
         return error
 
 
-def share_data(sweep: SweepConfig, spec: SpaceSpec) -> dict[tuple[Any, ...], ray.ObjectRef]:
+def share_data(sweep: SweepConfig, spec: SpaceSpec) -> dict[tuple[Any, ...], SharedData]:
     """The data in the object store, once for all trials that train on it alike.
 
     Raises:

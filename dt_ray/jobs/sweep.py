@@ -14,7 +14,7 @@ import torch
 from dt_ray.config.modules import KEYS, allow_modules
 from dt_ray.config.schema import EvaluationConfig
 from dt_ray.errors import RunError
-from dt_ray.jobs.dataset import make_dataset, needs_dataset
+from dt_ray.jobs.execution import prepared_cluster
 from dt_ray.jobs.training import check_inputs_are_there, check_run, name_run
 from dt_ray.runs.lease import Lease
 from dt_ray.runs.writing import to_json
@@ -41,10 +41,8 @@ def run_sweep(
     Raises:
         UserError: anything that the user can mend, named before a trial starts where it can be known.
     """
-    from dt_ray.distributed.cluster import connection, environment, plan_trials_on_cluster
-    from dt_ray.distributed.collect import collect_on_ray
-    from dt_ray.distributed.evaluation import try_environment_on_ray
-    from dt_ray.distributed.paths import check_data, check_storage
+    from dt_ray.distributed.cluster import environment, plan_trials_on_cluster
+    from dt_ray.distributed.resources import TrialPlan
     from dt_ray.distributed.tuning import TUNE_SETTINGS, tune_on_ray
 
     sweep = replace(sweep, base=name_run(sweep.base, "sweep"))
@@ -66,19 +64,16 @@ def run_sweep(
         else:
             folder.create(sweep, overwrite=overwrite)
 
+    def make_plan() -> TrialPlan:
+        if threading.current_thread() is threading.main_thread():
+            raise_on_sigterm()  # Ray has its own way
+        wanted = min(sweep.num_trials, sweep.settings.max_concurrent or sweep.num_trials)
+        return plan_trials_on_cluster(sweep.base.scaling, wanted=wanted)
+
+    cluster = prepared_cluster(sweep.base, spec, make_plan, verbose=verbose, dashboard=dashboard)
     try:
-        with closing(lease), environment(TUNE_SETTINGS), connection(verbose=verbose, dashboard=dashboard):
-            if threading.current_thread() is threading.main_thread():
-                raise_on_sigterm()  # Ray has its own way
-            wanted = min(sweep.num_trials, sweep.settings.max_concurrent or sweep.num_trials)
-            plan = plan_trials_on_cluster(sweep.base.scaling, wanted=wanted)
-            check_storage(sweep.base)
-            try_environment_on_ray(sweep.base)
-            if needs_dataset(sweep.base):
-                make_dataset(sweep.base, collect_on_ray, spec=spec)
-            check_data(sweep.base)
-            with watch(sweep):
-                tune_on_ray(sweep, spec, plan, prepare_folder, resume=resume, verbose=verbose)
+        with closing(lease), environment(TUNE_SETTINGS), cluster as plan, watch(sweep):
+            tune_on_ray(sweep, spec, plan, prepare_folder, resume=resume, verbose=verbose)
     except KeyboardInterrupt:
         if folder.is_sweep():
             log.warning("stopped; go on with: python -m dt_ray.sweep --resume %s", folder)

@@ -6,33 +6,23 @@ import logging
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import replace
-from importlib import import_module
-from threading import Thread
 from typing import Any
 
-import pyarrow as pa
 from pyarrow import fs
 
 from dt_ray.config.loading import decode_config, load_config, to_plain
 from dt_ray.config.modules import allow_modules, allow_overrides, check_names
 from dt_ray.config.schema import DataConfig, RunConfig
 from dt_ray.data.files import absolute, resolve
-from dt_ray.data.reading import read_dataset, sound_files_here
 from dt_ray.data.spaces import SpaceSpec, choose_bounds, read_spaces
-from dt_ray.environments.batched import try_environment
-from dt_ray.errors import ConfigError, ResourceError, RunError
-from dt_ray.jobs.dataset import make_dataset, needs_dataset
+from dt_ray.errors import ConfigError, RunError
+from dt_ray.jobs.dataset import needs_dataset
+from dt_ray.jobs.execution import train
 from dt_ray.learners import find_learner
-from dt_ray.play.collection import collect_here
 from dt_ray.runs.folder import RunFolder, default_name, with_values_checkpoint
 from dt_ray.runs.lease import Lease
 from dt_ray.runs.storage import Folder
-from dt_ray.training.context import LocalContext
-from dt_ray.training.interrupts import stops_asked_of
-from dt_ray.training.loop import check_checkpoint, run_training
 from dt_ray.training.recorder import TrainResult
-from dt_ray.training.resident import ResidentData
-from dt_ray.training.streaming import StreamingData, episode_statistics, make_source, streams
 from dt_ray.training.trackers import check_trackers
 
 log = logging.getLogger("dt_ray")
@@ -96,7 +86,7 @@ def start_run(
             run.create(config, overwrite=overwrite)
 
         with closing(Lease(run.folder)) as lease, watch(config):
-            return _train(config, spec, prepare_folder, verbose=verbose, dashboard=dashboard)
+            return train(config, spec, prepare_folder, verbose=verbose, dashboard=dashboard)
 
 
 def _one_connection(config: RunConfig, *, verbose: bool, dashboard: bool) -> AbstractContextManager[Any]:
@@ -206,7 +196,7 @@ def resume_run(config: RunConfig, *, verbose: bool = False, dashboard: bool = Fa
         run.write_config(config)
 
     with closing(Lease(run.folder)) as lease:
-        return _train(
+        return train(
             config, check_run(config), prepare_folder, checkpoint=checkpoint, verbose=verbose, dashboard=dashboard
         )
 
@@ -251,77 +241,3 @@ def check_run(config: RunConfig) -> SpaceSpec:
     check_trackers(config)
     spec = read_spaces(config.env_id, config.env_kwargs)
     return choose_bounds(spec, config.data.action_bounds, env_id=config.env_id)
-
-
-def _train(
-    config: RunConfig,
-    spec: SpaceSpec,
-    prepare_folder: Callable[[], None],
-    *,
-    checkpoint: Folder | None = None,
-    verbose: bool,
-    dashboard: bool,
-) -> TrainResult:
-    if config.scaling.num_workers == 0:
-        return _train_here(config, spec, prepare_folder, checkpoint=checkpoint)
-
-    # Ray takes seconds to import, and only runs that use it need it.
-    from dt_ray.distributed.cluster import connection, plan_on_cluster
-    from dt_ray.distributed.collect import collect_on_ray
-    from dt_ray.distributed.data import check_checkpoint_on_ray, prepare_data
-    from dt_ray.distributed.evaluation import try_environment_on_ray
-    from dt_ray.distributed.paths import check_data, check_storage
-
-    with connection(verbose=verbose, dashboard=dashboard):
-        plan = plan_on_cluster(config)
-        for note in plan.notes:
-            log.warning(note)
-        check_storage(config)
-        try_environment_on_ray(config)
-        if needs_dataset(config):
-            make_dataset(config, collect_on_ray, spec=spec)
-        check_data(config)
-        # Ray Train takes another second or two to import, which the data needs too.
-        Thread(target=import_module, args=("dt_ray.distributed.training",)).start()
-        data = prepare_data(config, spec)
-        if checkpoint is not None:
-            check_checkpoint_on_ray(checkpoint, config, data)
-        prepare_folder()
-        log.info("training in %s", RunFolder.of(config))
-        from dt_ray.distributed.training import train_on_ray
-
-        return train_on_ray(config, data, plan, verbose=verbose)
-
-
-def _train_here(
-    config: RunConfig, spec: SpaceSpec, prepare_folder: Callable[[], None], *, checkpoint: Folder | None
-) -> TrainResult:
-    import torch
-
-    if config.scaling.use_gpu and not torch.cuda.is_available():
-        raise ResourceError("scaling.use_gpu is set but torch sees no GPU; set scaling.use_gpu=false")
-    if config.scaling.cpus_per_worker is not None:
-        torch.set_num_threads(max(1, int(config.scaling.cpus_per_worker)))
-    try_environment(config.env_id, config.env_kwargs, seed=config.evaluation.seed)
-    if needs_dataset(config):
-        make_dataset(config, collect_here, spec=spec)
-    context = LocalContext(config, device="cuda" if config.scaling.use_gpu else "cpu")
-    data = _prepare_here(config, spec)
-    for note in data.notes:
-        log.warning("%s", note)
-    source = make_source(data, config, device=context.device)
-    if checkpoint is not None:
-        check_checkpoint(checkpoint, config, source.spec, source.normalizer, source.values)
-    prepare_folder()
-    log.info("training in %s", RunFolder.of(config))
-    with stops_asked_of(context.stop):
-        return run_training(config, source, context)
-
-
-def _prepare_here(config: RunConfig, spec: SpaceSpec) -> ResidentData | StreamingData:
-    files, num_skipped = sound_files_here(config.data, spec)
-    if streams(files, config):
-        statistics = pa.concat_tables([episode_statistics(file, config, spec) for file in files])
-        return StreamingData.build(files, statistics, spec, config, num_skipped_files=num_skipped)
-    episodes = read_dataset(config.data, spec, files=files)
-    return ResidentData.build(episodes, spec, config, num_skipped_files=num_skipped)

@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Int
 from numpy import ndarray
-from torch import Tensor
 
 from dt_ray.config.schema import RunConfig
+from dt_ray.data.blocks import EpisodeBlocks
 from dt_ray.data.normalizer import Normalizer
-from dt_ray.data.ranges import Ranges, find_range_traps
-from dt_ray.data.row_traps import find_other_returns
-from dt_ray.data.spaces import SpaceSpec, with_data_bounds
-from dt_ray.data.transitions import TransitionDataset, chosen_episodes
-from dt_ray.data.windows import FOLLOWED, TERMINATED, UPDATES_A_DRAW, WindowTable, draw_anchors, draw_mixed_anchors
-from dt_ray.errors import DataError
+from dt_ray.data.spaces import SpaceSpec
+from dt_ray.data.transitions import TransitionDataset
+from dt_ray.data.windows import WindowTable, draw_mixed_anchors
 from dt_ray.models.batch import WindowBatch
 from dt_ray.models.state_values import StateValues
-from dt_ray.training.relabeling import LearnedValues
+from dt_ray.training.cutting import DrawAnchors, WindowCutter
+from dt_ray.training.layout import Layout, plan_layout
 
 
 class BatchSource(Protocol):
@@ -58,121 +56,40 @@ class ResidentData:
 
     @classmethod
     def build(
-        cls, data: TransitionDataset, spec: SpaceSpec, config: RunConfig, *, num_skipped_files: int = 0
+        cls,
+        data: TransitionDataset | Iterable[TransitionDataset],
+        spec: SpaceSpec,
+        config: RunConfig,
+        *,
+        num_skipped_files: int = 0,
     ) -> ResidentData:
-        """Splits, fits the statistics on the training episodes and lays both parts out.
+        """Lays out the episodes of one dataset or of several; each of these is let go as soon as it is laid out.
 
         Raises:
             DataError: too few episodes to hold any out, or longer ones than the model's timestep table.
         """
-        ranges = Ranges.of(data)
-        spec = with_data_bounds(spec, config.data.action_bounds, *ranges.actions)
-        train, validation, normalizer, values = split_and_fit(data, spec, config)
-        num_known = train.num_transitions - train.num_episodes + int(train.are_ends_known.sum())
-        notes = find_notes(ranges, spec, config, num_known=num_known, num_transitions=train.num_transitions)
-        if config.algorithm == "decision_transformer" and config.data.return_source is None:
-            notes += tuple(find_other_returns(data, discount=config.data.discount))
-        mix = config.data.mix  # without one, episode ids may be anything
-        sizes = train.source_sizes(len(mix)) if mix else np.array([train.num_transitions])
-        for path, size in zip(mix, sizes, strict=False):
-            if size == 0:
-                raise DataError(f"no episode of {path} is left to train on, and data.mix gives it a share")
+        blocks = EpisodeBlocks([data] if isinstance(data, TransitionDataset) else data)
+        del data
+        layout, blocks = plan_layout(blocks, spec, config)
+        validation = layout.write(blocks, layout.validation) if len(layout.validation) else None
+        train = layout.write(blocks, layout.train, last_use=True)
+        return cls.of(layout, train, validation, num_skipped_files=num_skipped_files)
 
-        def lay_out(part: TransitionDataset) -> WindowTable:
-            normalized = normalizer.normalize(part)
-            return WindowTable.build(normalized, length=config.window_length, discount=config.data.discount)
-
+    @classmethod
+    def of(
+        cls, layout: Layout, train: WindowTable, validation: WindowTable | None, *, num_skipped_files: int
+    ) -> ResidentData:
+        """The data whose tables have been written."""
         return cls(
-            spec=spec,
-            normalizer=normalizer,
-            train=lay_out(train),
-            validation=lay_out(validation) if validation.num_episodes else None,
-            values=values,
-            sizes=sizes,
+            spec=layout.spec,
+            normalizer=layout.normalizer,
+            train=train,
+            validation=validation,
+            values=layout.values,
+            sizes=layout.sizes,
             num_skipped_files=num_skipped_files,
-            notes=notes,
+            notes=layout.notes,
         )
-
-
-def find_notes(
-    ranges: Ranges, spec: SpaceSpec, config: RunConfig, *, num_known: int, num_transitions: int
-) -> tuple[str, ...]:
-    """What a run should say of its data before it trains: a line each.
-
-    `num_known` of the transitions to train on have a successor in the log, or none because the environment ended there.
-
-    Raises:
-        DataError: nothing would be trained.
-    """
-    notes = list(find_range_traps(ranges, spec, config.data.columns))
-    if config.algorithm == "iql" and num_known < num_transitions:
-        hidden = (
-            f"iql learns values from a step and what came next, and of {num_transitions - num_known} of "
-            f"{num_transitions} steps the log does not say what came next: they are last in their episodes, which the "
-            f"environment did not end"
-        )
-        way_out = "name the column of it with data.columns.next_observation=NAME"
-        if num_known == 0:
-            raise DataError(f"{', '.join(config.data.paths)} trains nothing: {hidden}; {way_out}")
-        if num_known < num_transitions / 2:
-            notes.append(f"{hidden}; {way_out}")
-    return tuple(notes)
-
-
-def split_and_fit(
-    data: TransitionDataset, spec: SpaceSpec, config: RunConfig
-) -> tuple[TransitionDataset, TransitionDataset, Normalizer, StateValues | None]:
-    """The training and the held-out episodes, the units fitted on the training episodes, and the values in them.
-
-    Values are there under `data.return_source=value`, whose `data.values` is a checkpoint.
-
-    Raises:
-        DataError: too few episodes to hold any out, or longer ones than the model's timestep table.
-        RunError: `data.values` is no complete checkpoint.
-    """
-    settings = config.data
-    check_lengths(data, config)
-    chosen = chosen_episodes(
-        data.episode_ids,
-        data.episode_returns,
-        max_episodes=settings.max_episodes,
-        top_fraction=settings.top_fraction,
-    )
-    if len(chosen) < data.num_episodes or (np.diff(chosen) < 0).any():  # in their order, whatever that of the files was
-        data = data.select(chosen)
-    learned = None
-    if config.relabels:
-        assert settings.values is not None
-        learned = LearnedValues(settings.values)
-        data = learned.relabel(data)
-    else:
-        data = data.with_return_source(config.return_source)
-    train, validation = data.split(settings.validation_fraction, seed=config.seed)
-    normalizer = Normalizer.fit(train, spec, return_scale=settings.return_scale, discount=settings.discount)
-    return train, validation, normalizer, learned and learned.inside(normalizer, train)
-
-
-def check_lengths(data: TransitionDataset, config: RunConfig) -> None:
-    """Raises:
-    DataError: an episode has more steps than the model's timestep table has rows.
-    """
-    longest = int(data.lengths.argmax())
-    check_length(int(data.episode_ids[longest]), int(data.lengths[longest]), config)
-
-
-def check_length(episode_id: int, length: int, config: RunConfig) -> None:
-    """Raises:
-    DataError: an episode of this length has more steps than the model's timestep table has rows.
-    """
-    if length > config.model.max_timesteps and not config.model.clamp_timesteps:
-        raise DataError(
-            f"{', '.join(config.data.paths)}, episode {episode_id} has {length} steps but the timestep table has "
-            f"model.max_timesteps={config.model.max_timesteps} rows; set model.max_timesteps={length}, or "
-            f"model.clamp_timesteps=true, which takes all later steps for the last one"
-        )
-
-
-MOST_COUNTED = 4096  # windows of a batch in whose steps each worker counts the real ones: more take longer than asking
 
 
 class ReturnNoise:
@@ -226,91 +143,3 @@ class ResidentSource:
         self, table: WindowTable, device: torch.device | str, *, seed: int, draw: DrawAnchors | None = None
     ) -> WindowCutter:
         return WindowCutter(table, device, seed=seed, batch_size=self.batch_size, share=self.noise.share, draw=draw)
-
-
-class DrawAnchors(Protocol):
-    """The anchors of the updates from `draw * UPDATES_A_DRAW` on, a function of (seed, draw)."""
-
-    def __call__(self, *, batch_size: int, seed: int, draw: int) -> Int[ndarray, "U B"]: ...
-
-
-class Places(NamedTuple):
-    """Where the windows of several batches are in a table."""
-
-    rows: Int[Tensor, "U B"]  # in front of the anchors
-    timesteps: Int[Tensor, "U B T"]
-    mask: Bool[Tensor, "U B T"]
-    terminated: Bool[Tensor, "U B"]
-    followed: Bool[Tensor, "U B"]
-    num_real: Float[Tensor, "U"] | None  # real steps, of all workers' windows together
-
-
-class WindowCutter:
-    """Windows of a table as views of one gathered block, on the device that holds the table."""
-
-    def __init__(
-        self,
-        table: WindowTable,
-        device: torch.device | str,
-        *,
-        seed: int,
-        batch_size: int,
-        share: slice,
-        draw: DrawAnchors | None = None,
-    ) -> None:
-        self.table, self.device = table, device
-        self.draw_anchors = draw or partial(draw_anchors, table.num_transitions)
-        self.seed, self.batch_size, self.share = seed, batch_size, share
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-            rows = torch.from_numpy(table.rows).to(device)  # on the CPU: shared memory, only ever read
-        num_rows, width = rows.shape
-        self.blocks = rows.as_strided((num_rows - table.length, (table.length + 1) * width), (width, 1))
-        self.offsets = torch.arange(table.length, device=device)
-        self._draw, self._places = -1, self.find(np.empty((0, 0), np.int64))
-
-    def batch(self, step: int) -> WindowBatch:
-        """This worker's share of batch `step`, a function of (seed, step)."""
-        draw, within = divmod(step, UPDATES_A_DRAW)
-        if draw != self._draw:
-            anchors = self.draw_anchors(batch_size=self.batch_size, seed=self.seed, draw=draw)
-            is_large = self.batch_size > MOST_COUNTED
-            found = self.find(anchors[:, self.share]) if is_large else self.find(anchors, share=self.share)
-            self._draw, self._places = draw, found
-        return self.cut(self._places, within)
-
-    def find(self, anchors: Int[ndarray, "U G"], *, share: slice | None = None) -> Places:
-        """What `cut` needs to know of the windows of several batches: of a share of each, if these are all workers'."""
-        places, num_real = self.table.find(anchors), None
-        if share is not None:  # every worker draws them all, and need not ask the others how many steps theirs have
-            real = np.minimum(places[2], self.table.length).sum(axis=-1)
-            num_real = torch.from_numpy(real.astype(np.float32)).to(self.device)
-            places = places[:, :, share]
-        found = torch.from_numpy(np.ascontiguousarray(places)).to(self.device).unsqueeze(-1)
-        rows, timesteps, remaining, endings = found.unbind()
-        mask = self.offsets < remaining
-        return Places(
-            rows=rows.squeeze(-1),
-            timesteps=(timesteps + self.offsets).mul_(mask),
-            mask=mask,
-            terminated=endings.squeeze(-1) == TERMINATED,
-            followed=endings.squeeze(-1) == FOLLOWED,
-            num_real=num_real,
-        )
-
-    def cut(self, places: Places, number: int) -> WindowBatch:
-        """The windows of one batch of several; what stands at their padding is no zero but other steps."""
-        table = self.table
-        block = self.blocks.index_select(0, places.rows[number]).unflatten(1, (table.length + 1, -1))
-        actions = block[:, :, table.observation_dim : -1]
-        return WindowBatch(
-            observations=block[:, 1:, : table.observation_dim],
-            actions=actions[:, 1:],
-            previous_actions=actions[:, :-1],
-            returns_to_go=block[:, 1:, -1],
-            timesteps=places.timesteps[number],
-            mask=places.mask[number],
-            terminated=places.terminated[number],
-            followed=places.followed[number],
-            num_real=None if places.num_real is None else places.num_real[number],
-        )

@@ -3,190 +3,27 @@
 A pool is as many training episodes as a share of `data.memory_mb` holds, laid out like resident data. Each of its
 transitions is the anchor of one window, in random order, while the next pool is being read. A pass over the data uses
 every transition once, but for the fraction of a batch left over in each pool.
-
-Legend: E episodes, S observation dimension.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
 from itertools import count
 
 import numpy as np
-import pyarrow as pa
 import torch
-from jaxtyping import Float, Int
-from numpy import ndarray
 
-from dt_ray.config.schema import DataConfig, RunConfig
-from dt_ray.data.files import DatasetFile
-from dt_ray.data.formats import is_flat
-from dt_ray.data.normalizer import Normalizer
-from dt_ray.data.ranges import Ranges
-from dt_ray.data.reading import read_episodes
-from dt_ray.data.spaces import SpaceSpec, with_data_bounds
-from dt_ray.data.transitions import TransitionDataset, chosen_episodes, held_out_episodes, join_episodes
+from dt_ray.config.schema import RunConfig
+from dt_ray.data.transitions import TransitionDataset
 from dt_ray.data.windows import UPDATES_A_DRAW, WindowTable
-from dt_ray.errors import DataError
 from dt_ray.models.batch import WindowBatch
 from dt_ray.models.state_values import StateValues
-from dt_ray.training.resident import (
-    BatchSource,
-    Places,
-    ResidentData,
-    ResidentSource,
-    ReturnNoise,
-    WindowCutter,
-    check_length,
-    find_notes,
-)
+from dt_ray.training.cutting import WindowCutter, WindowLocations
+from dt_ray.training.resident import ReturnNoise
+from dt_ray.training.streamed import StreamingData, capacity_of, cut_long, lay_out, prepare_pieces
 
-log = logging.getLogger("dt_ray")
-
-POOL_SHARE = 1 / 6  # of the memory: one pool is used, and one is read and laid out, which for a moment takes it twice
-VALIDATION_SHARE = 1 / 12
-
-
-def episode_statistics(file: DatasetFile, config: RunConfig, spec: SpaceSpec) -> pa.Table:
-    """A row for each episode of a file with what a run must know of all of them before it trains.
-
-    Raises:
-        DataError: the file can't be trained on, or an episode is longer than the model's timestep table.
-    """
-    data = read_episodes(file, config.data, spec)
-    for index, length in enumerate(data.lengths):
-        check_length(int(data.episode_ids[index]), int(length), config)
-    data = data.with_return_source(config.return_source)
-    observations = data.observations.astype(np.float64)
-    mean = np.add.reduceat(observations, data.starts) / data.lengths[:, None]
-    ranges = Ranges.of(data)
-    deviation = observations - np.repeat(mean, data.lengths, axis=0)
-    return pa.table(
-        {
-            "file": np.full(data.num_episodes, file.index),
-            "episode_id": data.episode_ids,
-            "length": data.lengths,
-            "return": data.episode_returns,
-            "largest_to_go": np.maximum.reduceat(np.abs(data.to_go(config.data.discount)), data.starts),
-            "mean": list(mean),
-            "squares": list(np.add.reduceat(deviation**2, data.starts)),
-            "is_end_known": data.are_ends_known,
-            "change": [ranges.changes] * data.num_episodes,
-            "largest_reward": ranges.largest_reward,
-            "usual_reward": ranges.usual_reward,
-            **{
-                f"{extreme}_{name}": list(choose.reduceat(getattr(data, f"{name}s"), data.starts))
-                for extreme, choose in (("lowest", np.minimum), ("highest", np.maximum))
-                for name in ("observation", "action")
-            },
-        }
-    )
-
-
-def streams(files: Sequence[DatasetFile], config: RunConfig) -> bool:
-    """Whether the data streams, by `data.residency` and its size; says why.
-
-    Raises:
-        DataError: it should, but rows of an episode may lie in several files.
-    """
-    path, settings = ", ".join(config.data.paths), config.data
-    size = sum(file.size for file in files) / 2**20
-    streaming = settings.residency == "streaming" or (
-        settings.residency == "auto" and size > settings.memory_mb and not settings.mix and not config.relabels
-    )
-    log.info(
-        "data: %.0f MB in %d file(s), %s (data.residency=%s, data.memory_mb=%d)",
-        *(size, len(files), "streaming" if streaming else "resident", settings.residency, settings.memory_mb),
-    )
-    if not streaming:
-        return False
-    if is_flat(files[0], settings):
-        raise DataError(
-            f"{path} has a row per step; streaming reads whole episodes: pack it once with "
-            f"`python -m dt_ray.data import {path} --out DIR`, or set data.residency=resident"
-        )
-    return True
-
-
-@dataclass(frozen=True, kw_only=True)
-class StreamingData:
-    """What a streaming run knows before it trains: which episodes of which files, in which units, and held-out ones."""
-
-    spec: SpaceSpec
-    normalizer: Normalizer
-    files: Sequence[DatasetFile]  # that have episodes to train on
-    train_ids: Int[ndarray, "E"]  # sorted
-    num_transitions: int  # to train on
-    validation: WindowTable | None
-    num_skipped_files: int
-    notes: tuple[str, ...] = ()  # what looks wrong with the data, though it can be trained on
-
-    @classmethod
-    def build(
-        cls,
-        files: Sequence[DatasetFile],
-        statistics: pa.Table,
-        spec: SpaceSpec,
-        config: RunConfig,
-        *,
-        num_skipped_files: int = 0,
-    ) -> StreamingData:
-        """Splits and fits by the rows of `episode_statistics`, and reads some held-out episodes.
-
-        Raises:
-            DataError: too few episodes to hold any out, or fewer files than workers.
-        """
-        settings = config.data
-        _check_dimensions(files, statistics)
-        ids, lengths, places = (statistics[name].to_numpy() for name in ("episode_id", "length", "file"))
-        chosen = chosen_episodes(
-            ids, statistics["return"].to_numpy(), max_episodes=settings.max_episodes, top_fraction=settings.top_fraction
-        )
-        held_out = held_out_episodes(len(chosen), settings.validation_fraction, seed=config.seed)
-        train = np.delete(chosen, held_out)
-        train_files = _files_at(files, places[train])
-        if len(train_files) < (num := config.scaling.max_workers):
-            raise DataError(
-                f"{settings.path} has {len(train_files)} file(s) to train on for {num} workers, who stream whole "
-                f"files; write more of them, use fewer workers or set data.residency=resident"
-            )
-        ranges = _ranges(statistics)
-        spec = with_data_bounds(spec, settings.action_bounds, *ranges.actions)
-        normalizer = _fit(statistics, train, spec, settings)
-        num_known = int((lengths[train] - 1 + statistics["is_end_known"].to_numpy()[train]).sum())
-        notes = find_notes(ranges, spec, config, num_known=num_known, num_transitions=int(lengths[train].sum()))
-        shown = _first_within(chosen[held_out], lengths, capacity_of(config, spec, share=VALIDATION_SHARE))
-        validation = [
-            piece
-            for file in _files_at(files, places[shown])
-            for piece in _prepare(file, np.sort(ids[shown]), config, spec, normalizer)
-        ]
-        return cls(
-            spec=spec,
-            normalizer=normalizer,
-            files=train_files,
-            train_ids=np.sort(ids[train]),
-            num_transitions=int(lengths[train].sum()),
-            validation=_lay_out(validation, config) if validation else None,
-            num_skipped_files=num_skipped_files,
-            notes=notes,
-        )
-
-
-def make_source(
-    data: ResidentData | StreamingData,
-    config: RunConfig,
-    *,
-    rank: int = 0,
-    world_size: int = 1,
-    device: torch.device | str = "cpu",
-) -> BatchSource:
-    """One worker's batches."""
-    kind = ResidentSource if isinstance(data, ResidentData) else StreamingSource
-    return kind(data, config, rank=rank, world_size=world_size, device=device)  # type: ignore[arg-type]
+POOL_SHARE = 1 / 6  # of a node's memory, for all its workers: one pool is used, and one is read and laid out
 
 
 class StreamingSource:
@@ -200,6 +37,7 @@ class StreamingSource:
         rank: int = 0,
         world_size: int = 1,
         device: torch.device | str = "cpu",
+        workers_on_node: int = 1,
     ) -> None:
         self.spec, self.normalizer, self.num_skipped_files = data.spec, data.normalizer, data.num_skipped_files
         self.values: StateValues | None = None  # relabelling needs all data at once
@@ -207,14 +45,14 @@ class StreamingSource:
         self.rank, self.world_size = rank, world_size
         self.noise = ReturnNoise(config, data.normalizer, rank=rank, world_size=world_size)
         self.num_windows = self.noise.share.stop - self.noise.share.start
-        self.capacity = capacity_of(config, data.spec, share=POOL_SHARE)
+        self.capacity = capacity_of(config, data.spec, share=POOL_SHARE / workers_on_node)
         self.validation = None if data.validation is None else self._cutter(data.validation)
         self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="reader")
         self._pools: Iterator[WindowTable] | None = None
         self._next: Future[WindowTable] | None = None
         self._pool: WindowCutter | None = None
         self._anchors, self._used = np.empty((0, 0), np.int64), 0  # of the pool's batches, and how many were taken
-        self._places: Places | None = None  # of the batches that come next
+        self._locations: WindowLocations | None = None  # of the batches that come next
 
     def batch(self, step: int) -> WindowBatch:
         if self._used == len(self._anchors):
@@ -222,10 +60,10 @@ class StreamingSource:
         assert self._pool is not None
         draw, number = divmod(self._used, UPDATES_A_DRAW)
         if number == 0:
-            self._places = self._pool.find(self._anchors[draw * UPDATES_A_DRAW :][:UPDATES_A_DRAW])
-        assert self._places is not None
+            self._locations = self._pool.find(self._anchors[draw * UPDATES_A_DRAW :][:UPDATES_A_DRAW])
+        assert self._locations is not None
         self._used += 1
-        return self.noise(self._pool.cut(self._places, number), step)
+        return self.noise(self._pool.cut(self._locations, number), step)
 
     def validation_batch(self, index: int) -> WindowBatch | None:
         return None if self.validation is None else self.validation.batch(index)
@@ -253,10 +91,10 @@ class StreamingSource:
                 gathered.append(piece)
                 size += piece.num_transitions
                 if size >= self.capacity:
-                    yield _lay_out(gathered, self.config)
+                    yield lay_out(gathered, self.config)
                     gathered, size = [], 0
             if size >= self.num_windows:
-                yield _lay_out(gathered, self.config)
+                yield lay_out(gathered, self.config)
                 gathered, size = [], 0
 
     def _read_pass(self, number: int) -> Iterator[TransitionDataset]:
@@ -264,97 +102,9 @@ class StreamingSource:
         order = np.random.default_rng([self.config.seed, number]).permutation(len(self.data.files))
         for index in order[self.rank :: self.world_size]:
             file = self.data.files[index]
-            for piece in _prepare(file, self.data.train_ids, self.config, self.spec, self.normalizer):
+            for piece in prepare_pieces(file, self.data.train_ids, self.config, self.spec, self.normalizer):
                 yield from cut_long(piece, self.capacity)
 
     def _cutter(self, table: WindowTable) -> WindowCutter:
         share = self.noise.share
         return WindowCutter(table, self.device, seed=0, batch_size=self.config.optim.batch_size, share=share)
-
-
-def cut_long(data: TransitionDataset, longest: int) -> Iterator[TransitionDataset]:
-    """Parts of at most `longest` steps; longer episodes in pieces, which keep their timesteps and returns-to-go."""
-    begin = 0
-    while begin < data.num_episodes:
-        end = max(begin + 1, int(np.searchsorted(data.ends, data.starts[begin] + longest, side="right")))
-        part = data.select(range(begin, end))
-        yield from part.pieces(longest) if part.num_transitions > longest else (part,)
-        begin = end
-
-
-def capacity_of(config: RunConfig, spec: SpaceSpec, *, share: float) -> int:
-    """The transitions that a share of the memory holds, as laid out for windows."""
-    width = spec.observation_dim + spec.action_dim + 1
-    return max(config.optim.batch_size, int(share * config.data.memory_mb * 2**20 / (4 * width)))
-
-
-def _prepare(
-    file: DatasetFile, ids: Int[ndarray, "E"], config: RunConfig, spec: SpaceSpec, normalizer: Normalizer
-) -> Iterator[TransitionDataset]:
-    """The file's episodes among these sorted ids, in the model's units and with their returns-to-go."""
-    data = read_episodes(file, config.data, spec)
-    places = np.minimum(np.searchsorted(ids, data.episode_ids), len(ids) - 1)
-    data = data.select(np.flatnonzero(ids[places] == data.episode_ids)).with_return_source(config.return_source)
-    if data.num_episodes:
-        data = normalizer.normalize(data)
-        yield replace(data, returns_to_go=data.to_go(config.data.discount))
-
-
-def _check_dimensions(files: Sequence[DatasetFile], statistics: pa.Table) -> None:
-    """Raises:
-    DataError: two files hold observations of different dimensions.
-    """
-    dimensions = statistics["mean"].combine_chunks().value_lengths().to_numpy(zero_copy_only=False)
-    if len(wrong := np.flatnonzero(dimensions != dimensions[0])):
-        paths = {file.index: file.path for file in files}
-        first, other = (paths[statistics["file"][int(at)].as_py()] for at in (0, wrong[0]))
-        raise DataError(
-            f"{first} has observations of {dimensions[0]} dimension(s) but {other} of {dimensions[wrong[0]]}; "
-            f"a dataset has files of one kind"
-        )
-
-
-def _files_at(files: Sequence[DatasetFile], indices: Int[ndarray, "*any"]) -> list[DatasetFile]:
-    wanted = set(indices.tolist())
-    return [file for file in files if file.index in wanted]
-
-
-def _lay_out(parts: Sequence[TransitionDataset], config: RunConfig) -> WindowTable:
-    return WindowTable.build(join_episodes(parts), length=config.window_length, discount=config.data.discount)
-
-
-def _first_within(episodes: Int[ndarray, "H"], lengths: Int[ndarray, "E"], budget: int) -> Int[ndarray, "W"]:
-    """The first of these episodes whose steps stay within a budget, and one in any case where there is one."""
-    num = int(np.searchsorted(np.cumsum(lengths[episodes]), budget, side="right"))
-    return episodes[: max(1, num)]
-
-
-def _fit(statistics: pa.Table, train: Int[ndarray, "T"], spec: SpaceSpec, settings: DataConfig) -> Normalizer:
-    """`Normalizer.fit` of the training episodes, from the rows of `episode_statistics` (Chan et al. 1983)."""
-    rows = statistics.take(pa.array(train))
-    lengths = rows["length"].to_numpy().astype(np.float64)
-    mean, squares = (_matrix(rows[name]) for name in ("mean", "squares"))
-    total_mean = lengths @ mean / lengths.sum()
-    std = np.sqrt((squares.sum(axis=0) + lengths @ (mean - total_mean) ** 2) / lengths.sum())
-    largest = float(rows["largest_to_go"].to_numpy().max())
-    return Normalizer.of(
-        total_mean, std, spec, return_scale=settings.return_scale or (1 / largest if largest > 0 else 1.0)
-    )
-
-
-def _ranges(statistics: pa.Table) -> Ranges:
-    extremes = {
-        f"{name}s": np.stack(
-            [_matrix(statistics[f"lowest_{name}"]).min(axis=0), _matrix(statistics[f"highest_{name}"]).max(axis=0)]
-        )
-        for name in ("observation", "action")
-    }
-    return Ranges(
-        **extremes,
-        changes=_matrix(statistics["change"])[0],
-        **{name: statistics[name].to_numpy() for name in ("largest_reward", "usual_reward")},
-    )
-
-
-def _matrix(column: pa.ChunkedArray) -> Float[ndarray, "E S"]:
-    return column.combine_chunks().flatten().to_numpy().reshape(len(column), -1)

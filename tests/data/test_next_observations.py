@@ -27,7 +27,8 @@ from dt_ray.errors import DataError
 from dt_ray.jobs.training import name_run, start_run
 from dt_ray.models.actor_critic import Transitions
 from dt_ray.training.resident import ResidentData, ResidentSource
-from dt_ray.training.streaming import StreamingData, StreamingSource, cut_long, episode_statistics
+from dt_ray.training.streamed import StreamingData, cut_long, episode_statistics
+from dt_ray.training.streaming import StreamingSource
 
 SPEC = SpaceSpec(observation_dim=3, action_dim=1, action_low=(-2.0,), action_high=(2.0,))
 

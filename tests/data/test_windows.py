@@ -1,12 +1,15 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from support.examples import make_episodes
 
 from dt_ray.data import returns_to_go, slice_windows
-from dt_ray.data.windows import UPDATES_A_DRAW, WindowTable, draw_anchors
-from dt_ray.training.resident import WindowCutter
+from dt_ray.data.windows import UPDATES_A_DRAW, WindowTable, draw_anchors, write_part
+from dt_ray.training.cutting import WindowCutter, one_run
 
 lengths = st.lists(st.integers(1, 9), min_size=1, max_size=6)
 
@@ -85,3 +88,45 @@ def test_windows_outside_the_data_are_refused() -> None:
         slice_windows(data, np.array([0, 3]), length=2)
     with pytest.raises(ValueError, match="at least one step"):
         slice_windows(data, np.array([0]), length=0)
+
+
+@given(lengths, st.integers(1, 6), st.integers(0, 99))
+def test_a_table_in_parts_holds_the_rows_and_the_windows_of_one_in_one_piece(
+    lengths: list[int], length: int, seed: int
+) -> None:
+    """Wherever in memory the parts lie."""
+    chance = np.random.default_rng(seed)
+    finals = chance.normal(size=(len(lengths), 3)).astype(np.float32)
+    data = replace(make_episodes(lengths), final_observations=finals)
+    data = replace(data, returns_to_go=data.to_go())
+    whole = WindowTable.build(data, length=length)
+    edges = np.unique([0, *chance.integers(0, len(lengths), size=3), len(lengths)])
+    parts = [data.select(range(begin, end)) for begin, end in zip(edges, edges[1:], strict=False)]
+    written = {
+        number: write_part([parts[number]], parts[number].num_transitions, parts[number].num_episodes,
+                           length=length, discount=1.0)
+        for number in chance.permutation(len(parts))
+    }  # fmt: skip
+    table = replace(whole, parts=tuple(written[i] for i in range(len(parts))), part_episodes=edges[:-1])
+    np.testing.assert_array_equal(table.rows, whole.rows)
+    shorter = int(chance.integers(1, length + 1))
+    for pair in ((whole, table), (whole.shortened(shorter), table.shortened(shorter))):
+        cutters = [WindowCutter(each, "cpu", seed=seed, batch_size=9, share=slice(2, 8)) for each in pair]
+        for step in (0, UPDATES_A_DRAW + 1):
+            expected, found = (cutter.batch(step) for cutter in cutters)
+            assert expected.terminated is not None
+            assert found.followed is not None
+            for name, values in vars(expected).items():
+                seen = expected.mask if values.shape[:2] == expected.mask.shape else ...  # not what stands at padding
+                torch.testing.assert_close(getattr(found, name)[seen], values[seen], rtol=0, atol=0)
+            last = expected.mask.sum(dim=1)
+            ends = torch.nonzero(found.followed & (last < pair[0].length)).flatten()  # what came next stands behind
+            behind = [batch.observations[ends, last[ends]] for batch in (expected, found)]
+            torch.testing.assert_close(*behind, rtol=0, atol=0)
+
+
+def test_parts_of_a_table_lie_behind_one_another_where_they_are_copied_to() -> None:
+    parts = tuple(np.full((rows, 3), rows, np.float32) for rows in (2, 5, 1))
+    floats, begins = one_run(parts, "meta")
+    assert len(floats) == 24
+    assert begins.tolist() == [0, 6, 21]

@@ -21,7 +21,7 @@ from dt_ray import sweep
 from dt_ray.api import DecisionTransformer
 from dt_ray.config.schema import RunConfig
 from dt_ray.distributed import controller
-from dt_ray.distributed import data as data_tasks
+from dt_ray.distributed import preparing as data_tasks
 from dt_ray.distributed.actors import RunBoard
 from dt_ray.distributed.evaluation import EvaluationActors, find_crash
 from dt_ray.distributed.training import RayTrainContext

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import ray
 from pyarrow import fs
 from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
 from support.datasets import assert_same, write_flat
@@ -26,8 +25,9 @@ from dt_ray.data import read_dataset, slice_windows
 from dt_ray.data.episodes import from_table
 from dt_ray.data.spaces import SpaceSpec
 from dt_ray.distributed.collect import collect_on_ray
-from dt_ray.distributed.data import prepare_data, window_dataset
+from dt_ray.distributed.data import window_dataset
 from dt_ray.distributed.evaluation import EvaluationActors, check_actors
+from dt_ray.distributed.preparing import prepare_data
 from dt_ray.errors import DataError, DivergedError, ResourceError
 from dt_ray.jobs.training import resume_run, resumed_config, start_run
 from dt_ray.play.collection import CollectionPlan, collect_here
@@ -58,7 +58,7 @@ def test_ray_data_lays_out_what_one_process_reads(
         for i, part in enumerate(parts):
             write_flat(part, tmp_path / "data" / f"{i}", num_files=5 // len(parts) or 1, drop=drop)
     config = replace(tiny_config, data=replace(tiny_config.data, path=str(tmp_path / "data")))
-    there = ray.get(prepare_data(config, pendulum_spec))
+    there = prepare_data(config, pendulum_spec).fetch()
     here = ResidentData.build(read_dataset(config.data, pendulum_spec), pendulum_spec, config)
     np.testing.assert_array_equal(there.train.rows, here.train.rows)
     np.testing.assert_array_equal(there.validation.rows, here.validation.rows)
@@ -70,7 +70,7 @@ def test_data_is_read_again_by_another_task_where_one_is_lost(
 ) -> None:
     fault = tmp_path / "fault"
     fault.touch()
-    disturbed = ray.get(prepare_data(tiny_config, DisturbedSpec(**asdict(pendulum_spec), fault=fault)))
+    disturbed = prepare_data(tiny_config, DisturbedSpec(**asdict(pendulum_spec), fault=fault)).fetch()
     assert not fault.exists()
     whole = ResidentData.build(read_dataset(tiny_config.data, pendulum_spec), pendulum_spec, tiny_config)
     np.testing.assert_array_equal(disturbed.train.rows, whole.train.rows)
@@ -243,7 +243,7 @@ def test_flat_files_are_read_by_the_commands_settings(
     rows = pq.read_table(f"{config.path}/000.parquet")
     assert "episode_id" in rows.column_names
     settings = replace(tiny_config.data, path=config.path, action_scale=0.5)
-    laid_out = ray.get(prepare_data(replace(tiny_config, data=settings), pendulum_spec))
+    laid_out = prepare_data(replace(tiny_config, data=settings), pendulum_spec).fetch()
     assert np.abs(laid_out.train.rows[:, 3]).max() <= 0.5
 
 

@@ -20,8 +20,8 @@ from dt_ray.runs.folder import RunFolder
 from dt_ray.runs.storage import Folder
 from dt_ray.sweeps.config import decode_sweep
 from dt_ray.training.loop import run_training
+from dt_ray.training.preparing import make_source
 from dt_ray.training.resident import ResidentData
-from dt_ray.training.streaming import make_source
 
 
 @pytest.mark.parametrize("kind", ["disk", "object store"])
@@ -49,7 +49,7 @@ def test_a_trial_that_goes_on_from_an_earlier_step_reports_its_new_weights(
     tiny_config: RunConfig, tmp_path: Path, pendulum_spec: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It had come to update 20 by itself, and takes over another trial's checkpoint of update 10."""
-    from dt_ray.data.reading import read_dataset
+    from dt_ray.data import read_dataset
 
     better = replace(tiny_config, name="better", seed=1, total_timesteps=10)
     start_run(better)

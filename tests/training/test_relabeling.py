@@ -12,19 +12,20 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from support.examples import make_episodes
+from support.fitted import split_and_fit
 
 from dt_ray import evaluate, export
 from dt_ray.api import DecisionTransformer
 from dt_ray.config.loading import decode_config, to_plain, to_yaml
 from dt_ray.config.schema import PerceptronConfig, RunConfig
-from dt_ray.data.reading import read_dataset
+from dt_ray.data import read_dataset
 from dt_ray.data.spaces import SpaceSpec
 from dt_ray.errors import ConfigError, DataError, RunError
 from dt_ray.jobs.training import resume_run, resumed_config, start_run, values_config
 from dt_ray.runs.folder import RunFolder, find_checkpoint
 from dt_ray.runs.storage import Folder
 from dt_ray.training.relabeling import LearnedValues
-from dt_ray.training.resident import ResidentData, ResidentSource, split_and_fit
+from dt_ray.training.resident import ResidentData, ResidentSource
 
 
 @pytest.fixture
@@ -89,7 +90,7 @@ def test_a_model_holds_the_values_in_its_own_units(
     data = read_dataset(tiny_config.data, pendulum_spec)
     # Other units than those of the values' own run.
     settings = replace(tiny_config.data, return_scale=0.37, validation_fraction=0.5)
-    train, _, normalizer, _ = split_and_fit(data, pendulum_spec, replace(tiny_config, data=settings))
+    train, _, normalizer = split_and_fit(data, pendulum_spec, replace(tiny_config, data=settings))
     inside = values.inside(normalizer, values.relabel(train))
     with torch.no_grad():
         found = inside(torch.from_numpy(normalizer.normalize_observations(data.observations)))

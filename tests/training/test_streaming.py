@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from support.datasets import write_flat
 from support.examples import make_episodes, write_episodes
+from support.fitted import split_and_fit
 
 from dt_ray.config.schema import RunConfig
 from dt_ray.data import slice_windows
@@ -21,8 +22,9 @@ from dt_ray.errors import DataError
 from dt_ray.jobs.training import resume_run, resumed_config, start_run
 from dt_ray.runs.folder import RunFolder
 from dt_ray.training import streaming
-from dt_ray.training.resident import split_and_fit
-from dt_ray.training.streaming import StreamingData, StreamingSource, episode_statistics, streams
+from dt_ray.training.preparing import streams
+from dt_ray.training.streamed import StreamingData, episode_statistics
+from dt_ray.training.streaming import StreamingSource
 
 NUM_FILES, BATCH = 6, 7
 POOL = 60  # transitions
@@ -61,7 +63,7 @@ def test_streaming_trains_on_the_episodes_and_in_the_units_of_resident_data(
 ) -> None:
     for settings in (config.data, replace(config.data, top_fraction=0.4, max_episodes=50)):
         chosen = replace(config, data=settings)
-        train, _, normalizer, _ = split_and_fit(data, pendulum_spec, chosen)
+        train, _, normalizer = split_and_fit(data, pendulum_spec, chosen)
         built = build(chosen, pendulum_spec)
         np.testing.assert_array_equal(built.train_ids, train.episode_ids)
         assert built.num_transitions == train.num_transitions
@@ -73,7 +75,7 @@ def test_a_pass_uses_each_transition_once_and_the_next_one_in_another_order(
     config: RunConfig, data: TransitionDataset, pendulum_spec: SpaceSpec
 ) -> None:
     source = StreamingSource(build(config, pendulum_spec), config)
-    expected, _, normalizer, _ = split_and_fit(data, pendulum_spec, config)
+    expected, _, normalizer = split_and_fit(data, pendulum_spec, config)
     passes = []
     for number in range(2):
         pieces = list(source._read_pass(number))
@@ -90,7 +92,7 @@ def test_windows_of_pools_are_those_of_the_whole_data(
     config: RunConfig, data: TransitionDataset, pendulum_spec: SpaceSpec
 ) -> None:
     """But for those that reach past the end of a piece of a long episode."""
-    train, _, normalizer, _ = split_and_fit(data, pendulum_spec, config)
+    train, _, normalizer = split_and_fit(data, pendulum_spec, config)
     whole = normalizer.normalize(train)
     source = StreamingSource(build(config, pendulum_spec), config)
     place_of = {round(float(value), 5): i for i, value in enumerate(whole.observations[:, 0])}
@@ -136,13 +138,27 @@ def test_what_cannot_stream_is_refused_with_a_way_out(
         start_run(replace(short, evaluation=replace(short.evaluation, max_timesteps=20)))
 
 
-def test_residency_goes_by_size(config: RunConfig, caplog: pytest.LogCaptureFixture) -> None:
-    auto = replace(config, data=replace(config.data, residency="auto", memory_mb=1))
-    (small,) = find_files(config.data.path)[:1]
+def test_residency_goes_by_what_the_data_takes_in_memory(
+    config: RunConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Rows that are all alike: their file is a hundredth of what it decodes to."""
+    episodes = make_episodes([1000] * 60)  # of 5 numbers a step: 1.14 MB
+    alike = replace(episodes, observations=np.zeros_like(episodes.observations),
+                    actions=np.zeros_like(episodes.actions), rewards=np.zeros_like(episodes.rewards))  # fmt: skip
+    path = write_episodes(alike, tmp_path / "alike" / "0.parquet")
+    assert path.stat().st_size < 50_000
+    auto = replace(config, data=replace(config.data, path=str(path.parent), residency="auto", memory_mb=1))
     caplog.set_level("INFO", logger="dt_ray")
-    assert not streams([replace(small, size=2**20)], auto)
-    assert "data: 1 MB in 1 file(s), resident (data.residency=auto, data.memory_mb=1)" in caplog.text
-    assert streams([replace(small, size=2**20 + 1)], auto)
+    assert streams(find_files(auto.data.path), auto)
+    assert "data: 1 MB in memory, from 1 file(s), streaming (data.residency=auto, data.memory_mb=1)" in caplog.text
+    assert not streams(find_files(auto.data.path), replace(auto, data=replace(auto.data, memory_mb=2)))
+
+
+def test_the_workers_of_a_node_share_its_memory(config: RunConfig, pendulum_spec: SpaceSpec) -> None:
+    built = build(config, pendulum_spec)
+    alone, shared = (StreamingSource(built, config, workers_on_node=number).capacity for number in (1, 4))
+    assert alone == POOL
+    assert shared == POOL // 4
 
 
 def test_a_streaming_run_trains_stops_and_goes_on(config: RunConfig) -> None:

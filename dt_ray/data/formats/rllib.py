@@ -52,6 +52,12 @@ def read_json(file: DatasetFile, choose: Callable[[Sequence[str]], Sequence[str]
         raise DataError(f"{file.path}: the values of a column are of different kinds: {error}") from None
 
 
+def numbers_in_line(batch: Mapping[str, Any]) -> int:
+    """How many numbers a SampleBatch has."""
+    columns = [[*_values(batch[name], name)] for name in COLUMNS if name in batch]
+    return sum(np.size(value) for column in columns for value in column)
+
+
 def _column(batches: Sequence[tuple[str, Mapping[str, Any]]], name: str) -> list[Any]:
     return [value for where, batch in batches if name in batch for value in _values(batch[name], f"{where}, {name}")]
 

@@ -1,0 +1,187 @@
+"""Data for the workers of a run: read in parallel, laid out in parts, shared by memory.
+
+One task decides what is laid out, and how; then each part of the table is written by a task of its own, which needs the
+blocks of its own episodes only. When all parts are asked for nobody holds the blocks but these tasks.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+from jaxtyping import Int
+from numpy import ndarray
+
+from dt_ray.config.schema import DataConfig, RunConfig
+from dt_ray.data.blocks import EpisodeBlocks
+from dt_ray.data.episodes import from_table
+from dt_ray.data.files import DatasetFile
+from dt_ray.data.returns import Tail
+from dt_ray.data.spaces import SpaceSpec
+from dt_ray.distributed.cluster import user_errors
+from dt_ray.distributed.data import episode_dataset, sound_files_on_ray
+from dt_ray.distributed.usage import saying_when_full
+from dt_ray.runs.storage import Folder
+from dt_ray.training.layout import Layout, plan_layout
+from dt_ray.training.preparing import streams
+from dt_ray.training.resident import ResidentData
+from dt_ray.training.streamed import StreamingData, episode_statistics
+
+log = logging.getLogger("dt_ray")
+
+PART_BYTES = 2**26  # of a table that one task writes
+# Settings that matter only after the episodes are read.
+SETTINGS_READ_LATER = ("max_episodes", "top_fraction", "return_source", "values", "return_scale", "return_noise",
+                       "discount", "validation_fraction", "window_length")  # fmt: skip
+READ_ALIKE: dict[str, Any] = {name: getattr(DataConfig(), name) for name in SETTINGS_READ_LATER}
+
+
+@dataclass(frozen=True)
+class SharedData:
+    """What a run trains on, in the object store, which the processes of a node map without a copy."""
+
+    head: ray.ObjectRef  # `StreamingData`, or `ResidentData` whose training table's rows lie in `parts`
+    parts: tuple[ray.ObjectRef, ...] = ()  # none: they are in `head`
+
+    def fetch(self) -> ResidentData | StreamingData:
+        data, *parts = ray.get([self.head, *self.parts])
+        return replace(data, train=replace(data.train, parts=tuple(parts))) if parts else data
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a task must know to write a part of a table."""
+
+    layout: Layout
+    blocks: Int[ndarray, "_"]  # that its episodes lie in
+    chunks: Sequence[Int[ndarray, "_"]]  # episodes, numbered through these blocks
+    tails: Sequence[Tail | None]
+
+
+def prepare_data(config: RunConfig, spec: SpaceSpec) -> SharedData:
+    """What a run trains on, read by tasks.
+
+    Raises:
+        DataError: the dataset can't be read or trained on; the file, the episode and the step are named.
+    """
+    return prepare_layouts([config], spec)[0]
+
+
+def prepare_layouts(configs: Sequence[RunConfig], spec: SpaceSpec) -> list[SharedData]:
+    """`prepare_data` for several runs; what they read alike is read once.
+
+    Raises:
+        DataError: as `prepare_data`.
+    """
+    alike: dict[str, list[int]] = {}
+    for at, config in enumerate(configs):
+        alike.setdefault(repr(replace(config.data, **READ_ALIKE)), []).append(at)
+    found: dict[int, SharedData] = {}
+    notes: dict[str, None] = {}  # each once, in order
+    with user_errors(), saying_when_full("data tasks"):
+        for group in alike.values():
+            files, num_skipped = sound_files_on_ray(configs[group[0]].data, spec)
+            streamed = [at for at in group if streams(files, configs[at])]
+            for at in streamed:
+                statistics = pa.concat_tables(ray.get([_statistics.remote(file, configs[at], spec) for file in files]))
+                data = StreamingData.build(files, statistics, spec, configs[at], num_skipped_files=num_skipped)
+                notes |= dict.fromkeys(data.notes)
+                found[at] = SharedData(ray.put(data))
+            if len(streamed) == len(group):
+                continue
+            dataset = episode_dataset(configs[group[0]].data, spec, files=files)
+            blocks = dataset.materialize().to_arrow_refs()
+            del dataset
+            for at in sorted(set(group) - set(streamed)):
+                found[at], warnings = _share(configs[at], spec, num_skipped, blocks)
+                notes |= dict.fromkeys(warnings)
+            del blocks  # only the tasks that write parts hold them now
+        ray.wait([part for data in found.values() for part in data.parts] or [ray.put(None)], num_returns=1)
+    for note in notes:
+        log.warning("%s", note)
+    return [found[at] for at in range(len(configs))]
+
+
+def _share(
+    config: RunConfig, spec: SpaceSpec, num_skipped_files: int, blocks: Sequence[ray.ObjectRef]
+) -> tuple[SharedData, Sequence[str]]:
+    """The data laid out out of its blocks, and what looks wrong with it."""
+    head, told = _lay_out.remote(config, spec, num_skipped_files, *blocks)
+    parts, notes = ray.get(told)
+    memory = 2 * PART_BYTES
+    written = [_write_part.options(memory=memory).remote(part, *(blocks[at] for at in part.blocks)) for part in parts]
+    return SharedData(head, tuple(written)), notes
+
+
+@ray.remote(num_returns=2)
+def _lay_out(
+    config: RunConfig, spec: SpaceSpec, num_skipped_files: int, *tables: pa.Table
+) -> tuple[ResidentData, tuple[list[Part], tuple[str, ...]]]:
+    """The data, and the parts that are to be written; small tables are written here."""
+    given = EpisodeBlocks(from_table(table, source=config.data.path) for table in tables if len(table))
+    layout, blocks = plan_layout(given, spec, config)
+    validation = layout.write(blocks, layout.validation) if len(layout.validation) else None
+    chunks, tails = layout.chunks(blocks, layout.train)
+    edges = _edges(blocks, chunks)
+    if len(edges) == 2 or config.relabels:
+        train = layout.write(blocks, layout.train, last_use=True)
+        return ResidentData.of(layout, train, validation, num_skipped_files=num_skipped_files), ([], layout.notes)
+    brief = replace(layout, train=np.empty(0, np.int64), validation=np.empty(0, np.int64))
+    full = np.flatnonzero([len(table) > 0 for table in tables])
+    parts = [_part(blocks, brief, full, chunks[begin:end], tails[begin:end]) for begin, end in pairwise(edges)]
+    num_episodes = np.cumsum([0, *map(len, chunks)])
+    train = layout.table(blocks, layout.train, (), num_episodes[edges[:-1]])
+    return ResidentData.of(layout, train, validation, num_skipped_files=num_skipped_files), (parts, layout.notes)
+
+
+def _edges(blocks: EpisodeBlocks, chunks: Sequence[Int[ndarray, "_"]]) -> list[int]:
+    """Where the parts of a table begin among its chunks, and the number of these."""
+    width = blocks.observation_dim + blocks.action_dim + 1
+    sizes = [int(blocks.lengths[chunk].sum()) * width * np.dtype(np.float32).itemsize for chunk in chunks]
+    numbers = (np.cumsum(sizes) - 1) // PART_BYTES
+    return [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(chunks)]
+
+
+def _part(
+    blocks: EpisodeBlocks,
+    layout: Layout,
+    full: Int[ndarray, "_"],
+    chunks: Sequence[Int[ndarray, "_"]],
+    tails: Sequence[Tail | None],
+) -> Part:
+    """A part of these chunks; `full` are the places of the blocks among those that a task is given."""
+    needed, firsts = blocks.renumbered(np.concatenate(chunks))
+    return Part(layout, full[needed], [chunk - firsts[blocks.block_of[chunk]] for chunk in chunks], tails)
+
+
+@ray.remote
+def _write_part(part: Part, *tables: pa.Table) -> ndarray:
+    returns = "rewards" if not part.layout.takes_logged_returns else None
+    blocks = EpisodeBlocks(from_table(table, source="").with_return_source(returns) for table in tables)
+    return part.layout.write_chunks(blocks, part.chunks, part.tails)
+
+
+@ray.remote
+def _statistics(file: DatasetFile, config: RunConfig, spec: SpaceSpec) -> pa.Table:
+    return episode_statistics(file, config, spec)
+
+
+def check_checkpoint_on_ray(checkpoint: Folder, config: RunConfig, data: SharedData) -> None:
+    """Raises:
+    RunError: the run can't go on from this checkpoint on this data.
+    """
+    with user_errors():
+        ray.get(_check_checkpoint.remote(checkpoint, config, data.head))
+
+
+@ray.remote
+def _check_checkpoint(checkpoint: Folder, config: RunConfig, data: ResidentData | StreamingData) -> None:
+    from dt_ray.training.loop import check_checkpoint
+
+    check_checkpoint(checkpoint, config, data.spec, data.normalizer, getattr(data, "values", None))

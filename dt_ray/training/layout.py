@@ -1,0 +1,228 @@
+"""What is decided of a dataset before its tables are written: which episodes train, and in which units.
+
+Nothing here holds all of the data's steps at once: they are taken from their blocks a few episodes at a time.
+
+Legend: E episodes of all blocks, T of them to train on, H held out, C chunks of episodes, D datasets of a mix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import reduce
+
+import numpy as np
+from jaxtyping import Int
+from numpy import ndarray
+
+from dt_ray.config.schema import RunConfig
+from dt_ray.data.blocks import EpisodeBlocks
+from dt_ray.data.normalizer import Normalizer, mean_and_std
+from dt_ray.data.ranges import Ranges, find_range_traps
+from dt_ray.data.returns import Tail, find_tails
+from dt_ray.data.row_traps import find_other_returns
+from dt_ray.data.spaces import SpaceSpec, with_data_bounds
+from dt_ray.data.transitions import SOURCE_BITS, chosen_episodes, held_out_episodes
+from dt_ray.data.windows import HIDDEN, WindowTable, write_part
+from dt_ray.errors import DataError
+from dt_ray.models.state_values import StateValues
+from dt_ray.training.relabeling import LearnedValues
+
+MAX_LOOKED_AT = 2**20  # first steps of a log that logged returns-to-go are compared with rewards in
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """Of the episodes of several blocks, numbered through: which are laid out, in which order and units."""
+
+    spec: SpaceSpec
+    normalizer: Normalizer
+    values: StateValues | None  # that returns are counted from, in the model's units
+    train: Int[ndarray, "T"]
+    validation: Int[ndarray, "H"]
+    sizes: Int[ndarray, "D"]  # transitions of each dataset in `train`
+    notes: tuple[str, ...]  # what looks wrong with the data, though it can be trained on
+    takes_logged_returns: bool  # as returns-to-go; else they are summed from the rewards
+    discount: float
+    length: int  # of windows
+
+    def write(self, blocks: EpisodeBlocks, episodes: Int[ndarray, "_"], *, last_use: bool = False) -> WindowTable:
+        """The table of these episodes, in one part; after its `last_use` the blocks are empty."""
+        chunks, tails = self.chunks(blocks, episodes)
+        rows = self.write_chunks(blocks, chunks, tails, last_use=last_use)
+        return self.table(blocks, episodes, (rows,), np.zeros(1, np.int64))
+
+    def chunks(self, blocks: EpisodeBlocks, episodes: Int[ndarray, "_"]) -> tuple[list[ndarray], list[Tail | None]]:
+        """The episodes a few at a time, each time with the tail of their rewards in the model's units."""
+        chunks = blocks.chunks(episodes)
+        scale = np.float32(self.normalizer.return_scale)
+        return chunks, _find_tails(blocks, chunks, scale, discount=self.discount)
+
+    def write_chunks(
+        self,
+        blocks: EpisodeBlocks,
+        chunks: Sequence[Int[ndarray, "_"]],
+        tails: Sequence[Tail | None],
+        *,
+        last_use: bool = False,
+    ) -> ndarray:
+        """The rows of a part of a table that holds these chunks."""
+        taken = blocks.consumed(chunks) if last_use else map(blocks.take, chunks)
+        return write_part(
+            map(self.normalizer.normalize, taken),
+            sum(int(blocks.lengths[chunk].sum()) for chunk in chunks),
+            sum(map(len, chunks)),
+            length=self.length,
+            discount=self.discount,
+            tails=tails,
+        )
+
+    def table(
+        self,
+        blocks: EpisodeBlocks,
+        episodes: Int[ndarray, "_"],
+        parts: tuple[ndarray, ...],
+        part_episodes: Int[ndarray, "P"],
+    ) -> WindowTable:
+        """The table of these episodes, whose rows lie in `parts`."""
+        return WindowTable(
+            parts=parts,
+            part_episodes=part_episodes,
+            bounds=np.append(0, np.cumsum(blocks.lengths[episodes])),
+            endings=blocks.endings[episodes],
+            first_timesteps=None,
+            length=self.length,
+            observation_dim=blocks.observation_dim,
+            action_dim=blocks.action_dim,
+        )
+
+
+def plan_layout(blocks: EpisodeBlocks, spec: SpaceSpec, config: RunConfig) -> tuple[Layout, EpisodeBlocks]:
+    """Splits the episodes, and fits the units on those to train on; and the blocks that these are to be taken from.
+
+    Those are other blocks than the given ones where returns-to-go are counted from values, of a checkpoint.
+
+    Raises:
+        DataError: too few episodes to hold any out, or longer ones than the model's timestep table.
+        RunError: `data.values` is no complete checkpoint.
+    """
+    settings = config.data
+    longest = int(blocks.lengths.argmax())
+    check_length(int(blocks.episode_ids[longest]), int(blocks.lengths[longest]), config)
+    ranges = reduce(Ranges.joined, map(Ranges.of, blocks))
+    spec = with_data_bounds(spec, settings.action_bounds, *ranges.actions)
+    notes: tuple[str, ...] = ()
+    if config.algorithm == "decision_transformer" and settings.return_source is None and blocks.has_returns:
+        looked_at = int(np.searchsorted(np.cumsum(blocks.lengths), MAX_LOOKED_AT)) + 1
+        first = blocks.take(np.arange(min(looked_at, blocks.num_episodes)))
+        notes = tuple(find_other_returns(first, discount=settings.discount))
+    chosen = chosen_episodes(
+        blocks.episode_ids,
+        blocks.episode_returns,
+        max_episodes=settings.max_episodes,
+        top_fraction=settings.top_fraction,
+    )
+    learned = None
+    if config.relabels:
+        assert settings.values is not None
+        learned = LearnedValues(settings.values)
+        blocks = EpisodeBlocks([learned.relabel(blocks.take(chosen))])
+        chosen = np.arange(blocks.num_episodes)
+    else:
+        blocks = blocks.with_return_source(config.return_source)
+    held_out = held_out_episodes(len(chosen), settings.validation_fraction, seed=config.seed)
+    train, validation = np.delete(chosen, held_out), chosen[held_out]
+    normalizer = _fit(blocks, train, spec, config)
+    lengths = blocks.lengths[train]
+    num_known = int(lengths.sum() - (blocks.endings[train] == HIDDEN).sum())
+    notes = find_notes(ranges, spec, config, num_known=num_known, num_transitions=int(lengths.sum())) + notes
+    layout = Layout(
+        spec=spec,
+        normalizer=normalizer,
+        values=learned and learned.inside(normalizer, blocks.take(train)),
+        train=train,
+        validation=validation,
+        sizes=_sizes(blocks, train, config),
+        notes=notes,
+        takes_logged_returns=blocks.has_returns,
+        discount=settings.discount,
+        length=config.window_length,
+    )
+    return layout, blocks
+
+
+def _sizes(blocks: EpisodeBlocks, train: Int[ndarray, "T"], config: RunConfig) -> Int[ndarray, "D"]:
+    mix, lengths = config.data.mix, blocks.lengths[train]
+    if not mix:
+        return np.array([lengths.sum()])  # episode ids may be anything
+    sources = blocks.episode_ids[train] >> SOURCE_BITS
+    sizes = np.bincount(sources, weights=lengths, minlength=len(mix)).astype(int)
+    for path, size in zip(mix, sizes, strict=False):
+        if size == 0:
+            raise DataError(f"no episode of {path} is left to train on, and data.mix gives it a share")
+    return sizes
+
+
+def _fit(blocks: EpisodeBlocks, train: Int[ndarray, "T"], spec: SpaceSpec, config: RunConfig) -> Normalizer:
+    """`Normalizer.fit` of these episodes."""
+    chunks, scale, discount = blocks.chunks(train), config.data.return_scale, config.data.discount
+    if scale is None:
+        tails = _find_tails(blocks, chunks, np.float32(1.0), discount=discount)
+        largest = max(
+            float(np.abs(part.to_go(discount, tail)).max())
+            for part, tail in zip(map(blocks.take_rewards, chunks), tails, strict=True)
+        )
+        scale = 1 / largest if largest > 0 else 1.0
+
+    def observations() -> Iterator[ndarray]:
+        for chunk in chunks:
+            yield blocks.columns(["observations"], chunk)[0]
+
+    return Normalizer.of(*mean_and_std(observations), spec, return_scale=scale)
+
+
+def _find_tails(
+    blocks: EpisodeBlocks, chunks: Sequence[Int[ndarray, "_"]], scale: np.float32, *, discount: float
+) -> list[Tail | None]:
+    """Of the rewards of each chunk times `scale`; None where returns-to-go are not sums of all rewards behind."""
+    if blocks.has_returns or discount != 1.0:
+        return [None] * len(chunks)
+    parts = map(blocks.take_rewards, reversed(chunks))
+    return [*reversed(find_tails((part.rewards * scale, part.starts) for part in parts))]
+
+
+def find_notes(
+    ranges: Ranges, spec: SpaceSpec, config: RunConfig, *, num_known: int, num_transitions: int
+) -> tuple[str, ...]:
+    """What a run should say of its data before it trains: a line each.
+
+    `num_known` of the transitions to train on have a successor in the log, or none because the environment ended there.
+
+    Raises:
+        DataError: nothing would be trained.
+    """
+    notes = list(find_range_traps(ranges, spec, config.data.columns))
+    if config.algorithm == "iql" and num_known < num_transitions:
+        hidden = (
+            f"iql learns values from a step and what came next, and of {num_transitions - num_known} of "
+            f"{num_transitions} steps the log does not say what came next: they are last in their episodes, which the "
+            f"environment did not end"
+        )
+        way_out = "name the column of it with data.columns.next_observation=NAME"
+        if num_known == 0:
+            raise DataError(f"{', '.join(config.data.paths)} trains nothing: {hidden}; {way_out}")
+        if num_known < num_transitions / 2:
+            notes.append(f"{hidden}; {way_out}")
+    return tuple(notes)
+
+
+def check_length(episode_id: int, length: int, config: RunConfig) -> None:
+    """Raises:
+    DataError: an episode of this length has more steps than the model's timestep table has rows.
+    """
+    if length > config.model.max_timesteps and not config.model.clamp_timesteps:
+        raise DataError(
+            f"{', '.join(config.data.paths)}, episode {episode_id} has {length} steps but the timestep table has "
+            f"model.max_timesteps={config.model.max_timesteps} rows; set model.max_timesteps={length}, or "
+            f"model.clamp_timesteps=true, which takes all later steps for the last one"
+        )

@@ -1,0 +1,77 @@
+"""Data and batches for a run: resident where it fits into memory, streaming where it does not."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import pyarrow as pa
+import torch
+
+from dt_ray.config.schema import RunConfig
+from dt_ray.data.files import DatasetFile
+from dt_ray.data.formats import is_flat
+from dt_ray.data.reading import read_blocks
+from dt_ray.data.sizes import decoded_size
+from dt_ray.data.sources import sound_files_here
+from dt_ray.data.spaces import SpaceSpec
+from dt_ray.errors import DataError
+from dt_ray.training.resident import BatchSource, ResidentData, ResidentSource
+from dt_ray.training.streamed import StreamingData, episode_statistics
+from dt_ray.training.streaming import StreamingSource
+
+log = logging.getLogger("dt_ray")
+
+
+def prepare_here(config: RunConfig, spec: SpaceSpec) -> ResidentData | StreamingData:
+    """What a run trains on, read and laid out in this process.
+
+    Raises:
+        DataError: the dataset can't be read or trained on; the file, the episode and the step are named.
+    """
+    files, num_skipped = sound_files_here(config.data, spec)
+    if streams(files, config):
+        statistics = pa.concat_tables([episode_statistics(file, config, spec) for file in files])
+        return StreamingData.build(files, statistics, spec, config, num_skipped_files=num_skipped)
+    return ResidentData.build(read_blocks(config.data, spec, files), spec, config, num_skipped_files=num_skipped)
+
+
+def streams(files: Sequence[DatasetFile], config: RunConfig) -> bool:
+    """Whether the data streams, by `data.residency` and what it takes in memory; says why.
+
+    Raises:
+        DataError: it should, but rows of an episode may lie in several files.
+    """
+    path, settings = ", ".join(config.data.paths), config.data
+    size = decoded_size(files, settings) / 2**20
+    streaming = settings.residency == "streaming" or (
+        settings.residency == "auto" and size > settings.memory_mb and not settings.mix and not config.relabels
+    )
+    log.info(
+        "data: %.0f MB in memory, from %d file(s), %s (data.residency=%s, data.memory_mb=%d)",
+        *(size, len(files), "streaming" if streaming else "resident", settings.residency, settings.memory_mb),
+    )
+    if not streaming:
+        return False
+    if is_flat(files[0], settings):
+        raise DataError(
+            f"{path} has a row per step; streaming reads whole episodes: pack it once with "
+            f"`python -m dt_ray.data import {path} --out DIR`, or set data.residency=resident"
+        )
+    return True
+
+
+def make_source(
+    data: ResidentData | StreamingData,
+    config: RunConfig,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+    device: torch.device | str = "cpu",
+    workers_on_node: int = 1,
+) -> BatchSource:
+    """One worker's batches; `workers_on_node` share the memory that `data.memory_mb` allows."""
+    place = {"rank": rank, "world_size": world_size, "device": device}
+    if isinstance(data, ResidentData):
+        return ResidentSource(data, config, **place)
+    return StreamingSource(data, config, **place, workers_on_node=workers_on_node)
