@@ -23,7 +23,8 @@ from dt_ray.runs.checkpoint import FILES, FileFacts, find_fault, write_checkpoin
 from dt_ray.runs.folder import RunFolder
 from dt_ray.runs.metrics import MetricsTail
 from dt_ray.runs.storage import Folder
-from dt_ray.sweeps.folder import read_rows, result_of
+from dt_ray.sweeps.folder import result_of
+from dt_ray.sweeps.tables import read_rows
 from dt_ray.training import trackers
 
 
