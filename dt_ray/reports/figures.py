@@ -73,7 +73,7 @@ def draw_obedience(
     Dots are the seeds of a group, or the episodes of a single run.
     """
     figure = Figure(figsize=(7.5, 6), layout="constrained")
-    above, axes = figure.subplots(2, 1, sharex=True, height_ratios=(1, 5))
+    axes = figure.add_subplot(6, 1, (2, 6)) if dataset is not None else figure.add_subplot()
     is_one_run = sum(max(map(len, found.values()), default=0) for found in results.values()) == 1
     dots = {
         label: {target: returns[0] if is_one_run else returns.mean(axis=1) for target, returns in found.items()}
@@ -87,16 +87,16 @@ def draw_obedience(
     for (label, found), color in zip(results.items(), colors_of(results), strict=True):
         intervals = np.array([interval_of(returns) for returns in found.values()])
         means = np.array([returns.mean() for returns in found.values()])
-        axes.errorbar(
-            list(found), means, yerr=np.abs(intervals.T - means), color=color, marker="o", capsize=3, label=label
-        )
+        bars = np.abs(intervals.T - means)
+        axes.errorbar(list(found), means, yerr=bars, color=color, marker="o", capsize=3, label=label)
         for target, values in dots[label].items():
             axes.scatter(np.full(len(values), target), values, s=10, color=color, alpha=0.5, linewidths=0)
-    if dataset is None:
-        above.set_axis_off()
-    else:
+    axes.scatter([], [], s=10, color=GREY, label="one episode" if is_one_run else "one seed")
+    if dataset is not None:
+        above = figure.add_subplot(6, 1, 1, sharex=axes)
         above.hist(dataset, bins=80, color=GREY)
         above.set(ylabel="episodes in\nthe data", yticks=[])
+        above.tick_params(labelbottom=False)
         beyond = [(low - 2 * margin, dataset.min()), (dataset.max(), high + 2 * margin)]
         spans = [axes.axvspan(*span, color=GREY, alpha=0.15, linewidth=0) for span in beyond if span[0] < span[1]]
         for span in spans[:1]:

@@ -196,14 +196,9 @@ def stratified_interval(returns: Float[ndarray, "seeds episodes"]) -> tuple[floa
     if returns.size == 1:
         return value, value
     if num == 1:
-        resampled = stats.bootstrap(
-            returns,
-            partial(stats.trim_mean, proportiontocut=0.25),
-            n_resamples=NUM_RESAMPLES,
-            method="percentile",
-            rng=0,
-        )
-        return float(resampled.confidence_interval.low), float(resampled.confidence_interval.high)
+        trimmed = partial(stats.trim_mean, proportiontocut=0.25)
+        found = stats.bootstrap(returns, trimmed, n_resamples=NUM_RESAMPLES, method="percentile", rng=0)
+        return float(found.confidence_interval.low), float(found.confidence_interval.high)
     without = np.array([iqm(np.delete(returns, seed, axis=0)) for seed in range(num)])
     low, high = student_interval(num * value - (num - 1) * without)
     half = (high - low) / 2
