@@ -29,7 +29,8 @@ from dt_ray.play.collection import CollectionPlan, collect_here, write_dataset
 from dt_ray.runs.folder import RunFolder
 from dt_ray.runs.intervals import student_interval
 from dt_ray.sweeps.config import SweepConfig, decode_sweep
-from dt_ray.sweeps.folder import SweepFolder, read_rows
+from dt_ray.sweeps.folder import SweepFolder
+from dt_ray.sweeps.tables import read_rows
 
 ALGORITHMS = {
     "decision_transformer": ("decision_transformer/pendulum", []),

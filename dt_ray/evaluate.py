@@ -78,11 +78,14 @@ def main(arguments: Sequence[str]) -> None:
     if options.json:
         Folder.at(options.json).write_text(report.to_json())
     if options.plot:
-        from dt_ray.reports.plots import draw_obedience
+        from dt_ray.reports.figures import draw_obedience, save_figure
+        from dt_ray.reports.records import returns_by_target
 
-        draw_obedience(report, options.plot)
+        title = f"{report.env_id}: {report.num_episodes} episodes a target, after {report.step} updates"
+        results = {"mean reached, 95% interval": returns_by_target([report])}
+        save_figure(draw_obedience(results, title=title), options.plot)
     if options.video:
-        from dt_ray.reports.plots import record_episodes
+        from dt_ray.reports.animations import record_episodes
 
         record_episodes(policy, facts.env_id, evaluation, options.video, env_kwargs=facts.env_kwargs)
 

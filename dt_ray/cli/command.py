@@ -7,6 +7,7 @@ import logging
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from dt_ray.config.modules import allow_modules
@@ -14,6 +15,8 @@ from dt_ray.errors import UserError
 from dt_ray.training.interrupts import Terminated, raise_on_sigterm, sigterm_received
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from dt_ray.runs.evaluation_report import EvaluationReport
 
 USER_ERROR = 2
@@ -77,11 +80,17 @@ def print_evaluation(report: EvaluationReport) -> None:
     Console(soft_wrap=True).print(table)
 
 
+@cache
+def terminal() -> Console:
+    """The one console on stderr: its lines stand above a live bar or table."""
+    from rich.console import Console
+
+    return Console(stderr=True)
+
+
 class TerminalHandler(logging.Handler):
-    """Log lines on stderr, above a progress bar if there is one."""
+    """Writes log lines to the terminal."""
 
     def emit(self, record: logging.LogRecord) -> None:
         prefix = "warning: " if record.levelno >= logging.WARNING else ""
-        from tqdm import tqdm
-
-        tqdm.write(prefix + self.format(record), file=sys.stderr)
+        terminal().out(prefix + self.format(record), highlight=False)

@@ -229,10 +229,10 @@ def describe(options: argparse.Namespace) -> None:
     for line in summary.histogram():
         console.print(line, highlight=False)
     if options.plot:
-        from dt_ray.reports.plots import draw_returns
+        from dt_ray.reports.figures import draw_dataset_returns, save_figure
 
         returns = np.concatenate(summary.returns)
-        draw_returns(returns, f"{options.path}: {len(returns)} episodes", options.plot)
+        save_figure(draw_dataset_returns(returns, f"{options.path}: {len(returns)} episodes"), options.plot)
 
 
 def validate(options: argparse.Namespace) -> None:

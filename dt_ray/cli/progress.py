@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
-from rich.console import Console
 from rich.live import Live
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
-from tqdm import tqdm
 
+from dt_ray.cli.command import terminal
 from dt_ray.config.schema import RunConfig
 from dt_ray.errors import StorageError
 from dt_ray.runs.evaluation_report import EvaluationReport
@@ -61,9 +61,9 @@ class Watcher:
         self.config, self.run = config, RunFolder.of(config)
         self.stop = threading.Event()
         self.is_live = sys.stderr.isatty()
-        self.bar: tqdm | None = None
+        self.bar: Progress | None = None  # made when there is something to show
         self.newest: dict[str, Any] = {}
-        self.last_evaluation: dict[str, str] = {}
+        self.last_return = ""
         self.metrics = MetricsTail(self.run.metrics_file)
         self.metrics.new_lines()  # of a run that is resumed or replaced: nothing new
         self.evaluated: set[str] = set(self.run.evaluations.names())
@@ -77,7 +77,7 @@ class Watcher:
             with suppress(StorageError):  # of which the run itself has to say something
                 self.look()
         if self.bar is not None:
-            self.bar.close()
+            self.bar.stop()
 
     def look(self) -> None:
         """Shows what is new."""
@@ -87,7 +87,7 @@ class Watcher:
             if name.endswith(".json") and not name.startswith(".") and name not in self.evaluated:
                 self.evaluated.add(name)
                 report = EvaluationReport.from_json((self.run.evaluations / name).read_text())
-                self.last_evaluation = {"return": f"{report.score:.1f} at {report.step}"}
+                self.last_return = f"return {report.score:.1f} at {report.step}"
                 self._say(_evaluation_line(report))
         if not lines:
             return
@@ -99,22 +99,28 @@ class Watcher:
             workers = f"{self.newest['time/workers']} worker(s)"
             self._say(f"went back to a checkpoint after update {self.shown_step}, on with {workers} at update {step}")
             self.last_line = 0.0
+        rate, loss = self.newest["time/updates_per_s"], self.newest["train/loss"]
         if self.is_live:
-            if self.bar is None:
-                self.bar = tqdm(total=total, initial=step, unit="update", file=sys.stderr, dynamic_ncols=True)
-            self.bar.update(step - self.bar.n)  # back, too, where updates are made again
-            self.bar.set_postfix({"loss": f"{self.newest['train/loss']:.4f}", **self.last_evaluation})
+            self._show(step, text=f"{rate:.1f} updates/s  loss {loss:.4f}  {self.last_return}")
         elif step == total or time.monotonic() - self.last_line >= PLAIN_LINE_EVERY_S:
-            rate = self.newest["time/updates_per_s"]
             self._say(
-                f"update {step}/{total}  {rate:.1f} updates/s  loss {self.newest['train/loss']:.4f}  "
+                f"update {step}/{total}  {rate:.1f} updates/s  loss {loss:.4f}  "
                 f"about {(total - step) / rate:.0f} s left"
             )
             self.last_line = time.monotonic()
         self.shown_step = step
 
+    def _show(self, step: int, *, text: str) -> None:
+        if self.bar is None:
+            count = TextColumn("update {task.completed}/{task.total}")
+            columns = (count, BarColumn(), TimeRemainingColumn(), TextColumn("{task.fields[text]}", markup=False))
+            self.bar = Progress(*columns, console=terminal(), refresh_per_second=2)
+            self.bar.add_task("", total=self.config.total_timesteps, completed=step, text=text)
+            self.bar.start()
+        self.bar.update(self.bar.task_ids[0], completed=step, text=text)  # back, too, where updates are made again
+
     def _say(self, line: str) -> None:
-        tqdm.write(line, file=sys.stderr)
+        terminal().out(line, highlight=False)
 
 
 class SweepWatcher:
@@ -133,8 +139,7 @@ class SweepWatcher:
 
     def watch(self) -> None:
         every = 2 * POLL_S if self.folder.folder.is_local else POLL_OBJECT_STORE_S
-        console = Console(stderr=True)
-        live = Live(console=console, refresh_per_second=2) if console.is_terminal else None
+        live = Live(console=terminal(), refresh_per_second=2) if sys.stderr.isatty() else None
         with live or nullcontext():
             going_on = True
             while going_on:

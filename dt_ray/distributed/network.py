@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import os
 import socket
-import struct
-import sys
 from dataclasses import dataclass
 from typing import Any
 
+import psutil
 import ray.util
 from ray.train.torch import TorchConfig
 from ray.train.torch.config import _TorchBackend
-
-GET_ADDRESS = 0x8915  # Linux' SIOCGIFADDR, of an interface's IPv4 address
 
 
 @dataclass
@@ -38,17 +35,8 @@ def choose_interface() -> None:
 
 
 def find_interface(address: str) -> str | None:
-    """The network interface that has this IPv4 address; None where there is none, or no way to know."""
-    if sys.platform != "linux":
-        return None
-    import fcntl
-
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        for _, name in socket.if_nameindex():
-            try:
-                found = fcntl.ioctl(probe, GET_ADDRESS, struct.pack("256s", name.encode()))
-            except OSError:  # it has no IPv4 address
-                continue
-            if socket.inet_ntoa(found[20:24]) == address:
-                return name
+    """The network interface that has this IPv4 address; None where there is none."""
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(each.family == socket.AF_INET and each.address == address for each in addresses):
+            return name
     return None

@@ -19,7 +19,8 @@ from dt_ray.jobs.training import check_inputs_are_there, check_run, name_run
 from dt_ray.runs.lease import Lease
 from dt_ray.runs.writing import to_json
 from dt_ray.sweeps.config import SweepConfig
-from dt_ray.sweeps.folder import SweepFolder, evaluate_best, find_best, read_rows, write_table
+from dt_ray.sweeps.folder import SweepFolder
+from dt_ray.sweeps.tables import evaluate_best, find_best, read_rows, write_table
 from dt_ray.training.interrupts import raise_on_sigterm
 
 log = logging.getLogger("dt_ray")

@@ -2,27 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Float
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 from numpy import ndarray
 
+from dt_ray.errors import UserError
 from dt_ray.play.rollout import Rollouts
-from dt_ray.reports.records import Group, interval_of, over_seeds
-from dt_ray.sweeps.folder import Row
+from dt_ray.reports.records import Group, ReturnsByTarget, interval_of, mean_curve
+from dt_ray.sweeps.tables import Row
 
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 GREY = "#7f7f7f"
+PICTURES = (".png", ".svg", ".pdf")
 MAX_VIOLIN_GROUPS = 4
 MAX_TICKS = 8  # values of an axis that are set at equal distances
 PENDULUM_DT = 0.05  # seconds a step
 
 
-def colors_of(groups: Sequence[Group]) -> list[Any]:
+def save_figure(figure: Figure, file: str) -> None:
+    """Raises:
+    UserError: the file is no picture, by its name.
+    """
+    if Path(file).suffix.lower() not in PICTURES:
+        raise UserError(f"a picture is a {', '.join(PICTURES)} file, got {file!r}")
+    Path(file).absolute().parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file, dpi=150)
+
+
+def colors_of(groups: Collection[Any]) -> list[Any]:
     """Colours by hand for a few groups, along a perceptually uniform scale for many."""
     if len(groups) <= len(OKABE_ITO):
         return list(OKABE_ITO[: len(groups)])
@@ -38,7 +52,7 @@ def draw_learning(groups: Sequence[Group]) -> Figure:
         returns = [{report.step: report.score for report in run.evaluations} for run in group.runs]
         for axes, curves in ((left, losses), (right, returns)):
             if curves:
-                steps, means, half = over_seeds(curves)
+                steps, means, half = mean_curve(curves)
                 axes.plot(steps, means, color=color, label=group.label, marker="o" if len(steps) < 12 else None)
                 if half is not None:
                     axes.fill_between(steps, means - half, means + half, color=color, alpha=0.2, linewidth=0)
@@ -51,48 +65,57 @@ def draw_learning(groups: Sequence[Group]) -> Figure:
     return figure
 
 
-def draw_obedience(groups: Sequence[Group], dataset: Float[ndarray, "E"] | None) -> Figure:
-    """Return reached against return asked for, over the returns that are in the data."""
+def draw_obedience(
+    results: Mapping[str, ReturnsByTarget], dataset: Float[ndarray, "E"] | None = None, *, title: str | None = None
+) -> Figure:
+    """Return reached against return asked for, of each group by its label, over the returns that are in the data.
+
+    Dots are the seeds of a group, or the episodes of a single run.
+    """
     figure = Figure(figsize=(7.5, 6), layout="constrained")
-    above, axes = figure.subplots(2, 1, sharex=True, height_ratios=(1, 5))
-    means = {group.label: {t: r.mean(axis=1) for t, r in group.by_target().items()} for group in groups}
-    asked = [target for found in means.values() for target in found]
-    reached = [value for found in means.values() for values in found.values() for value in values]
+    axes = figure.add_subplot(6, 1, (2, 6)) if dataset is not None else figure.add_subplot()
+    is_one_run = sum(max(map(len, found.values()), default=0) for found in results.values()) == 1
+    dots = {
+        label: {target: returns[0] if is_one_run else returns.mean(axis=1) for target, returns in found.items()}
+        for label, found in results.items()
+    }
+    asked = [target for found in dots.values() for target in found]
+    reached = [value for found in dots.values() for values in found.values() for value in values]
     low, high = min(*asked, *reached), max(*asked, *reached)
     margin = 0.05 * ((high - low) or 1.0)
     axes.plot([low, high], [low, high], color="black", linestyle="--", linewidth=1, label="return asked for")
-    for group, color in zip(groups, colors_of(groups), strict=True):
-        found = means[group.label]
-        targets = np.array(list(found))
-        intervals = np.array([interval_of(returns) for returns in group.by_target().values()])
-        centers = np.array([values.mean() for values in found.values()])
-        axes.errorbar(targets, centers, yerr=np.abs(intervals.T - centers), color=color, marker="o", capsize=3,
-                      label=group.label)  # fmt: skip
-        for target, values in found.items():
+    for (label, found), color in zip(results.items(), colors_of(results), strict=True):
+        intervals = np.array([interval_of(returns) for returns in found.values()])
+        means = np.array([returns.mean() for returns in found.values()])
+        bars = np.abs(intervals.T - means)
+        axes.errorbar(list(found), means, yerr=bars, color=color, marker="o", capsize=3, label=label)
+        for target, values in dots[label].items():
             axes.scatter(np.full(len(values), target), values, s=10, color=color, alpha=0.5, linewidths=0)
-    if dataset is None:
-        above.set_axis_off()
-    else:
+    axes.scatter([], [], s=10, color=GREY, label="one episode" if is_one_run else "one seed")
+    if dataset is not None:
+        above = figure.add_subplot(6, 1, 1, sharex=axes)
         above.hist(dataset, bins=80, color=GREY)
         above.set(ylabel="episodes in\nthe data", yticks=[])
+        above.tick_params(labelbottom=False)
         beyond = [(low - 2 * margin, dataset.min()), (dataset.max(), high + 2 * margin)]
         spans = [axes.axvspan(*span, color=GREY, alpha=0.15, linewidth=0) for span in beyond if span[0] < span[1]]
         for span in spans[:1]:
             span.set_label("beyond the data")
-    axes.set(xlabel="target return (sum of rewards)", ylabel="mean return reached (sum of rewards)")
+    axes.set(xlabel="target return (sum of rewards)", ylabel="return reached (sum of rewards)")
     axes.set_xlim(low - margin, high + margin)
     axes.grid(alpha=0.25)
+    figure.suptitle(title or "")
     _legend(figure, axes)
     return figure
 
 
-def draw_returns(groups: Sequence[Group]) -> Figure:
-    """Every episode's return at each target, as densities."""
-    shown = [group for group in groups if group.by_target()][:MAX_VIOLIN_GROUPS]
+def draw_episode_returns(results: Mapping[str, ReturnsByTarget]) -> Figure:
+    """Every episode's return at each target, as densities, of each group by its label."""
+    shown = [(label, found) for label, found in results.items() if found][:MAX_VIOLIN_GROUPS]
     figure = Figure(figsize=(10, 1.2 + 2.6 * len(shown)), layout="constrained")
     grid = np.ravel(figure.subplots(len(shown), 1, sharey=True, squeeze=False))
-    for axes, group, color in zip(grid, shown, colors_of(shown), strict=True):
-        returns = {target: values.ravel() for target, values in group.by_target().items()}
+    for axes, (label, found), color in zip(grid, shown, colors_of(shown), strict=True):
+        returns = {target: values.ravel() for target, values in found.items()}
         parts = axes.violinplot(list(returns.values()), showmedians=True, showextrema=False, widths=0.85)
         for body in parts["bodies"]:
             body.set(facecolor=color, alpha=0.5)
@@ -102,16 +125,31 @@ def draw_returns(groups: Sequence[Group]) -> Figure:
             axes.scatter(place + spread, values, s=4, color=color, alpha=0.5, linewidths=0)
             axes.hlines(target, place - 0.42, place + 0.42, color="black", linestyle="--", linewidth=1)
         axes.set_xticks(range(1, len(returns) + 1), [f"{target:g}" for target in returns])
-        axes.set(title=group.label, ylabel="episode return")
+        axes.set(title=label, ylabel="episode return")
         axes.grid(alpha=0.25, axis="y")
     grid[-1].set_xlabel("target return (dashed: where it would be)")
     return figure
 
 
-def draw_heatmap(cells: Mapping[str, Mapping[float, float]], *, metric: str) -> Figure:
-    """A metric by training setting (rows) and target return (columns)."""
-    labels, targets = list(cells), sorted({target for row in cells.values() for target in row})
-    values = np.array([[cells[label].get(target, np.nan) for target in targets] for label in labels])
+def draw_dataset_returns(returns: Float[ndarray, "E"], title: str) -> Figure:
+    """The histogram of a dataset's episode returns, with its quartiles."""
+    figure = Figure(figsize=(7, 5), layout="constrained")
+    axes = figure.add_subplot()
+    axes.hist(returns, bins=min(40, max(5, len(returns) // 5)), color=OKABE_ITO[0], alpha=0.85)
+    for share in (0.25, 0.5, 0.75):
+        value = np.quantile(returns, share)
+        axes.axvline(value, color=OKABE_ITO[1], linestyle="--")
+        axes.annotate(f"{share:.0%}: {value:.0f}", (value, 0.97), xycoords=("data", "axes fraction"), rotation=90,
+                      va="top", ha="right", fontsize=8)  # fmt: skip
+    axes.set(xlabel="episode return (sum of rewards)", ylabel="episodes", title=title)
+    axes.grid(alpha=0.25)
+    return figure
+
+
+def draw_heatmap(cells: pd.DataFrame, *, metric: str) -> Figure:
+    """A metric by training setting (the index) and target return (the columns)."""
+    values = cells.to_numpy(float)
+    labels, targets = list(cells.index), list(cells.columns)
     figure = Figure(figsize=(max(6, 1.0 * len(targets) + 3), 1.6 + 0.6 * len(labels)), layout="constrained")
     axes = figure.add_subplot()
     image = axes.imshow(values, cmap="viridis", aspect="auto")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-import numpy as np
+import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
@@ -19,7 +19,7 @@ from dt_ray.config.schema import EvaluationConfig
 from dt_ray.errors import RunError
 from dt_ray.play.rollout import rollout
 from dt_ray.reports import figures
-from dt_ray.reports.plots import record_episodes
+from dt_ray.reports.animations import record_episodes
 from dt_ray.reports.records import (
     Group,
     RunRecord,
@@ -32,10 +32,10 @@ from dt_ray.reports.records import (
 )
 from dt_ray.runs.checkpoint import PolicyFacts, load_policy
 from dt_ray.runs.folder import find_checkpoint
-from dt_ray.runs.intervals import student_interval
 from dt_ray.runs.storage import Folder
 from dt_ray.sweeps.config import SweepConfig
-from dt_ray.sweeps.folder import Row, SweepFolder, over_seeds, read_rows, write_table
+from dt_ray.sweeps.folder import SweepFolder
+from dt_ray.sweeps.tables import Row, over_seeds, read_rows, write_table
 
 PAGE = Path(__file__).parent / "report.html.jinja"
 NUM_TRACES = 6
@@ -63,9 +63,9 @@ class Report:
     def add_table(self, name: str, title: str, rows: Sequence[Row], text: str) -> None:
         """Writes NAME.csv and shows the rows on the page."""
         self._write_table(f"{name}.csv", rows)
-        columns = list(dict.fromkeys(key for row in rows for key in row))
-        cells = [[_cell(row.get(column)) for column in columns] for row in rows]
-        self.sections.append({"title": title, "text": text, "columns": columns, "rows": cells})
+        table = pd.DataFrame(list(rows), dtype=object)
+        cells = table.map(_cell).to_numpy().tolist()
+        self.sections.append({"title": title, "text": text, "columns": list(table), "rows": cells})
 
     def write_page(self, title: str, summary: Sequence[tuple[str, str]]) -> None:
         """Writes report.html, which needs no other file."""
@@ -94,14 +94,15 @@ def write_report(places: Sequence[str], out: Folder, *, video: bool = False) -> 
         RunError: a place is neither a run nor a sweep, or nothing was evaluated there.
     """
     groups, sweeps = read_groups(places)
+    results = {group.label: group.by_target() for group in groups}
     report = Report(out)
     dataset = data_returns(groups[0].runs[0].config)
     aggregates = aggregate_rows(groups)
     report.add_figure(
-        "obedience", "Obedience", figures.draw_obedience(groups, dataset),
+        "obedience", "Obedience", figures.draw_obedience(results, dataset),
         "The mean return of the newest evaluation against the return that was asked for. Small dots are single seeds, "
-        "bars 95% intervals of the mean: over seeds where there are several, else over episodes. Above, the returns of "
-        "the episodes in the data; shaded, targets beyond them.",
+        "or the episodes where there is one run; bars 95% intervals of the mean: over seeds where there are several, "
+        "else over episodes. Above, the returns of the episodes in the data; shaded, targets beyond them.",
     )  # fmt: skip
     for sweep, folder in sweeps:
         _add_sweep(report, sweep, folder)
@@ -111,7 +112,7 @@ def write_report(places: Sequence[str], out: Folder, *, video: bool = False) -> 
     )  # fmt: skip
     shown = f" The first {figures.MAX_VIOLIN_GROUPS} groups." if len(groups) > figures.MAX_VIOLIN_GROUPS else ""
     report.add_figure(
-        "returns", "Returns of episodes", figures.draw_returns(groups),
+        "returns", "Returns of episodes", figures.draw_episode_returns(results),
         f"Every episode of the newest evaluations; the black line is the median.{shown}",
     )  # fmt: skip
     report.add_table(
@@ -135,14 +136,19 @@ def write_report(places: Sequence[str], out: Folder, *, video: bool = False) -> 
 def _add_sweep(report: Report, sweep: SweepConfig, folder: SweepFolder) -> None:
     metric = sweep.settings.metric
     rows = [
-        {**settings, **_over_seeds(metric, [row[metric] for row in found])}
-        for settings, found in over_seeds(read_rows(sweep, folder), sweep)
+        {
+            **each.settings,
+            metric: each.mean,
+            f"{metric}_ci95_low": each.interval and each.interval[0],
+            f"{metric}_ci95_high": each.interval and each.interval[1],
+            "seeds": len(each.rows),
+        }
+        for each in over_seeds(read_rows(sweep, folder), sweep)
     ]
     keys = [axis.key for axis in sweep.axes if axis.key in rows[0]]
-    cells: dict[str, dict[float, float]] = {}
-    for row in rows:
-        label = ", ".join(f"{key.rpartition('.')[2]} {_cell(row[key])}" for key in keys) or folder.folder.name
-        cells.setdefault(label, {})[row["target_return"]] = row[metric]
+    labels = [", ".join(f"{key.rpartition('.')[2]} {_cell(row[key])}" for key in keys) for row in rows]
+    cells = pd.DataFrame(rows).assign(label=[label or folder.folder.name for label in labels])
+    cells = cells.pivot_table(metric, "label", "target_return", sort=False).sort_index(axis=1)
     name = folder.folder.name
     report.add_figure(
         f"heatmap-{name}", f"{name}: {metric.replace('_', ' ')}", figures.draw_heatmap(cells, metric=metric),
@@ -151,12 +157,6 @@ def _add_sweep(report: Report, sweep: SweepConfig, folder: SweepFolder) -> None:
     if keys:
         drawn = figures.draw_parallel(rows, [*keys, "target_return"], metric=metric)
         report.add_figure(f"parallel-{name}", f"{name}: all settings", drawn, "A line is a setting; bright is high.")
-
-
-def _over_seeds(metric: str, values: Sequence[float]) -> Row:
-    low, high = student_interval(np.array(values)) if len(values) > 1 else (None, None)
-    mean = sum(values) / len(values)
-    return {metric: mean, f"{metric}_ci95_low": low, f"{metric}_ci95_high": high, "seeds": len(values)}
 
 
 def _best_run(groups: Sequence[Group]) -> RunRecord:
@@ -233,6 +233,6 @@ def _summary(groups: Sequence[Group]) -> list[tuple[str, str]]:
 
 
 def _cell(value: Any) -> str:
-    if value is None:
+    if value is None or value != value:  # missing
         return ""
     return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Float
 from numpy import ndarray
 from scipy import stats
@@ -23,10 +25,13 @@ from dt_ray.runs.intervals import bootstrap_interval, student_interval
 from dt_ray.runs.metrics import read_metrics
 from dt_ray.runs.storage import Folder
 from dt_ray.sweeps.config import SweepConfig, value_of
-from dt_ray.sweeps.folder import Row, SweepFolder
+from dt_ray.sweeps.folder import SweepFolder
+from dt_ray.sweeps.tables import Row
 
 MAX_DATA_BYTES = 2**30  # of a dataset whose returns are read for the background of a figure
 NUM_RESAMPLES = 2000
+
+ReturnsByTarget = Mapping[float, Float[ndarray, "seeds episodes"]]  # of episodes, by target return
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,17 +71,19 @@ class Group:
         """The newest evaluation of each run that has one."""
         return [run.evaluations[-1] for run in self.runs if run.evaluations]
 
-    def by_target(self) -> dict[float, Float[ndarray, "seeds episodes"]]:
+    def by_target(self) -> ReturnsByTarget:
         """The returns of the newest evaluations' episodes, for each target return that all of them have."""
-        found: dict[float, list[tuple[float, ...]]] = {}
-        for report in self.last:
-            for target in report.targets:
-                found.setdefault(target.target_return, []).append(target.episode_returns)
-        complete = {target: runs for target, runs in found.items() if len(runs) == len(self.last)}
-        shortest = {target: min(map(len, runs)) for target, runs in complete.items()}
-        return {
-            target: np.array([run[: shortest[target]] for run in runs]) for target, runs in sorted(complete.items())
-        }
+        return returns_by_target(self.last)
+
+
+def returns_by_target(reports: Sequence[EvaluationReport]) -> ReturnsByTarget:
+    """The returns of these evaluations' episodes, a row for each, at the target returns that all of them have."""
+    found: dict[float, list[tuple[float, ...]]] = {}
+    for report in reports:
+        for target in report.targets:
+            found.setdefault(target.target_return, []).append(target.episode_returns)
+    complete = {target: runs for target, runs in sorted(found.items()) if len(runs) == len(reports)}
+    return {target: np.array([run[: min(map(len, runs))] for run in runs]) for target, runs in complete.items()}
 
 
 def read_groups(places: Sequence[str]) -> tuple[list[Group], list[tuple[SweepConfig, SweepFolder]]]:
@@ -186,10 +193,12 @@ def stratified_interval(returns: Float[ndarray, "seeds episodes"]) -> tuple[floa
     seed's episodes, resampled.
     """
     num, value = len(returns), iqm(returns)
+    if returns.size == 1:
+        return value, value
     if num == 1:
-        draws = np.random.default_rng(0).integers(returns.shape[1], size=(NUM_RESAMPLES, returns.shape[1]))
-        low, high = np.percentile(stats.trim_mean(returns[0][draws], 0.25, axis=1), [2.5, 97.5])
-        return float(low), float(high)
+        trimmed = partial(stats.trim_mean, proportiontocut=0.25)
+        found = stats.bootstrap(returns, trimmed, n_resamples=NUM_RESAMPLES, method="percentile", rng=0)
+        return float(found.confidence_interval.low), float(found.confidence_interval.high)
     without = np.array([iqm(np.delete(returns, seed, axis=0)) for seed in range(num)])
     low, high = student_interval(num * value - (num - 1) * without)
     half = (high - low) / 2
@@ -240,13 +249,13 @@ def interval_of(returns: Float[ndarray, "seeds episodes"]) -> tuple[float, float
     """95% interval of the mean: over seeds (Student's t) where there are several, else over episodes (bootstrap)."""
     if len(returns) == 1:
         return bootstrap_interval(returns[0])
-    return student_interval(returns.mean(axis=1))
+    low, high = student_interval(returns.mean(axis=1))
+    return low, high
 
 
-def over_seeds(curves: Sequence[Mapping[int, float]]) -> tuple[ndarray, ndarray, ndarray | None]:
+def mean_curve(curves: Sequence[Mapping[int, float]]) -> tuple[ndarray, ndarray, ndarray | None]:
     """Steps that all curves have, their mean, and half of its 95% interval (Student's t) where there are several."""
-    steps = np.array(sorted(set.intersection(*(set(curve) for curve in curves))))
-    values = np.array([[curve[step] for step in steps] for curve in curves])
-    if len(curves) == 1 or not len(steps):
-        return steps, values.mean(axis=0), None
-    return steps, values.mean(axis=0), np.array([np.ptp(student_interval(column)) / 2 for column in values.T])
+    table = pd.concat([pd.Series(curve, dtype=float) for curve in curves], axis=1, join="inner").sort_index()
+    values = table.to_numpy().T  # [seeds, steps]
+    half = None if len(curves) == 1 or table.empty else np.ptp(student_interval(values), axis=0) / 2
+    return table.index.to_numpy(), values.mean(axis=0), half

@@ -24,8 +24,9 @@ def bootstrap_interval(values: Float[ndarray, "N"]) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def student_interval(values: Float[ndarray, "N"]) -> tuple[float, float]:
+def student_interval(values: Float[ndarray, "seeds *any"]) -> Float[ndarray, "2 *any"]:
     """95% interval of the mean of a few independent values, such as those of training seeds (Student's t)."""
     values = np.asarray(values, np.float64)
-    half = stdtrit(len(values) - 1, 0.975) * values.std(ddof=1) / np.sqrt(len(values))
-    return float(values.mean() - half), float(values.mean() + half)
+    mean = values.mean(axis=0)
+    half = stdtrit(len(values) - 1, 0.975) * values.std(axis=0, ddof=1) / np.sqrt(len(values))
+    return np.stack([mean - half, mean + half])

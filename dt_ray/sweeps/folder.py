@@ -2,16 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
-import math
-import shlex
-import statistics
-from collections.abc import Mapping, Sequence
-from typing import Any
-
-import numpy as np
+from collections.abc import Sequence
 
 from dt_ray.config.loading import parse_yaml
 from dt_ray.config.schema import EvaluationConfig
@@ -20,13 +11,11 @@ from dt_ray.play.evaluation import evaluate
 from dt_ray.runs.checkpoint import checkpoint_name, load_policy
 from dt_ray.runs.evaluation_report import EvaluationReport
 from dt_ray.runs.folder import RunFolder
-from dt_ray.runs.intervals import student_interval
 from dt_ray.runs.lease import FILE as LEASE
 from dt_ray.runs.lease import Lease
 from dt_ray.runs.storage import Folder
-from dt_ray.sweeps.config import SweepConfig, decode_sweep, value_of
+from dt_ray.sweeps.config import SweepConfig, decode_sweep
 
-Row = dict[str, Any]
 # Where things are and how many may run: nothing that a trial's results depend on.
 KEYS_CHANGED_ON_RESUME = ("data.path", "data.values", "data.mix", "evaluation.max_envs", "max_concurrent")
 
@@ -141,120 +130,3 @@ def evaluate_checkpoint(checkpoint: str, evaluation: EvaluationConfig) -> Evalua
     """The report on a checkpoint under these settings, played in this process."""
     policy, facts = load_policy(Folder(checkpoint), evaluation)
     return evaluate(policy, facts.env_id, evaluation, step=facts.step, env_kwargs=facts.env_kwargs)
-
-
-def read_rows(sweep: SweepConfig, folder: SweepFolder) -> list[Row]:
-    """The rows of `trials.csv`: a trial x evaluation setting x target return each."""
-    return [row for name in folder.trial_names() for row in _rows_of(sweep, folder, name)]
-
-
-def _rows_of(sweep: SweepConfig, folder: SweepFolder, name: str) -> list[Row]:
-    run = folder.trial(name)
-    status, report = result_of(run)
-    try:
-        config = run.read_config()
-    except RunError:  # it ended before it began
-        return [{"trial": name, "status": status}]
-    summary = run.read_summary() or {}
-    trained = {axis.key: value_of(config, axis.key) for axis in sweep.training_axes}
-    common = {"trial": name, "status": status, **trained, "seed": config.seed}
-    if report is None:
-        return [common]
-    rows = []
-    for number, evaluation in enumerate(sweep.evaluations(config)):
-        if number:
-            file = folder.further_evaluation(name, number, report.step)
-            if not file.exists():
-                continue
-            report = EvaluationReport.from_json(file.read_text())
-        asked = value_of_evaluation(evaluation, sweep)
-        rows += [
-            {
-                **common,
-                **asked,
-                "target_return": target.target_return,
-                "return_mean": target.return_mean,
-                "return_std": target.return_std,
-                "return_ci95_low": target.return_ci95[0],
-                "return_ci95_high": target.return_ci95[1],
-                "normalized_score": target.normalized_score,
-                "obedience_error": target.obedience_error,
-                "updates": report.step,
-                "train_wall_s": summary.get("train_wall_s"),
-                "checkpoint": str(run.checkpoint(report.step)),
-            }
-            for target in report.targets
-        ]
-    return rows
-
-
-def value_of_evaluation(evaluation: EvaluationConfig, sweep: SweepConfig) -> Row:
-    """The swept settings of an evaluation, by key; its target returns are rows of their own."""
-    keys = [axis.key for axis in sweep.axes if axis.is_evaluation and axis.key != "evaluation.target_returns"]
-    return {key: getattr(evaluation, key.removeprefix("evaluation.")) for key in keys}
-
-
-def write_table(rows: Sequence[Row], file: Folder) -> None:
-    """Writes rows as CSV, empty where a row has no value."""
-    columns = dict.fromkeys(key for row in rows for key in row)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    file.write_text(text.getvalue())
-
-
-def settings_of(row: Row, sweep: SweepConfig) -> Row:
-    """What a row was trained and evaluated with, but for its seed."""
-    keys = [axis.key for axis in sweep.axes if axis.key not in ("evaluation.target_returns", "seed")]
-    return {key: row.get(key) for key in keys} | {"target_return": row["target_return"]}
-
-
-def over_seeds(rows: Sequence[Row], sweep: SweepConfig) -> list[tuple[Row, list[Row]]]:
-    """Each setting that was evaluated, with its rows, one a seed."""
-    groups: dict[str, tuple[Row, list[Row]]] = {}
-    for row in rows:
-        if "return_mean" in row and (value := row[sweep.settings.metric]) is not None and math.isfinite(value):
-            settings = settings_of(row, sweep)
-            groups.setdefault(json.dumps(settings), (settings, []))[1].append(row)
-    return list(groups.values())
-
-
-def find_best(rows: Sequence[Row], sweep: SweepConfig) -> dict[str, Any] | None:
-    """What `best.json` says, but for the evaluation: the setting that is best on average over its seeds."""
-    metric, sign = sweep.settings.metric, 1 if sweep.settings.direction == "max" else -1
-    groups = over_seeds(rows, sweep)
-    if not groups:
-        return None
-    most = max(len(found) for _, found in groups)  # seeds: a setting whose other trials failed is not the best
-    settings, found = max(
-        (group for group in groups if len(group[1]) == most),
-        key=lambda group: sign * statistics.fmean(row[metric] for row in group[1]),
-    )
-    row = max(found, key=lambda row: sign * row[metric])
-    values = [each[metric] for each in found]
-    return {
-        "metric": metric,
-        "mode": sweep.settings.direction,
-        "settings": settings,
-        "num_seeds": len(found),
-        "metric_mean": statistics.fmean(values),
-        "metric_ci95": student_interval(np.array(values)) if len(values) > 1 else None,
-        "metric_by_seed": {str(each["seed"]): each[metric] for each in found},
-        "trial": row["trial"],
-        "seed": row["seed"],
-        "updates": row["updates"],
-        "checkpoint": row["checkpoint"],
-    }
-
-
-def evaluate_best(best: Mapping[str, Any], evaluation: EvaluationConfig) -> dict[str, Any]:
-    """`best.json`: the best checkpoint evaluated by itself, and the command that does it again to the last digit."""
-    (target,) = evaluate_checkpoint(best["checkpoint"], evaluation).targets
-    command = ["python", "-m", "dt_ray.evaluate", best["checkpoint"], f"--target-return={target.target_return!r}"]
-    command += ["--episodes", str(evaluation.num_episodes), "--seed", str(evaluation.seed)]
-    command += ["--max-timesteps", str(evaluation.max_timesteps)]
-    if evaluation.context_length is not None:
-        command += ["--context-length", str(evaluation.context_length)]
-    results = {key: getattr(target, key) for key in ("return_mean", "return_std", "return_ci95", "normalized_score")}
-    return {**best, **results, "command": shlex.join(command)}

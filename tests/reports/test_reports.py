@@ -19,7 +19,7 @@ from dt_ray.errors import RunError
 from dt_ray.jobs.training import start_run
 from dt_ray.report import main
 from dt_ray.reports.page import write_report
-from dt_ray.reports.records import Group, aggregate_rows, improvement_rows, over_seeds, read_groups, stratified_interval
+from dt_ray.reports.records import Group, aggregate_rows, improvement_rows, mean_curve, read_groups, stratified_interval
 from dt_ray.runs.storage import Folder
 
 
@@ -128,7 +128,7 @@ def test_the_interquartile_mean_leaves_out_a_quarter_at_each_end() -> None:
 
 
 def test_a_curve_over_seeds_is_their_mean_with_students_interval() -> None:
-    steps, means, half = over_seeds([{0: 1.0, 5: 2.0, 7: 9.0}, {0: 3.0, 5: 2.0}])
+    steps, means, half = mean_curve([{0: 1.0, 5: 2.0, 7: 9.0}, {0: 3.0, 5: 2.0}])
     assert steps.tolist() == [0, 5]
     assert means.tolist() == [2.0, 2.0]
     assert half is not None

@@ -23,7 +23,8 @@ from dt_ray.runs.checkpoint import FILES, FileFacts, find_fault, write_checkpoin
 from dt_ray.runs.folder import RunFolder
 from dt_ray.runs.metrics import MetricsTail
 from dt_ray.runs.storage import Folder
-from dt_ray.sweeps.folder import read_rows, result_of
+from dt_ray.sweeps.folder import result_of
+from dt_ray.sweeps.tables import read_rows
 from dt_ray.training import trackers
 
 
@@ -148,6 +149,28 @@ def test_the_progress_reads_each_line_once(tiny_config: RunConfig, reads: Counte
         assert watcher.shown_step == step
     size = len(run.metrics_file.read_bytes())
     assert reads["bytes of metrics.jsonl"] < 4 * size  # and not 100 times it
+
+
+def test_a_live_bar_goes_back_where_updates_are_made_again(
+    tiny_config: RunConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    watcher = Watcher(tiny_config)
+    watcher.is_live = True
+    watcher.run.write_evaluation(make_report(5, -150.0))
+    for step, loss in ((5, 0.25), (10, 0.5), (15, 1.0), (10, 2.0)):
+        line = {"step": step, "train/loss": loss, "time/updates_per_s": 40.0, "time/workers": 1}
+        watcher.run.metrics_file.append_text(json.dumps(line) + "\n")
+        watcher.look()
+    assert watcher.bar is not None
+    assert watcher.bar.tasks[0].completed == 10
+    assert watcher.bar.tasks[0].fields["text"] == "40.0 updates/s  loss 2.0000  return -150.0 at 5"
+    watcher.bar.stop()
+    said = capsys.readouterr().err.splitlines()
+    assert said[:2] == [
+        "evaluation at update 5: -100 → -150.0",
+        "went back to a checkpoint after update 15, on with 1 worker(s) at update 10",
+    ]
+    assert said[2].startswith("update 10/20 ")
 
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -21,16 +21,8 @@ from dt_ray.errors import ConfigError, RunError, UserError
 from dt_ray.runs.storage import Folder
 from dt_ray.sweep import main
 from dt_ray.sweeps.config import SweepConfig, decode_sweep, load_sweep
-from dt_ray.sweeps.folder import (
-    SweepFolder,
-    evaluate_best,
-    evaluate_checkpoint,
-    find_best,
-    further_evaluations,
-    read_rows,
-    settings_of,
-    write_table,
-)
+from dt_ray.sweeps.folder import SweepFolder, evaluate_checkpoint, further_evaluations
+from dt_ray.sweeps.tables import evaluate_best, find_best, read_rows, settings_of, write_table
 
 CONFIG = {"model": {"context_length": 5, "max_timesteps": 200}, "evaluation": {"num_episodes": 3, "every": 10}}
 
@@ -261,3 +253,12 @@ def test_the_command_refuses_with_one_message(
         main(arguments)
     assert says in str(error.value)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_table_keeps_whole_numbers_and_leaves_missing_values_empty(tmp_path: Path) -> None:
+    file = Folder.at(tmp_path / "table.csv")
+    rows = [{"trial": "00001", "updates": 10, "score": None}, {"trial": "a,b", "return_mean": -0.1 - 0.2, "kept": True}]
+    write_table(rows, file)
+    assert file.read_text() == (
+        'trial,updates,score,return_mean,kept\n00001,10,,,\n"a,b",,,-0.30000000000000004,True\n'
+    )
