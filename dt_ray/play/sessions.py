@@ -17,9 +17,7 @@ from numpy import ndarray
 
 from dt_ray.data.normalizer import Normalizer
 from dt_ray.data.spaces import SpaceSpec
-from dt_ray.learners.base import Policy
-from dt_ray.learners.iql import ObservationPolicy
-from dt_ray.learners.policies import DecisionTransformerPolicy
+from dt_ray.learners.base import Policy, as_window_policy
 from dt_ray.models.batch import WindowBatch
 
 LONGEST_SHOWN = 64  # characters of a name that nobody has
@@ -64,14 +62,14 @@ class Sessions:
         idle_s: float = 600.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        assert isinstance(policy, DecisionTransformerPolicy | ObservationPolicy)
-        self.policy, self.spec = policy, spec
+        """Raises:
+        UserError: the policy is one of its own kind that can't be served.
+        """
+        self.policy, self.spec = as_window_policy(policy), spec
         self.max_sessions, self.idle_s, self.clock = max_sessions, idle_s, clock
         self._sessions: dict[str, Session] = {}
-        self.longest = policy.history_length
-        self.max_timesteps: int | None = None  # steps that an episode may have
-        if isinstance(policy, DecisionTransformerPolicy) and not policy.model.config.clamp_timesteps:
-            self.max_timesteps = policy.model.config.max_timesteps
+        self.longest = self.policy.history_length
+        self.max_timesteps: int | None = getattr(policy, "max_timesteps", None)  # steps that an episode may have
 
     def __len__(self) -> int:
         return len(self._sessions)
@@ -129,13 +127,8 @@ class Sessions:
 
     def _act_together(self, sessions: Sequence[Session]) -> Float[ndarray, "N A"]:
         normalizer = self.policy.normalizer
-        if isinstance(self.policy, ObservationPolicy):
-            newest = normalizer.normalize_observations(np.stack([session.observations[-1] for session in sessions]))
-            predicted = self.policy.model.policy_mean(torch.from_numpy(newest))
-        else:
-            batch = _as_batch(sessions, normalizer, return_scale=self.policy.return_scale)
-            predicted = self.policy.model.predict_last_action(batch)
-        return normalizer.denormalize_actions(predicted.numpy())
+        batch = _as_batch(sessions, normalizer, return_scale=self.policy.return_scale)
+        return normalizer.denormalize_actions(self.policy.model.predict_last_action(batch).numpy())
 
     def end(self, name: str) -> None:
         """Forgets an episode.
