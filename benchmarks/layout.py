@@ -113,7 +113,7 @@ def here(folder: Path, state: int, action: int) -> dict[str, float]:
 
 def on_ray(folder: Path, state: int, action: int) -> dict[str, float]:
     from dt_ray.distributed.cluster import connection
-    from dt_ray.distributed.data import prepare_data
+    from dt_ray.distributed.preparing import prepare_data
 
     config, spec = prepare(folder, state, action)
     with connection(), peaks() as found:

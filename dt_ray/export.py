@@ -55,6 +55,11 @@ def main(arguments: Sequence[str]) -> None:
         )
         for target in evaluation.target_returns
     ]
+    if max(differences) > TOLERANCE and ":" in facts.algorithm:
+        raise UserError(
+            f"the policy of {facts.algorithm} does not act by its model's predict_last_action: over whole episodes "
+            f"they differ by {max(differences):.1e} of the action bounds"
+        )
     if max(differences) > TOLERANCE:
         raise RuntimeError(f"the exported policy differs by {max(differences):.1e} of the action bounds: a bug of ours")
     out.write_bytes(content)

@@ -1,7 +1,7 @@
 """Every setting of a run, with its meaning, unit, default and range: one frozen tree.
 
-Plain data, decoded strictly from YAML and `section.key=value` by `config_io`. `find_conflicts` holds the rules that
-span several fields.
+Plain data, decoded strictly from YAML and `section.key=value` by `config.loading`. `find_conflicts` holds the rules
+that span several fields; those of a single learner are its own (`learners.check_settings`).
 """
 
 from __future__ import annotations
@@ -180,18 +180,9 @@ class RunConfig:
 
     @property
     def window_length(self) -> int:
-        """Steps of a training window; implicit Q-learning looks at a step and the one after it."""
-        if self.algorithm == "iql":
-            return 2
+        """Steps of a training window, for learners that don't say so by themselves."""
         multiple = WINDOW_OVER_BAND if self.model.attention == "band" else 1
         return self.data.window_length or multiple * self.model.context_length
-
-    @property
-    def return_source(self) -> Literal["column", "rewards"] | None:
-        """Where logged returns-to-go come from; implicit Q-learning takes them apart into rewards again."""
-        if self.algorithm == "iql":
-            return "rewards"
-        return None if self.data.return_source == "value" else self.data.return_source
 
     @property
     def named_code(self) -> dict[str, str | None]:
@@ -215,12 +206,7 @@ def find_conflicts(config: RunConfig) -> Iterator[str]:
         yield f"model.num_heads: must divide model.width={model.width}, got {model.num_heads}"
     if model.attention == "band" and model.token_layout != "step":
         yield f"model.attention: band needs model.token_layout=step, got {model.token_layout}"
-    if config.algorithm == "iql":
-        if config.data.return_source in ("column", "value") or config.data.return_noise:
-            yield "algorithm: iql takes rewards from returns-to-go: data.return_source=rewards, data.return_noise=0"
-        if config.data.window_length is not None:
-            yield f"data.window_length: iql trains on single transitions, got {config.data.window_length}"
-    elif (length := config.data.window_length) is not None:
+    if (length := config.data.window_length) is not None:
         if model.attention == "window" and length != model.context_length:
             yield (
                 f"data.window_length: under model.attention=window a training window is model.context_length="
@@ -270,7 +256,5 @@ def _find_value_conflicts(config: RunConfig) -> Iterator[str]:
         return
     if data.values is None:
         yield "data.return_source: value needs data.values, a run of iql or a configuration like iql/pendulum_values"
-    if config.algorithm == "behavior_cloning":
-        yield "data.return_source: behavior_cloning looks at no returns, got value"
     if data.residency == "streaming":
         yield "data.return_source: value relabels resident data only, got data.residency=streaming"

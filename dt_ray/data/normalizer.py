@@ -94,17 +94,15 @@ def mean_and_std(
     parts: Callable[[], Iterable[Float[ndarray, "N S"]]],
 ) -> tuple[Float[ndarray, "S"], Float[ndarray, "S"]]:
     """Of all rows of all parts, which are asked for twice: the same, to the last bit, however the rows are parted."""
-    num, total = 0, None
-    for rows in parts():
-        total, num = _added(total, rows.astype(np.float64)), num + len(rows)
-    mean = total / num
-    squares = None
-    for rows in parts():
-        deviations = rows - mean
-        squares = _added(squares, np.multiply(deviations, deviations, out=deviations))
-    return mean, np.sqrt(squares / num)
+    _, mean = _mean(rows.astype(np.float64) for rows in parts())
+    _, variance = _mean((rows - mean) ** 2 for rows in parts())
+    return mean, np.sqrt(variance)
 
 
-def _added(total: Float[ndarray, "S"] | None, rows: Float[ndarray, "N S"]) -> Float[ndarray, "S"]:
-    """The total and then row after row, in float64."""
-    return rows.sum(axis=0) if total is None else np.concatenate([total[None], rows]).sum(axis=0)
+def _mean(parts: Iterable[Float[ndarray, "N S"]]) -> tuple[int, Float[ndarray, "S"]]:
+    """How many rows there are, and their mean: row after row is added, in float64."""
+    num, total = 0, np.empty((0, 0))
+    for rows in parts:
+        total = rows.sum(axis=0, keepdims=True) if not num else np.concatenate([total, rows]).sum(axis=0, keepdims=True)
+        num += len(rows)
+    return num, total[0] / num

@@ -25,6 +25,7 @@ from dt_ray.data.windows import slice_windows
 from dt_ray.distributed.cluster import user_errors
 from dt_ray.distributed.usage import saying_when_full
 from dt_ray.errors import ConfigError
+from dt_ray.learners import return_source_of
 
 MAX_PARTITIONS = 16
 WINDOWS_PER_BLOCK = 4096
@@ -103,9 +104,11 @@ def window_dataset(config: RunConfig, *, split: Literal["train", "validation"] =
     held_out = ids[held_out_episodes(len(ids), settings.validation_fraction, seed=config.seed)]
     wanted = held_out if split == "validation" else np.setdiff1d(ids, held_out)
 
+    returns = return_source_of(config)
+
     def cut(table: pa.Table) -> Iterator[dict[str, np.ndarray]]:
         data = from_table(table, source=settings.path)
-        data = data.select(np.flatnonzero(np.isin(data.episode_ids, wanted))).with_return_source(config.return_source)
+        data = data.select(np.flatnonzero(np.isin(data.episode_ids, wanted))).with_return_source(returns)
         for begin in range(0, data.num_transitions, WINDOWS_PER_BLOCK):
             anchors = np.arange(begin, min(begin + WINDOWS_PER_BLOCK, data.num_transitions))
             yield asdict(slice_windows(data, anchors, length=config.model.context_length, discount=settings.discount))

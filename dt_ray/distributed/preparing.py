@@ -109,10 +109,10 @@ def prepare_layouts(configs: Sequence[RunConfig], spec: SpaceSpec) -> list[Share
 
 
 def _share(
-    config: RunConfig, spec: SpaceSpec, num_skipped_files: int, blocks: Sequence[ray.ObjectRef]
+    config: RunConfig, spec: SpaceSpec, num_skipped_files: int, blocks: Sequence[Any]
 ) -> tuple[SharedData, Sequence[str]]:
     """The data laid out out of its blocks, and what looks wrong with it."""
-    head, told = _lay_out.remote(config, spec, num_skipped_files, *blocks)
+    head, told = _lay_out.remote(config, spec, num_skipped_files, *blocks)  # type: ignore[misc]
     parts, notes = ray.get(told)
     memory = 2 * PART_BYTES
     written = [_write_part.options(memory=memory).remote(part, *(blocks[at] for at in part.blocks)) for part in parts]

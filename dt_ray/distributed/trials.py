@@ -28,7 +28,7 @@ from dt_ray.distributed.preparing import SharedData
 from dt_ray.distributed.resources import ResourcePlan
 from dt_ray.distributed.training import train_on_ray
 from dt_ray.errors import StorageError, UserError
-from dt_ray.learners import Policy
+from dt_ray.learners import Policy, declaration_of, return_source_of
 from dt_ray.runs.checkpoint import find_fault, read_facts
 from dt_ray.runs.evaluation_report import EvaluationReport
 from dt_ray.runs.folder import RunFolder
@@ -231,7 +231,9 @@ def layout_key(config: RunConfig) -> tuple[Any, ...]:
     """What the data of a run is laid out by; the longest window of all runs serves each of them."""
     data = replace(config.data, return_noise=0.0, window_length=None)
     seed = config.seed if data.validation_fraction > 0 else None  # it says only which episodes are held out
-    return repr(data), config.return_source, seed, config.model.max_timesteps, config.model.clamp_timesteps
+    declared = declaration_of(config)
+    source = return_source_of(config)
+    return repr(data), source, declared.returns, seed, config.model.max_timesteps, config.model.clamp_timesteps
 
 
 def note_failure(run: RunFolder, error: BaseException) -> None:

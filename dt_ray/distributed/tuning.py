@@ -15,7 +15,7 @@ import torch
 from ray.tune.schedulers import ASHAScheduler, MedianStoppingRule, PopulationBasedTraining, TrialScheduler
 from ray.tune.search import Searcher
 
-from dt_ray.config.modules import allow_modules, allowed_modules
+from dt_ray.config.modules import allow_modules, allowed_modules, check_names
 from dt_ray.config.schema import EvaluationConfig, RunConfig
 from dt_ray.data.spaces import SpaceSpec
 from dt_ray.distributed.cluster import quiet
@@ -26,6 +26,7 @@ from dt_ray.distributed.resources import TRIAL_CPUS, TrialPlan, worker_bundle
 from dt_ray.distributed.trials import layout_key, note_failure, train_trial
 from dt_ray.distributed.usage import saying_when_full
 from dt_ray.errors import ConfigError, UserError
+from dt_ray.learners import window_length_of
 from dt_ray.runs.checkpoint import load_policy
 from dt_ray.runs.evaluation_report import EvaluationReport
 from dt_ray.runs.folder import RunFolder, with_values_checkpoint
@@ -121,6 +122,7 @@ def check_trials(sweep: SweepConfig, folder: SweepFolder, layouts: Mapping[tuple
         if checkpoint is None:
             continue
         config = run.read_config()
+        check_names(config.named_code, source=f"{run}/config.yaml")
         config = replace(config, data=replace(config.data, path=data.path, values=data.values, mix=data.mix))
         key = layout_key(config)
         if key in layouts and key not in seen:
@@ -199,7 +201,7 @@ def share_data(sweep: SweepConfig, spec: SpaceSpec) -> dict[tuple[Any, ...], Sha
     longest: dict[tuple[Any, ...], RunConfig] = {}
     for config in configs:
         key = layout_key(config)
-        longest[key] = max(longest.get(key, config), config, key=lambda each: each.window_length)
+        longest[key] = max(longest.get(key, config), config, key=window_length_of)
     resolved = [with_values_checkpoint(config) for config in longest.values()]
     return dict(zip(longest, prepare_layouts(resolved, spec), strict=True))
 

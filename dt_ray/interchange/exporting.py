@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from dt_ray.data.normalizer import Normalizer, from_bounds, standardize, to_bounds
 from dt_ray.errors import UserError
-from dt_ray.learners.base import Policy
+from dt_ray.learners.base import Policy, WindowPolicy, as_window_policy
 from dt_ray.learners.iql import ObservationPolicy
 from dt_ray.learners.policies import DecisionTransformerPolicy
 from dt_ray.models.batch import WindowBatch
@@ -38,9 +38,10 @@ class ExportedPolicy(nn.Module):
     up to the context length: of longer episodes, the newest steps.
     """
 
-    def __init__(self, policy: DecisionTransformerPolicy) -> None:
+    def __init__(self, policy: WindowPolicy) -> None:
         super().__init__()
         self.model, self.return_scale = policy.model, policy.return_scale
+        self.options = {"padded": False} if isinstance(policy, DecisionTransformerPolicy) else {}
         self.units = Units(policy.normalizer)
 
     def forward(
@@ -60,7 +61,7 @@ class ExportedPolicy(nn.Module):
                 timesteps=timesteps,
                 mask=torch.ones_like(timesteps, dtype=torch.bool),
             ),
-            padded=False,
+            **self.options,
         )
         return self.units.denormalize_actions(predicted)
 
@@ -104,17 +105,20 @@ def export_policy(policy: Policy, format: Literal["onnx", "torch"], facts: Mappi
     """The policy as the content of one file; `facts` go into it as metadata, with the context length.
 
     Raises:
-        UserError: the format needs a package that is not installed.
+        UserError: the format needs a package that is not installed, or the policy is of a kind that can't be exported.
     """
-    if isinstance(policy, ObservationPolicy):
-        module, example, dynamic = _observation_policy(policy)
-    elif isinstance(policy, DecisionTransformerPolicy):
-        module, example, dynamic = _window_policy(policy)
-    else:
-        raise AssertionError(policy)
-    facts = {name: str(value) for name, value in {**facts, "context_length": policy.history_length}.items()}
-    with torch.no_grad():
-        program = torch.export.export(module.eval(), tuple(example.values()), dynamic_shapes=dynamic)
+    windowed = as_window_policy(policy)
+    make = _observation_policy if isinstance(policy, ObservationPolicy) else _window_policy
+    module, example, dynamic = make(windowed)  # type: ignore[operator]
+    facts = {name: str(value) for name, value in {**facts, "context_length": windowed.history_length}.items()}
+    try:
+        with torch.no_grad():
+            program = torch.export.export(module.eval(), tuple(example.values()), dynamic_shapes=dynamic)
+    except Exception as error:
+        if isinstance(policy, ObservationPolicy | DecisionTransformerPolicy):
+            raise
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"torch.export can't read the model of {type(policy).__qualname__}: {reason}") from error
     content = io.BytesIO()
     if format == "torch":
         torch.export.save(program, content, extra_files={"facts.json": json.dumps(facts)})
@@ -203,7 +207,7 @@ def load_exported(content: bytes, format: Literal["onnx", "torch"]) -> Any:
     return lambda inputs: session.run(None, {each.name: inputs[each.name] for each in session.get_inputs()})[0]
 
 
-def _window_policy(policy: DecisionTransformerPolicy) -> tuple[nn.Module, dict[str, Tensor], Any]:
+def _window_policy(policy: WindowPolicy) -> tuple[nn.Module, dict[str, Tensor], Any]:
     units, longest = policy.normalizer, policy.history_length
     num, steps = 2, min(3, longest)
     example = {

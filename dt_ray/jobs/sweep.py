@@ -48,7 +48,8 @@ def run_sweep(
 
     sweep = replace(sweep, base=name_run(sweep.base, "sweep"))
     folder = SweepFolder.of(sweep)
-    spec = check_run(sweep.base)
+    axes = {axis.key for axis in sweep.axes}
+    spec = check_run(sweep.base, is_new=not resume and "algorithm" not in axes)
     for names in named_code(sweep):
         allow_modules(*names.values())
     lease = Lease(folder.folder)

@@ -18,7 +18,7 @@ from dt_ray.data.spaces import SpaceSpec, choose_bounds, read_spaces
 from dt_ray.errors import ConfigError, RunError
 from dt_ray.jobs.dataset import needs_dataset
 from dt_ray.jobs.execution import train
-from dt_ray.learners import find_learner
+from dt_ray.learners import check_settings, declaration_of, givers_of_values
 from dt_ray.runs.folder import RunFolder, default_name, with_values_checkpoint
 from dt_ray.runs.lease import Lease
 from dt_ray.runs.storage import Folder
@@ -124,8 +124,11 @@ def values_config(config: RunConfig) -> RunConfig:
     """
     assert config.data.values is not None
     learns = load_config(config.data.values)
-    if learns.algorithm != "iql":
-        raise ConfigError(f"data.values: a configuration of iql, got one of {learns.algorithm}: {config.data.values}")
+    if not declaration_of(learns).gives_values:
+        kinds = givers_of_values()
+        raise ConfigError(
+            f"data.values: a configuration of {kinds}, got one of {learns.algorithm}: {config.data.values}"
+        )
     unlike = {"return_source": None, "values": None, "return_noise": 0.0, "return_scale": None, "window_length": None}
     evaluation = replace(
         config.evaluation,
@@ -195,10 +198,9 @@ def resume_run(config: RunConfig, *, verbose: bool = False, dashboard: bool = Fa
         lease.acquire()
         run.write_config(config)
 
+    spec = check_run(config, is_new=False)
     with closing(Lease(run.folder)) as lease:
-        return train(
-            config, check_run(config), prepare_folder, checkpoint=checkpoint, verbose=verbose, dashboard=dashboard
-        )
+        return train(config, spec, prepare_folder, checkpoint=checkpoint, verbose=verbose, dashboard=dashboard)
 
 
 def check_inputs_are_there(config: RunConfig, resumed: str) -> None:
@@ -230,14 +232,14 @@ def tell_how_to_resume(config: RunConfig) -> None:
         log.warning("stopped; go on with: python -m dt_ray.train --resume %s", run)
 
 
-def check_run(config: RunConfig) -> SpaceSpec:
-    """What can be known to be wrong without reading the data.
+def check_run(config: RunConfig, *, is_new: bool = True) -> SpaceSpec:
+    """What can be known to be wrong without reading the data; runs that are there already keep settings of no effect.
 
     Raises:
-        ConfigError: an unknown algorithm.
+        ConfigError: an unknown algorithm, or settings that don't go with it.
         UnsupportedSpaceError: an environment that is out of scope, has no action bounds, or isn't there.
     """
-    find_learner(config.algorithm)
+    check_settings(config, every_section=is_new)
     check_trackers(config)
     spec = read_spaces(config.env_id, config.env_kwargs)
     return choose_bounds(spec, config.data.action_bounds, env_id=config.env_id)

@@ -2,26 +2,26 @@
 
 import importlib
 from collections.abc import Callable
-from dataclasses import replace
-from functools import partial
-from typing import Any
+from dataclasses import fields, replace
+from typing import Any, Literal
 
 from dt_ray.config.schema import RunConfig
 from dt_ray.data.normalizer import Normalizer
 from dt_ray.data.spaces import SpaceSpec
 from dt_ray.errors import ConfigError
-from dt_ray.learners.base import Learner, Policy
-from dt_ray.learners.decision_transformer import DecisionTransformerLearner
+from dt_ray.learners.base import Declaration, Learner, Policy
+from dt_ray.learners.decision_transformer import BehaviorCloningLearner, DecisionTransformerLearner
 from dt_ray.learners.iql import IQLLearner
 from dt_ray.models.state_values import StateValues
 
 LEARNERS: dict[str, Callable[..., Learner]] = {
     "decision_transformer": DecisionTransformerLearner,
-    "behavior_cloning": partial(DecisionTransformerLearner, is_conditioned=False),
+    "behavior_cloning": BehaviorCloningLearner,
     "iql": IQLLearner,
 }
 
-__all__ = ["LEARNERS", "Learner", "Policy", "find_learner", "make_learner"]
+__all__ = ["LEARNERS", "Learner", "Policy", "check_settings", "declaration_of", "find_learner", "givers_of_values",
+           "make_learner", "return_source_of", "window_length_of"]  # fmt: skip
 
 
 def find_learner(algorithm: str) -> Callable[..., Learner]:
@@ -41,6 +41,52 @@ def find_learner(algorithm: str) -> Callable[..., Learner]:
         raise ConfigError(f"algorithm: can't load {algorithm!r}: {error}") from None
 
 
+def declaration_of(config: RunConfig) -> Declaration:
+    """What the configured learner declares.
+
+    Raises:
+        ConfigError: there is none of this name.
+    """
+    return _declared(find_learner(config.algorithm))
+
+
+def window_length_of(config: RunConfig) -> int:
+    """Steps of a training window of the configured learner."""
+    return declaration_of(config).window_length or config.window_length
+
+
+def return_source_of(config: RunConfig) -> Literal["column", "rewards"] | None:
+    """Where logged returns-to-go come from: the column, the rewards, or None for the column where there is one."""
+    source = config.data.return_source
+    return "rewards" if declaration_of(config).returns == "rewards" else None if source == "value" else source
+
+
+def _declared(learner: Callable[..., Learner]) -> Declaration:
+    return getattr(learner, "declares", Declaration())
+
+
+def givers_of_values() -> str:
+    """The packaged learners of values, by name."""
+    return " or ".join(name for name, learner in LEARNERS.items() if _declared(learner).gives_values)
+
+
+def check_settings(config: RunConfig, *, every_section: bool = True) -> None:
+    """Raises:
+    ConfigError: there is no such learner, or settings don't go with it; with `every_section` also those of sections
+        that other learners read and this one does not.
+    """
+    declared = declaration_of(config)
+    problems = list(declared.find_conflicts(config))
+    others = {section for learner in LEARNERS.values() for section in _declared(learner).sections}
+    for section in sorted(others - set(declared.sections)) if every_section else ():
+        given, usual = getattr(config, section), getattr(RunConfig(), section)
+        changed = [each.name for each in fields(given) if getattr(given, each.name) != getattr(usual, each.name)]
+        problems += [f"{section}.{name}: {config.algorithm} does not read it; leave it out" for name in changed]
+    if problems:
+        lines = [f"{len(problems)} problem(s) in the configuration:", *problems]
+        raise ConfigError("\n  ".join(lines))
+
+
 def make_learner(
     config: RunConfig, spec: SpaceSpec, normalizer: Normalizer, values: StateValues | None, **placement: Any
 ) -> tuple[Learner, RunConfig]:
@@ -55,5 +101,5 @@ def make_learner(
         config = replace(config, model=replace(config.model, values=values.config))
     learner = find_learner(config.algorithm)(config, spec, normalizer, **placement)
     if values is not None:
-        learner.model.values.load_state_dict(values.state_dict())
+        learner.model.values.load_state_dict(values.state_dict())  # as `counts_from_values` promises
     return learner, config

@@ -1,21 +1,61 @@
-"""What the loop, the evaluation and the checkpoints ask of a learner and of the policy it makes.
+"""What a learner declares, what the loop, the evaluation and the checkpoints ask of it, and what learners share.
 
 Legend: N live episodes, S observation, A action dimension.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Protocol
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
+import torch
 from jaxtyping import Float, Int
 from numpy import ndarray
-from torch import Tensor
+from torch import Tensor, nn
 
+from dt_ray.config.schema import OptimConfig, PerceptronConfig, RunConfig
 from dt_ray.data.normalizer import Normalizer
 from dt_ray.data.spaces import SpaceSpec
+from dt_ray.errors import UserError
 from dt_ray.losses import Metrics
 from dt_ray.models.batch import WindowBatch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Declaration:
+    """What a learner needs of the data, and which settings it reads. A class without one has this one's defaults."""
+
+    window_length: int | None = None  # steps of a training window; None: as model.context_length and data.window_length
+    returns: Literal["shown", "ignored", "rewards"] = "shown"
+    # returns-to-go are shown to the model; or nobody looks at them; or they are taken apart into the rewards again
+    sections: tuple[str, ...] = ()  # of the configuration, that it reads beside those that all learners share
+    needs_next_steps: bool = False  # it learns from a step and what came next: a log that never says that is refused
+    counts_from_values: bool = False
+    # data.return_source=value works: values are trained before it, and its model has them as `model.values`
+    gives_values: bool = False  # it is a learner of values: it has `value_function()`
+
+    def find_conflicts(self, config: RunConfig) -> Iterator[str]:
+        """One line for each setting that does not go with this learner."""
+        name, data = config.algorithm, config.data
+        if self.returns == "rewards" and (data.return_source in ("column", "value") or data.return_noise):
+            yield f"algorithm: {name} takes rewards from returns-to-go: data.return_source=rewards, data.return_noise=0"
+        elif config.relabels and self.returns == "ignored":
+            yield f"data.return_source: {name} looks at no returns, got value"
+        elif config.relabels and not self.counts_from_values:
+            yield f"data.return_source: {name} does not count returns from values, got value"
+        if self.window_length is not None and data.window_length is not None:
+            steps = "single transitions" if self.window_length == 2 else f"windows of {self.window_length} steps"
+            yield f"data.window_length: {name} trains on {steps}, got {data.window_length}"
+
+
+class ValueFunction(NamedTuple):
+    """What states are worth, as a learner has learned it."""
+
+    network: nn.Sequential  # of observations in the learner's units, by `make_perceptron`
+    config: PerceptronConfig
+    scale: float  # its values are in rewards of the data's own units, times this
 
 
 class Policy(Protocol):
@@ -40,13 +80,50 @@ class Policy(Protocol):
         ...
 
 
-class Learner(Protocol):
-    """Owns a model and its optimizer."""
+@runtime_checkable
+class WindowPolicy(Policy, Protocol):
+    """A policy that acts by its model's `predict_last_action` of the newest steps: it can be exported and served.
+
+    The steps are a `WindowBatch` of up to `history_length` of them, in the normalizer's units, whose returns-to-go are
+    what is still missing of the target return times `return_scale`, and whose newest action is not to be looked at.
+    """
 
     model: Any  # an nn.Module with `predict_last_action`
-    step: int  # updates made
+    normalizer: Normalizer
+    return_scale: float
+
+    @property
+    def history_length(self) -> int: ...
+
+
+def as_window_policy(policy: Policy) -> WindowPolicy:
+    """The same policy.
+
+    Raises:
+        UserError: it is no `WindowPolicy`.
+    """
+    missing = [name for name in ("model", "normalizer", "return_scale", "history_length") if not hasattr(policy, name)]
+    if not missing and not hasattr(policy.model, "predict_last_action"):  # type: ignore[attr-defined]
+        missing = ["model.predict_last_action"]
+    if missing or not isinstance(policy, WindowPolicy):
+        raise UserError(
+            f"{type(policy).__module__}:{type(policy).__qualname__} can be neither exported nor served: it has no "
+            f"{', '.join(missing)}, which dt_ray.learners.base.WindowPolicy describes"
+        )
+    return policy
+
+
+class Learner(Protocol):
+    """Owns a model and its optimizer; the class may have a `declares`, a `Declaration`."""
+
+    model: Any  # an nn.Module with `predict_last_action`
     spec: SpaceSpec
     normalizer: Normalizer
+
+    @property
+    def step(self) -> int:
+        """Updates made."""
+        ...
 
     def update(self, batch: WindowBatch, *, num_real: Float[Tensor, ""] | None = None) -> Metrics:
         """One gradient step. Metrics stay on the device, so that nothing waits for them."""
@@ -65,3 +142,50 @@ class Learner(Protocol):
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class GradientSteps:
+    """AdamW with the warm-up, the decay and the clipping of `optim`, and the number of steps that were taken."""
+
+    def __init__(self, model: nn.Module, config: RunConfig) -> None:
+        self.model, self.config, self.total = model, config.optim, config.total_timesteps
+        self.optimizer = make_optimizer(model, config.optim)
+        self.number = 0
+
+    def take(self, loss: Float[Tensor, ""]) -> Metrics:
+        """One step down the gradient of a loss; returns the gradient's norm and the learning rate."""
+        learning_rate = learning_rate_at(self.number, self.config, total=self.total)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        limit = math.inf if self.config.gradient_clip is None else self.config.gradient_clip
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), limit)
+        self.optimizer.step()
+        self.number += 1
+        return {"gradient_norm": norm, "learning_rate": torch.tensor(learning_rate)}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"step": self.number, "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.number = state["step"]
+        self.optimizer.load_state_dict(state["optimizer"])
+
+
+def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
+    """AdamW with weight decay on matrices, not on biases and norms."""
+    decayed = [p for p in model.parameters() if p.ndim >= 2]
+    others = [p for p in model.parameters() if p.ndim < 2]
+    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.95), fused=True)
+
+
+def learning_rate_at(step: int, config: OptimConfig, *, total: int) -> float:
+    """Linear warm-up to `learning_rate`, then constant, or half a cosine that reaches 0 after update `total`."""
+    if step < config.warmup_steps:
+        return config.learning_rate * (step + 1) / config.warmup_steps
+    if config.schedule == "constant":
+        return config.learning_rate
+    progress = (step - config.warmup_steps) / max(1, total - config.warmup_steps)
+    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))

@@ -13,18 +13,26 @@ from jaxtyping import Float, Int
 from numpy import ndarray
 from torch import Tensor, nn
 
-from dt_ray.config.schema import IQLConfig, RunConfig
+from dt_ray.config.schema import IQLConfig, PerceptronConfig, RunConfig
 from dt_ray.data.normalizer import Normalizer
 from dt_ray.data.spaces import SpaceSpec
 from dt_ray.learners.acceleration import accelerate, products_of
-from dt_ray.learners.decision_transformer import learning_rate_at, make_optimizer
+from dt_ray.learners.base import Declaration, GradientSteps, ValueFunction
 from dt_ray.losses import Metrics, iql_losses
 from dt_ray.models.actor_critic import ActorCriticModel, Transitions
 from dt_ray.models.batch import WindowBatch
 
 
 class IQLLearner:
-    """One AdamW for the values and the policy, whose losses share no parameter."""
+    """Gradient steps on the values and the policy together, whose losses share no parameter."""
+
+    declares = Declaration(
+        window_length=2,  # a step and the one after it
+        returns="rewards",
+        sections=("iql",),
+        needs_next_steps=True,
+        gives_values=True,
+    )
 
     def __init__(
         self,
@@ -37,31 +45,25 @@ class IQLLearner:
         rank: int = 0,
     ) -> None:
         self.config, self.spec, self.normalizer = config, spec, normalizer
-        self.step = 0
         torch.manual_seed(config.seed)
         self.model = ActorCriticModel(config.model, spec).to(device)
         # Values in rewards of the data's own units, times reward_scale: the temperature is relative to them.
         self.reward_scale = config.iql.reward_scale / normalizer.return_scale
         loss = IQLLoss(self.model, config.iql, discount=config.data.discount, reward_scale=self.reward_scale)
         self.loss = accelerate(data_parallel(loss), config.optim, device)
-        self.optimizer = make_optimizer(self.model, config.optim)
+        self.steps = GradientSteps(self.model, config)
+
+    @property
+    def step(self) -> int:
+        return self.steps.number
 
     def update(self, batch: WindowBatch, *, num_real: Float[Tensor, ""] | None = None) -> Metrics:
         config = self.config
-        learning_rate = learning_rate_at(self.step, config.optim, total=config.total_timesteps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
         with products_of(config.optim):
             losses = self.loss(batch, mean_windows(batch, num_real, config.optim.batch_size))
-            self.optimizer.zero_grad(set_to_none=True)
-            losses["loss"].backward()
-        if config.optim.gradient_clip is not None:
-            nn.utils.clip_grad_norm_(self.model.parameters(), config.optim.gradient_clip)
-        self.optimizer.step()
+            taken = self.steps.take(losses["loss"])
         self.model.follow(config.iql.target_update)
-        self.step += 1
-        metrics = {name: value.detach() for name, value in losses.items()}
-        return metrics | {"learning_rate": torch.tensor(learning_rate)}
+        return {name: value.detach() for name, value in losses.items()} | taken
 
     @torch.no_grad()
     def evaluate_loss(self, batch: WindowBatch, *, num_real: Float[Tensor, ""] | None = None) -> Metrics:
@@ -71,12 +73,16 @@ class IQLLearner:
     def policy(self) -> ObservationPolicy:
         return ObservationPolicy(copy.deepcopy(self.model).cpu(), self.normalizer)
 
+    def value_function(self) -> ValueFunction:
+        """What it has learned that states are worth."""
+        sizes = PerceptronConfig(num_layers=self.config.model.num_layers, width=self.config.model.width)
+        return ValueFunction(self.model.value, sizes, self.config.iql.reward_scale)
+
     def state_dict(self) -> dict[str, Any]:
-        return {"step": self.step, "optimizer": self.optimizer.state_dict()}
+        return self.steps.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.step = state["step"]
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.steps.load_state_dict(state)
 
 
 class IQLLoss(nn.Module):
@@ -107,6 +113,7 @@ class ObservationPolicy:
     """Acts on the newest observation alone; whatever return is asked for."""
 
     history_length = 1  # steps of an episode that an action depends on
+    return_scale = 0.0
 
     def __init__(self, model: ActorCriticModel, normalizer: Normalizer) -> None:
         self.model, self.normalizer = model.eval(), normalizer

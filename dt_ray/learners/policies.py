@@ -41,6 +41,12 @@ class DecisionTransformerPolicy:
         self.normalizer = normalizer
 
     @property
+    def max_timesteps(self) -> int | None:
+        """Steps that an episode may have; None: any number."""
+        config = self.model.config
+        return None if config.clamp_timesteps else config.max_timesteps
+
+    @property
     def history_length(self) -> int:
         """Newest steps of an episode that an action depends on: under a band, further back with every layer."""
         config = self.model.config

@@ -17,9 +17,8 @@ from numpy import ndarray
 from torch.nn.utils.rnn import pad_sequence
 
 from dt_ray.data.spaces import SpaceSpec
-from dt_ray.learners.base import Policy
-from dt_ray.learners.iql import ObservationPolicy
-from dt_ray.learners.policies import DecisionTransformerPolicy, WindowContext
+from dt_ray.learners.base import Policy, as_window_policy
+from dt_ray.learners.policies import WindowContext
 from dt_ray.models.batch import WindowBatch
 
 LONGEST_SHOWN = 64  # characters of a name that nobody has
@@ -54,14 +53,13 @@ class Sessions:
         idle_s: float = 600.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        assert isinstance(policy, DecisionTransformerPolicy | ObservationPolicy)
-        self.policy, self.spec = policy, spec
+        """Raises:
+        UserError: the policy is one of its own kind that can't be served.
+        """
+        self.policy, self.spec = as_window_policy(policy), spec
         self.max_sessions, self.idle_s, self.clock = max_sessions, idle_s, clock
         self._sessions: dict[str, Session] = {}
-        self.return_scale = 0.0 if isinstance(policy, ObservationPolicy) else policy.return_scale
-        self.max_timesteps: int | None = None  # steps that an episode may have
-        if isinstance(policy, DecisionTransformerPolicy) and not policy.model.config.clamp_timesteps:
-            self.max_timesteps = policy.model.config.max_timesteps
+        self.max_timesteps: int | None = getattr(policy, "max_timesteps", None)  # steps that an episode may have
 
     def __len__(self) -> int:
         return len(self._sessions)
@@ -80,7 +78,7 @@ class Sessions:
         name = uuid.uuid4().hex
         steps = WindowContext(
             self.policy.normalizer.normalize_observations(first[None]),
-            np.array([wanted]) * self.return_scale,
+            np.array([wanted]) * self.policy.return_scale,
             action_dim=self.spec.action_dim,
             context_length=self.policy.history_length,
         )
@@ -108,7 +106,7 @@ class Sessions:
         normalizer = self.policy.normalizer
         session.steps.append(
             normalizer.normalize_actions(done[None]),
-            np.array([earned]) * self.return_scale,
+            np.array([earned]) * self.policy.return_scale,
             normalizer.normalize_observations(seen[None]),
         )
 
@@ -126,11 +124,7 @@ class Sessions:
         return self._gone(name) if session is None or session.action is None else session.action
 
     def _act_together(self, sessions: Sequence[Session]) -> Float[ndarray, "N A"]:
-        batch = _joined(sessions)
-        if isinstance(self.policy, ObservationPolicy):
-            predicted = self.policy.model.policy_mean(batch.observations[:, -1])
-        else:
-            predicted = self.policy.model.predict_last_action(batch)
+        predicted = self.policy.model.predict_last_action(_joined(sessions))
         return self.policy.normalizer.denormalize_actions(predicted.numpy())
 
     def end(self, name: str) -> None:

@@ -25,6 +25,7 @@ from dt_ray.data.spaces import SpaceSpec, with_data_bounds
 from dt_ray.data.transitions import SOURCE_BITS, chosen_episodes, held_out_episodes
 from dt_ray.data.windows import HIDDEN, WindowTable, write_part
 from dt_ray.errors import DataError
+from dt_ray.learners import declaration_of, return_source_of, window_length_of
 from dt_ray.models.state_values import StateValues
 from dt_ray.training.relabeling import LearnedValues
 
@@ -106,13 +107,13 @@ def plan_layout(blocks: EpisodeBlocks, spec: SpaceSpec, config: RunConfig) -> tu
         DataError: too few episodes to hold any out, or longer ones than the model's timestep table.
         RunError: `data.values` is no complete checkpoint.
     """
-    settings = config.data
+    settings, declared = config.data, declaration_of(config)
     longest = int(blocks.lengths.argmax())
     check_length(int(blocks.episode_ids[longest]), int(blocks.lengths[longest]), config)
     ranges = reduce(Ranges.joined, map(Ranges.of, blocks))
     spec = with_data_bounds(spec, settings.action_bounds, *ranges.actions)
     notes: tuple[str, ...] = ()
-    if config.algorithm == "decision_transformer" and settings.return_source is None and blocks.has_returns:
+    if declared.returns == "shown" and settings.return_source is None and blocks.has_returns:
         looked_at = int(np.searchsorted(np.cumsum(blocks.lengths), MAX_LOOKED_AT)) + 1
         first = blocks.take(np.arange(min(looked_at, blocks.num_episodes)))
         notes = tuple(find_other_returns(first, discount=settings.discount))
@@ -129,7 +130,7 @@ def plan_layout(blocks: EpisodeBlocks, spec: SpaceSpec, config: RunConfig) -> tu
         blocks = EpisodeBlocks([learned.relabel(blocks.take(chosen))])
         chosen = np.arange(blocks.num_episodes)
     else:
-        blocks = blocks.with_return_source(config.return_source)
+        blocks = blocks.with_return_source(return_source_of(config))
     held_out = held_out_episodes(len(chosen), settings.validation_fraction, seed=config.seed)
     train, validation = np.delete(chosen, held_out), chosen[held_out]
     normalizer = _fit(blocks, train, spec, config)
@@ -146,7 +147,7 @@ def plan_layout(blocks: EpisodeBlocks, spec: SpaceSpec, config: RunConfig) -> tu
         notes=notes,
         takes_logged_returns=blocks.has_returns,
         discount=settings.discount,
-        length=config.window_length,
+        length=window_length_of(config),
     )
     return layout, blocks
 
@@ -202,9 +203,9 @@ def find_notes(
         DataError: nothing would be trained.
     """
     notes = list(find_range_traps(ranges, spec, config.data.columns))
-    if config.algorithm == "iql" and num_known < num_transitions:
+    if declaration_of(config).needs_next_steps and num_known < num_transitions:
         hidden = (
-            f"iql learns values from a step and what came next, and of {num_transitions - num_known} of "
+            f"{config.algorithm} learns values from a step and what came next, and of {num_transitions - num_known} of "
             f"{num_transitions} steps the log does not say what came next: they are last in their episodes, which the "
             f"environment did not end"
         )

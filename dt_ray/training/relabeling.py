@@ -13,11 +13,11 @@ from jaxtyping import Float
 from numpy import ndarray
 from torch import nn
 
-from dt_ray.config.schema import OptimConfig, PerceptronConfig
+from dt_ray.config.schema import OptimConfig
 from dt_ray.data.normalizer import Normalizer
 from dt_ray.data.transitions import TransitionDataset
 from dt_ray.errors import ConfigError
-from dt_ray.learners.iql import IQLLearner
+from dt_ray.learners import declaration_of, givers_of_values
 from dt_ray.models.state_values import StateValues
 from dt_ray.runs.checkpoint import load_learner
 from dt_ray.runs.storage import Folder
@@ -26,7 +26,7 @@ SHOWN = (0.001, 0.999)  # quantiles of the returns above the values in the data:
 
 
 class LearnedValues:
-    """The state values of an `iql` checkpoint, in the environment's units.
+    """The state values of a checkpoint of a learner that gives some (`iql`), in the environment's units.
 
     Raises:
         RunError: there is no complete checkpoint.
@@ -35,11 +35,12 @@ class LearnedValues:
 
     def __init__(self, checkpoint: str) -> None:
         learner, config = load_learner(Folder.at(checkpoint), optim=OptimConfig())  # on a CPU, without a compiler
-        if not isinstance(learner, IQLLearner):
-            raise ConfigError(f"data.values: a checkpoint of iql, got one of {config.algorithm} at {checkpoint}")
-        self.network, self.normalizer = learner.model.value, learner.normalizer
-        self.config = PerceptronConfig(num_layers=config.model.num_layers, width=config.model.width)
-        self.scale = config.iql.reward_scale
+        if not declaration_of(config).gives_values:
+            raise ConfigError(
+                f"data.values: a checkpoint of {givers_of_values()}, got one of {config.algorithm} at {checkpoint}"
+            )
+        self.normalizer = learner.normalizer
+        self.network, self.config, self.scale = learner.value_function()  # type: ignore[attr-defined]
 
     @torch.no_grad()
     def __call__(self, observations: Float[ndarray, "N S"]) -> Float[ndarray, "N"]:

@@ -18,6 +18,7 @@ from dt_ray.data.normalizer import Normalizer
 from dt_ray.data.spaces import SpaceSpec
 from dt_ray.data.transitions import TransitionDataset
 from dt_ray.data.windows import WindowTable, draw_mixed_anchors
+from dt_ray.learners import window_length_of
 from dt_ray.models.batch import WindowBatch
 from dt_ray.models.state_values import StateValues
 from dt_ray.training.cutting import DrawAnchors, WindowCutter
@@ -127,11 +128,12 @@ class ResidentSource:
         self.noise = ReturnNoise(config, data.normalizer, rank=rank, world_size=world_size)
         shares = tuple(config.data.mix.values())
         mixed = partial(draw_mixed_anchors, data.sizes, shares) if shares else None
-        train, validation = data.train.shortened(config.window_length), data.validation
+        length = window_length_of(config)
+        train, validation = data.train.shortened(length), data.validation
         self.train = self._cutter(train, device, seed=config.seed, draw=mixed)
         self.validation = None
         if validation is not None:
-            self.validation = self._cutter(validation.shortened(config.window_length), device, seed=0)
+            self.validation = self._cutter(validation.shortened(length), device, seed=0)
 
     def batch(self, step: int) -> WindowBatch:
         return self.noise(self.train.batch(step), step)

@@ -22,6 +22,7 @@ from dt_ray.data.spaces import SpaceSpec, with_data_bounds
 from dt_ray.data.transitions import TransitionDataset, chosen_episodes, held_out_episodes
 from dt_ray.data.windows import WindowTable
 from dt_ray.errors import DataError
+from dt_ray.learners import return_source_of, window_length_of
 from dt_ray.training.layout import check_length, find_notes
 
 VALIDATION_SHARE = 1 / 12  # of a node's memory
@@ -36,7 +37,7 @@ def episode_statistics(file: DatasetFile, config: RunConfig, spec: SpaceSpec) ->
     data = read_episodes(file, config.data, spec)
     for index, length in enumerate(data.lengths):
         check_length(int(data.episode_ids[index]), int(length), config)
-    data = data.with_return_source(config.return_source)
+    data = data.with_return_source(return_source_of(config))
     observations = data.observations.astype(np.float64)
     mean = np.add.reduceat(observations, data.starts) / data.lengths[:, None]
     ranges = Ranges.of(data)
@@ -150,14 +151,14 @@ def prepare_pieces(
     """The file's episodes among these sorted ids, in the model's units and with their returns-to-go."""
     data = read_episodes(file, config.data, spec)
     places = np.minimum(np.searchsorted(ids, data.episode_ids), len(ids) - 1)
-    data = data.select(np.flatnonzero(ids[places] == data.episode_ids)).with_return_source(config.return_source)
+    data = data.select(np.flatnonzero(ids[places] == data.episode_ids)).with_return_source(return_source_of(config))
     if data.num_episodes:
         data = normalizer.normalize(data)
         yield replace(data, returns_to_go=data.to_go(config.data.discount))
 
 
 def lay_out(parts: Sequence[TransitionDataset], config: RunConfig) -> WindowTable:
-    return WindowTable.build(parts, length=config.window_length, discount=config.data.discount)
+    return WindowTable.build(parts, length=window_length_of(config), discount=config.data.discount)
 
 
 def _check_dimensions(files: Sequence[DatasetFile], statistics: pa.Table) -> None:

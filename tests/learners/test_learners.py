@@ -16,7 +16,8 @@ from dt_ray.data.transitions import TransitionDataset
 from dt_ray.errors import ConfigError, ResourceError
 from dt_ray.jobs.training import resume_run, resumed_config, start_run
 from dt_ray.learners import LEARNERS, find_learner
-from dt_ray.learners.decision_transformer import DecisionTransformerLearner, learning_rate_at, make_optimizer
+from dt_ray.learners.base import learning_rate_at, make_optimizer
+from dt_ray.learners.decision_transformer import DecisionTransformerLearner
 from dt_ray.learners.iql import IQLLearner
 from dt_ray.losses import expectile_loss, iql_losses
 from dt_ray.models.actor_critic import Transitions

@@ -120,7 +120,7 @@ def test_shares_of_any_size_have_the_gradient_of_the_whole_batch(
             source = ResidentSource(data, config, rank=rank, world_size=num_workers)
             batch = source.batch(3)
             learner = find_learner(algorithm)(config, source.spec, source.normalizer)
-            learner.optimizer.step = lambda: None  # type: ignore[attr-defined]
+            learner.steps.optimizer.step = lambda: None  # type: ignore[attr-defined]
             learner.config = replace(config, optim=replace(config.optim, gradient_clip=None))  # type: ignore[attr-defined]
             mean_real = None if num_workers == 1 else batch.num_real / num_workers  # type: ignore[operator]
             loss += float(learner.update(batch, num_real=mean_real)["loss"]) / num_workers

@@ -37,6 +37,7 @@ def test_a_log_an_environment_and_a_learner_of_ones_own(joining: dict[str, str],
         check=False,
     )
     assert process.returncode == 0, process.stderr[-3000:]
+    assert (tmp_path / "linear.onnx").stat().st_size > 1_000
     for made in ("runs/mine/report/report.html", "policy.onnx"):
         assert (tmp_path / made).stat().st_size > 10_000
     summary = json.loads((tmp_path / "runs/linear/summary.json").read_text())

@@ -21,7 +21,7 @@ from dt_ray.config.schema import PerceptronConfig, RunConfig
 from dt_ray.data import read_dataset
 from dt_ray.data.spaces import SpaceSpec
 from dt_ray.errors import ConfigError, DataError, RunError
-from dt_ray.jobs.training import resume_run, resumed_config, start_run, values_config
+from dt_ray.jobs.training import check_run, resume_run, resumed_config, start_run, values_config
 from dt_ray.runs.folder import RunFolder, find_checkpoint
 from dt_ray.runs.storage import Folder
 from dt_ray.training.relabeling import LearnedValues
@@ -203,7 +203,7 @@ def test_settings_that_do_not_go_together_are_refused(tiny_config: RunConfig, da
 @pytest.mark.parametrize("algorithm", ["iql", "behavior_cloning"])
 def test_learners_that_look_at_no_returns_refuse_values(tiny_config: RunConfig, algorithm: str) -> None:
     with pytest.raises(ConfigError, match="return_source"):
-        decode_config(to_plain(counting(replace(tiny_config, algorithm=algorithm), "iql/pendulum_values")))
+        check_run(counting(replace(tiny_config, algorithm=algorithm), "iql/pendulum_values"))
 
 
 def test_values_are_of_iql(tiny_config: RunConfig) -> None:
