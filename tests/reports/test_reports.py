@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 from support.reports import make_report
+from support.sweeps import made_sweep
 
 from dt_ray.config.schema import RunConfig
 from dt_ray.errors import RunError
@@ -21,6 +22,7 @@ from dt_ray.report import main
 from dt_ray.reports.page import write_report
 from dt_ray.reports.records import Group, aggregate_rows, improvement_rows, mean_curve, read_groups, stratified_interval
 from dt_ray.runs.storage import Folder
+from dt_ray.sweeps.tables import read_rows
 
 
 def rows_of(file: Path) -> list[dict[str, str]]:
@@ -78,6 +80,22 @@ def test_the_command_reports_into_the_run(runs: list[str], capsys: pytest.Captur
     with Image.open(animations[0]) as animation:
         assert animation.n_frames == 20  # evaluation.max_timesteps
     assert any(line.endswith("traces.png") for line in printed)
+
+
+def test_the_heatmap_of_a_sweep_is_of_means_over_its_seeds(tiny_config: RunConfig, tmp_path: Path) -> None:
+    sweep, folder = made_sweep(tiny_config, tmp_path, optim__learning_rate={"grid": [1e-3, 1e-4]})
+    files = write_report([str(folder)], Folder.at(tmp_path / "out"))
+    name = folder.folder.name
+    assert {f"heatmap-{name}.png", f"heatmap-{name}.csv", f"parallel-{name}.png"} <= set(files)
+    shown = rows_of(tmp_path / f"out/heatmap-{name}.csv")
+    rows = read_rows(sweep, folder)
+    assert len(shown) == len(rows) / 2
+    for row in shown:
+        setting = (float(row["optim.learning_rate"]), float(row["target_return"]))
+        means = [r["return_mean"] for r in rows if (r["optim.learning_rate"], r["target_return"]) == setting]
+        assert float(row["return_mean"]) == pytest.approx(np.mean(means))
+        assert float(row["return_mean_ci95_low"]) <= min(means) <= max(means) <= float(row["return_mean_ci95_high"])
+        assert row["seeds"] == "2"
 
 
 def test_there_must_be_something_to_report_on(tmp_path: Path) -> None:

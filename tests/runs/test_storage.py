@@ -15,6 +15,7 @@ from dt_ray.data import filesystems
 from dt_ray.errors import StorageError
 from dt_ray.jobs.training import resume_run, resumed_config, start_run
 from dt_ray.runs.checkpoint import find_fault
+from dt_ray.runs.evaluation_report import TargetResult
 from dt_ray.runs.folder import RunFolder
 from dt_ray.runs.metrics import MetricsLog
 from dt_ray.runs.storage import Folder
@@ -36,7 +37,7 @@ def impatient(bucket: Folder, monkeypatch: pytest.MonkeyPatch) -> Iterator[Folde
     filesystems._filesystem.cache_clear()
 
 
-def numbers_of(config: RunConfig) -> tuple[list[float], list[dict], bytes]:
+def numbers_of(config: RunConfig) -> tuple[list[float], list[tuple[TargetResult, ...]], bytes]:
     """What a run comes to: its losses, its evaluations and its last weights."""
     run = RunFolder.of(config)
     losses = [json.loads(line)["train/loss"] for line in run.metrics_file.read_text().splitlines()]
