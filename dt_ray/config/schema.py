@@ -38,7 +38,7 @@ class DataConfig:
     collect: CollectConfig | None = None
     format: str | None = None  # of `data.files.FORMATS`; null: found out
     residency: Literal["auto", "resident", "streaming"] = "auto"  # in memory, through it, or by size
-    memory_mb: Annotated[int, Ge(1)] = 4096  # what the data of a node may take: resident, or pools of a worker
+    memory_mb: Annotated[int, Ge(1)] = 4096  # that the decoded data of a node may take, or the pools of all its workers
     on_corrupt: Literal["stop", "skip"] = "stop"  # at a file that can't be trained on; skip: leave it out and count it
     out_of_bounds: Literal["stop", "clip"] = "stop"  # at actions past the environment's; clip: as it would itself
     action_bounds: ActionBounds = "environment"  # that a policy acts within; data: the log's range; [[low …], [high …]]

@@ -33,7 +33,7 @@ class Declaration:
     sections: tuple[str, ...] = ()  # of the configuration, that it reads beside those that all learners share
     needs_next_steps: bool = False  # it learns from a step and what came next: a log that never says that is refused
     counts_from_values: bool = False
-    # data.return_source=value works: values are trained before it, and its model has them as `model.values`
+    # data.return_source=value works: a learner of values is trained first, and its model has `values` by `model.values`
     gives_values: bool = False  # it is a learner of values: it has `value_function()`
 
     def find_conflicts(self, config: RunConfig) -> Iterator[str]:

@@ -142,7 +142,7 @@ TOKEN_LAYOUTS = {"step": StepTokens, "triplet": TripletTokens}
 
 def last_step(values: Float[Tensor, "B T *rest"], mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B *rest"]:
     """The values at the last real step of each window, padding being on the right."""
-    return values[torch.arange(len(values), device=values.device), mask.sum(dim=1) - 1]
+    return values[torch.arange(values.shape[0], device=values.device), mask.sum(dim=1) - 1]  # `len` can't be exported
 
 
 def _initialize(module: nn.Module) -> None:

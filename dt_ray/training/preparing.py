@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import pyarrow as pa
 import torch
@@ -29,11 +30,23 @@ def prepare_here(config: RunConfig, spec: SpaceSpec) -> ResidentData | Streaming
     Raises:
         DataError: the dataset can't be read or trained on; the file, the episode and the step are named.
     """
-    files, num_skipped = sound_files_here(config.data, spec)
-    if streams(files, config):
-        statistics = pa.concat_tables([episode_statistics(file, config, spec) for file in files])
-        return StreamingData.build(files, statistics, spec, config, num_skipped_files=num_skipped)
-    return ResidentData.build(read_blocks(config.data, spec, files), spec, config, num_skipped_files=num_skipped)
+    with _memory_of_the_system():
+        files, num_skipped = sound_files_here(config.data, spec)
+        if streams(files, config):
+            statistics = pa.concat_tables([episode_statistics(file, config, spec) for file in files])
+            return StreamingData.build(files, statistics, spec, config, num_skipped_files=num_skipped)
+        return ResidentData.build(read_blocks(config.data, spec, files), spec, config, num_skipped_files=num_skipped)
+
+
+@contextmanager
+def _memory_of_the_system() -> Iterator[None]:
+    """Arrow takes memory from the C library: from its own pool it gives back half of what is freed file by file."""
+    usual = pa.default_memory_pool()
+    pa.set_memory_pool(pa.system_memory_pool())
+    try:
+        yield
+    finally:
+        pa.set_memory_pool(usual)
 
 
 def streams(files: Sequence[DatasetFile], config: RunConfig) -> bool:

@@ -110,7 +110,9 @@ def test_shares_of_any_size_have_the_gradient_of_the_whole_batch(
 ) -> None:
     """A batch of 8 among 3 workers is 2, 3 and 3 windows: the mean of their gradients is that of all 8."""
     config = replace(tiny_config, algorithm=algorithm)
-    config = replace(config, model=replace(config.model, dropout=0.0), optim=replace(config.optim, batch_size=8))
+    config = replace(
+        config, model=replace(config.model, dropout=0.0), optim=replace(config.optim, batch_size=8, gradient_clip=None)
+    )
     data = ResidentData.build(make_episodes([9, 2, 3, 17, 30, 5]), pendulum_spec, config)
 
     def gradients_of(num_workers: int) -> tuple[dict[str, Tensor], float]:
@@ -121,7 +123,6 @@ def test_shares_of_any_size_have_the_gradient_of_the_whole_batch(
             batch = source.batch(3)
             learner = find_learner(algorithm)(config, source.spec, source.normalizer)
             learner.steps.optimizer.step = lambda: None  # type: ignore[attr-defined]
-            learner.config = replace(config, optim=replace(config.optim, gradient_clip=None))  # type: ignore[attr-defined]
             mean_real = None if num_workers == 1 else batch.num_real / num_workers  # type: ignore[operator]
             loss += float(learner.update(batch, num_real=mean_real)["loss"]) / num_workers
             for name, parameter in learner.model.named_parameters():
