@@ -7,13 +7,17 @@ import logging
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dt_ray.config.modules import allow_modules
 from dt_ray.errors import UserError
 from dt_ray.training.interrupts import Terminated, raise_on_sigterm, sigterm_received
 
+if TYPE_CHECKING:
+    from dt_ray.config.derived import Derived
+
 USER_ERROR = 2
+LOG_WIDTH = 140  # characters of a table that goes to a file
 
 
 def run_command(main: Callable[[Sequence[str]], None]) -> None:
@@ -48,6 +52,22 @@ def show_log() -> None:
     log = logging.getLogger("dt_ray")
     log.setLevel(logging.INFO)
     log.handlers = [TerminalHandler()]
+
+
+def print_derived(derived: Sequence[Derived]) -> None:
+    """The table of derived settings and the reasons for their values, on stderr."""
+    if not derived:
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="derived from the log and the environment; any of it can be set")
+    table.add_column("setting", no_wrap=True)
+    table.add_column("value", max_width=40)
+    table.add_column("why")
+    for each in derived:
+        table.add_row(each.key, each.shown, each.why)
+    Console(stderr=True, soft_wrap=False, width=None if sys.stderr.isatty() else LOG_WIDTH).print(table)
 
 
 def print_evaluation(report: dict[str, Any]) -> None:

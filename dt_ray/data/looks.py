@@ -10,13 +10,14 @@ from jaxtyping import Float, Int
 from numpy import ndarray
 
 from dt_ray.config.schema import DataConfig
-from dt_ray.data.episodes import episode_schema, from_table, to_table
-from dt_ray.data.files import DatasetFile
+from dt_ray.data.episodes import episode_schema, from_table, read_metadata, to_table
+from dt_ray.data.files import DatasetFile, find_files
 from dt_ray.data.flat import find_episodes, read_vectors
 from dt_ray.data.formats import has_rows, read_minari, read_rows
 from dt_ray.data.formats.tables import read_parquet
 from dt_ray.data.names import SIGNALS
 from dt_ray.data.plan import FileEpisodes
+from dt_ray.data.spaces import SpaceSpec, spaces_of_log
 from dt_ray.errors import DataError
 
 
@@ -61,6 +62,16 @@ def _digests(observations: Float[ndarray, "E S"]) -> Int[ndarray, "E"]:
     rows = np.ascontiguousarray(observations)
     digests = [int.from_bytes(blake2b(row.tobytes(), digest_size=7).digest(), "little") + 1 for row in rows]
     return np.where(np.isnan(rows).any(axis=1), 0, np.asarray(digests, np.int64))
+
+
+def read_log_spaces(config: DataConfig) -> SpaceSpec:
+    """The spaces of a log without an environment, by its first file.
+
+    Raises:
+        DataError: there is no file that can be read, or it has no vectors.
+    """
+    facts = read_metadata(read_schema_of(find_files(config.paths[0], config.format)[0], config))
+    return spaces_of_log(facts["observation_dim"], facts["action_dim"])
 
 
 def read_schema_of(file: DatasetFile, config: DataConfig) -> pa.Schema:

@@ -17,6 +17,7 @@ from dt_ray.config.loading import decode_config, load_config, to_plain
 from dt_ray.config.modules import allow_modules, allow_overrides, check_names
 from dt_ray.config.schema import DataConfig, RunConfig
 from dt_ray.data.files import absolute, resolve
+from dt_ray.data.looks import read_log_spaces
 from dt_ray.data.reading import read_dataset, sound_files_here
 from dt_ray.data.spaces import SpaceSpec, choose_bounds, read_spaces
 from dt_ray.environments.batched import try_environment
@@ -54,7 +55,7 @@ def with_absolute_paths(data: DataConfig) -> DataConfig:
     """The same data, wherever the process that reads it works."""
     return replace(
         data,
-        path=absolute(data.path),
+        path=absolute(data.path) if data.path else "",
         values=_absolute_run(data.values),
         mix={absolute(path): share for path, share in data.mix.items()},
     )
@@ -249,7 +250,9 @@ def check_run(config: RunConfig) -> SpaceSpec:
     """
     find_learner(config.algorithm)
     check_trackers(config)
-    spec = read_spaces(config.env_id, config.env_kwargs)
+    if not config.data.paths:
+        raise ConfigError("data.path: there is no log to train on; name one by data.path=LOG")
+    spec = read_log_spaces(config.data) if config.env_id is None else read_spaces(config.env_id, config.env_kwargs)
     return choose_bounds(spec, config.data.action_bounds, env_id=config.env_id)
 
 
@@ -302,7 +305,8 @@ def _train_here(
         raise ResourceError("scaling.use_gpu is set but torch sees no GPU; set scaling.use_gpu=false")
     if config.scaling.cpus_per_worker is not None:
         torch.set_num_threads(max(1, int(config.scaling.cpus_per_worker)))
-    try_environment(config.env_id, config.env_kwargs, seed=config.evaluation.seed)
+    if config.env_id is not None:
+        try_environment(config.env_id, config.env_kwargs, seed=config.evaluation.seed)
     if needs_dataset(config):
         make_dataset(config, collect_here, spec=spec)
     context = LocalContext(config, device="cuda" if config.scaling.use_gpu else "cpu")

@@ -11,8 +11,9 @@ import dataclasses
 import difflib
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -21,17 +22,23 @@ from annotated_types import Ge
 from pydantic import TypeAdapter, ValidationError
 
 from dt_ray.config.loading import (
+    check_environment,
     decode_config,
     dotted_keys,
     find_config,
     read_overrides,
     read_yaml,
+    start_from,
     to_plain,
     with_values,
 )
-from dt_ray.config.schema import DEFAULT_CONFIG, EvaluationConfig, RunConfig
+from dt_ray.config.schema import NEUTRAL_CONFIG, EvaluationConfig, RunConfig
 from dt_ray.errors import ConfigError
+from dt_ray.runs.folder import default_name as run_name
 
+Resolve = Callable[[Mapping[str, Any]], RunConfig]
+
+DEFAULT_SWEEP, NEUTRAL_SWEEP = "target_return_context_length", "context_length"
 KINDS = ("grid", "choice", "uniform", "log_uniform")
 EVALUATION_KEYS = tuple(
     f"evaluation.{key}" for key in ("target_returns", "num_episodes", "seed", "max_timesteps", "context_length")
@@ -153,22 +160,43 @@ class SweepConfig:
         )
 
 
-def load_sweep(sweep: str, config: str | None, overrides: Sequence[str], *, default_name: str) -> SweepConfig:
+def load_sweep(
+    sweep: str | None,
+    config: str | None,
+    overrides: Sequence[str],
+    *,
+    default_name: str | None = None,
+    resolve: Resolve = decode_config,
+) -> SweepConfig:
     """A sweep by the name or file of it and of the configuration that it starts from, with overrides.
 
     An override gives a plain value, which is then no longer swept, or `{grid: [...]}` and the like, which sweeps it.
+    Without names both are Pendulum's, or the neutral ones where the overrides name a log or an environment. `resolve`
+    makes a configuration of plain values of which some say `auto`.
 
     Raises:
-        ConfigError: all of the problems in one message.
+        ConfigError: all of the problems in one message, or a preset with another environment than its own.
     """
-    tree = read_yaml(find_config(sweep, "sweep"))
+    changes, _ = read_overrides(overrides)
+    start = config or start_from(changes)
+    name = sweep or (NEUTRAL_SWEEP if start == NEUTRAL_CONFIG else DEFAULT_SWEEP)
+    tree = read_yaml(find_config(name, "sweep"))
     within = tree.pop("config", None)
-    values = within if within is not None and config is None else read_yaml(find_config(config or DEFAULT_CONFIG))
-    return decode_sweep(tree, values, overrides, default_name=default_name)
+    values = within if within is not None and config is None else read_yaml(find_config(start))
+    for preset, own in ((start, values), (name, tree)):
+        if not Path(preset).is_file():
+            check_environment(own, changes.get("env_id", tree.get("env_id")), preset=preset)
+    called = default_name or run_name(name)
+    return decode_sweep(tree, values, overrides, default_name=called, resolve=resolve)
 
 
 def decode_sweep(
-    tree: Mapping[str, Any], config: Mapping[str, Any], overrides: Sequence[str], *, default_name: str
+    tree: Mapping[str, Any],
+    config: Mapping[str, Any],
+    overrides: Sequence[str],
+    *,
+    default_name: str,
+    resolve: Resolve = decode_config,
 ) -> SweepConfig:
     """A sweep from the plain values of its file and of the configuration that it starts from.
 
@@ -180,7 +208,7 @@ def decode_sweep(
     names = {field.name for field in dataclasses.fields(SweepSettings)}
     settings = {key: value for key, value in given.items() if key in names}
     swept = {key: value for key, value in given.items() if key not in names and _is_axis(value)}
-    base = decode_config(with_values(config, {k: v for k, v in given.items() if k not in names and k not in swept}))
+    base = resolve(with_values(config, {k: v for k, v in given.items() if k not in names and k not in swept}))
     decoded = SweepSettings()
     try:
         decoded = TypeAdapter(SweepSettings).validate_python(settings)
