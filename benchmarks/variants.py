@@ -118,9 +118,7 @@ def train(variant: str, num_updates: int, seed: int) -> dict[str, Any]:
     for first in EVALUATION_SEEDS:
         best = max(config.evaluation.target_returns)
         evaluation = replace(config.evaluation, seed=first, target_returns=(best,))
-        returns.append(
-            evaluate(learner.policy(), config.env_id, evaluation, step=num_updates)["targets"][0]["return_mean"]
-        )
+        returns.append(evaluate(learner.policy(), config.env_id, evaluation, step=num_updates).targets[0].return_mean)
     return {"seed": seed, "train_s": train_s, "returns": returns}
 
 

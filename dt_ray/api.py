@@ -145,9 +145,10 @@ class Algorithm:
             target_returns=None if target_returns is None else tuple(target_returns),
             num_episodes=num_episodes,
         )
-        return evaluate(
+        report = evaluate(
             self.policy(), self.config.env_id, settings, step=self.learner.step, env_kwargs=self.config.env_kwargs
         )
+        return report.to_dict()
 
     eval = evaluate
 

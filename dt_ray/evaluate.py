@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dt_ray.cli.command import add_modules_argument, print_evaluation, run_command, show_log
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from dt_ray.config.schema import EvaluationConfig
     from dt_ray.learners import Policy
     from dt_ray.runs.checkpoint import PolicyFacts
+    from dt_ray.runs.evaluation_report import EvaluationReport
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -54,7 +55,6 @@ def main(arguments: Sequence[str]) -> None:
     from dt_ray.runs.checkpoint import load_policy, read_facts
     from dt_ray.runs.folder import find_checkpoint
     from dt_ray.runs.storage import Folder
-    from dt_ray.runs.writing import to_json
 
     show_log()
     place = find_checkpoint(Folder.at(options.checkpoint))
@@ -76,7 +76,7 @@ def main(arguments: Sequence[str]) -> None:
     report = play_evaluation(policy, facts, evaluation, actors=options.actors, verbose=options.verbose)
     print_evaluation(report)
     if options.json:
-        Folder.at(options.json).write_text(to_json(report, indent=1))
+        Folder.at(options.json).write_text(report.to_json())
     if options.plot:
         from dt_ray.reports.plots import draw_obedience
 
@@ -89,7 +89,7 @@ def main(arguments: Sequence[str]) -> None:
 
 def play_evaluation(
     policy: Policy, facts: PolicyFacts, evaluation: EvaluationConfig, *, actors: int, verbose: bool
-) -> dict[str, Any]:
+) -> EvaluationReport:
     """The report on all episodes, played in this process or on so many Ray actors."""
     if actors == 0:
         import torch

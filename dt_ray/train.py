@@ -48,12 +48,15 @@ def main(arguments: Sequence[str]) -> None:
 
     from dt_ray.config.loading import read_settings, to_yaml
 
+    name = options.config or DEFAULT_CONFIG
     if options.resume is None:
-        from dt_ray.jobs.deriving import resolve_settings
+        from dt_ray.jobs.deriving import name_of_log, resolve_settings
 
         settings = resolve_settings(read_settings(options.config, options.overrides), verbose=options.verbose)
         config = settings.config
         print_derived(settings.derived)
+        if options.config is None and settings.derived:
+            name = name_of_log(config)
     else:
         from dt_ray.jobs.training import resumed_config
 
@@ -69,11 +72,12 @@ def main(arguments: Sequence[str]) -> None:
     from dt_ray.cli.progress import progress
     from dt_ray.config.experiments import find_experiment
     from dt_ray.jobs.training import name_run, resume_run, start_run, tell_how_to_resume
+    from dt_ray.runs.evaluation_report import EvaluationReport
     from dt_ray.runs.folder import RunFolder
 
     show_log()
     if options.resume is None:
-        config = name_run(config, settings.name_for(options.config))
+        config = name_run(config, name)
     try:
         shown = {"verbose": options.verbose, "dashboard": options.dashboard}
         if options.resume is None:
@@ -85,9 +89,10 @@ def main(arguments: Sequence[str]) -> None:
         tell_how_to_resume(config)
         raise
     if result.summary["last"]:
-        print_evaluation(result.summary["last"])
+        report = EvaluationReport.from_dict(result.summary["last"])
+        print_evaluation(report)
         if (experiment := find_experiment(config)) is not None:
-            print(f"experiment  {experiment.config}: {experiment.judge(result.summary['last'])}")
+            print(f"experiment  {experiment.config}: {experiment.judge(report.return_means)}")
     print(f"run         {result.run}")
     print(f"checkpoint  {RunFolder.of(config).checkpoint(result.summary['step'])}")
     print("next        " + f"python -m dt_ray.report {result.run}")

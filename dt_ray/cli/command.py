@@ -15,6 +15,7 @@ from dt_ray.training.interrupts import Terminated, raise_on_sigterm, sigterm_rec
 
 if TYPE_CHECKING:
     from dt_ray.config.derived import Derived
+    from dt_ray.runs.evaluation_report import EvaluationReport
 
 USER_ERROR = 2
 LOG_WIDTH = 140  # characters of a table that goes to a file
@@ -70,25 +71,25 @@ def print_derived(derived: Sequence[Derived]) -> None:
     Console(stderr=True, soft_wrap=False, width=None if sys.stderr.isatty() else LOG_WIDTH).print(table)
 
 
-def print_evaluation(report: dict[str, Any]) -> None:
+def print_evaluation(report: EvaluationReport) -> None:
     """The table of target returns and what was reached, on stdout."""
     from rich.console import Console
     from rich.table import Table
 
     table = Table(
-        title=f"{report['env_id']}, {report['num_episodes']} episodes a target from seed {report['seed']}, "
-        f"after {report['step']} updates"
+        title=f"{report.env_id}, {report.num_episodes} episodes a target from seed {report.seed}, "
+        f"after {report.step} updates"
     )
     for column in ("target return", "mean return", "95% interval", "std", "score"):
         table.add_column(column, justify="right")
-    for target in report["targets"]:
-        low, high = target["return_ci95"]
-        score = target["normalized_score"]
+    for target in report.targets:
+        low, high = target.return_ci95
+        score = target.normalized_score
         table.add_row(
-            f"{target['target_return']:g}",
-            f"{target['return_mean']:.1f}",
+            f"{target.target_return:g}",
+            f"{target.return_mean:.1f}",
             f"{low:.1f} .. {high:.1f}",
-            f"{target['return_std']:.1f}",
+            f"{target.return_std:.1f}",
             "–" if score is None else f"{score:.3f}",
         )
     Console(soft_wrap=True).print(table)

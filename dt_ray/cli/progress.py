@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from dt_ray.config.schema import RunConfig
 from dt_ray.errors import StorageError
-from dt_ray.runs.evaluation_report import decode_evaluation, score
+from dt_ray.runs.evaluation_report import EvaluationReport
 from dt_ray.runs.folder import MetricsTail, RunFolder
 from dt_ray.runs.storage import Stamp
 from dt_ray.sweeps.config import SweepConfig, value_of
@@ -85,8 +85,8 @@ class Watcher:
         for name in names:
             if name.endswith(".json") and not name.startswith(".") and name not in self.evaluated:
                 self.evaluated.add(name)
-                report = decode_evaluation((self.run.evaluations / name).read_text())
-                self.last_evaluation = {"return": f"{score(report):.1f} at {report['step']}"}
+                report = EvaluationReport.from_json((self.run.evaluations / name).read_text())
+                self.last_evaluation = {"return": f"{report.score:.1f} at {report.step}"}
                 self._say(_evaluation_line(report))
         if not lines:
             return
@@ -200,17 +200,16 @@ class TrialWatcher:
         status, report = result_of(self.run)
         if lines := self.metrics.new_lines():
             self._newest = lines[-1]
-        best = max((target["return_mean"] for target in report["targets"]), default=None) if report else None
         return (
             "training" if status == "unfinished" else status,
-            str(max(self._newest.get("step", 0), report["step"] if report else 0)),
+            str(max(self._newest.get("step", 0), report.step if report else 0)),
             f"{self._newest['train/loss']:.4f}" if self._newest else "",
-            "" if best is None else f"{best:.1f}",
+            f"{report.highest_mean:.1f}" if report else "",
             *(f"{value:.4g}" if isinstance(value, float) else str(value)
               for value in (value_of(config, axis.key) for axis in self.axes)),
         )  # fmt: skip
 
 
-def _evaluation_line(report: dict[str, Any]) -> str:
-    results = "  ".join(f"{t['target_return']:g} → {t['return_mean']:.1f}" for t in report["targets"])
-    return f"evaluation at update {report['step']}: {results}"
+def _evaluation_line(report: EvaluationReport) -> str:
+    results = "  ".join(f"{target:g} → {mean:.1f}" for target, mean in report.return_means.items())
+    return f"evaluation at update {report.step}: {results}"

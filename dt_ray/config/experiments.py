@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 from dt_ray.config.loading import load_config
 from dt_ray.config.schema import CheckpointConfig, LoggingConfig, RunConfig, ScalingConfig
@@ -24,14 +23,13 @@ class Experiment:
         """Whether a run is this experiment, with any name, place, training seed and machine."""
         return _essence(config) == _essence(load_config(self.config))
 
-    def judge(self, evaluation: Mapping[str, Any]) -> str:
-        """What to say of an evaluation."""
-        found = [t["return_mean"] for t in evaluation["targets"] if t["target_return"] == self.target_return]
+    def judge(self, return_means: Mapping[float, float]) -> str:
+        """What to say of an evaluation with these mean returns, by target return."""
         low, high = self.expected
-        if not found:
+        if (mean := return_means.get(self.target_return)) is None:
             return f"not evaluated at {self.target_return:g}"
-        place = "within" if low <= found[0] <= high else "below" if found[0] < low else "above"
-        return f"{found[0]:.1f} at {self.target_return:g} is {place} the expected {low:g} .. {high:g}"
+        place = "within" if low <= mean <= high else "below" if mean < low else "above"
+        return f"{mean:.1f} at {self.target_return:g} is {place} the expected {low:g} .. {high:g}"
 
 
 EXPERIMENTS = (

@@ -20,6 +20,7 @@ from dt_ray.environments.batched import try_environment
 from dt_ray.errors import EnvironmentCrashError, ResourceError
 from dt_ray.learners import Policy
 from dt_ray.play.evaluation import EpisodeResults, make_report, play
+from dt_ray.runs.evaluation_report import EvaluationReport
 
 log = logging.getLogger("dt_ray")
 
@@ -49,8 +50,8 @@ class EvaluationActors:
         actor = ray.remote(num_cpus=num_cpus, max_restarts=-1, scheduling_strategy="SPREAD")(EpisodePlayer)
         return [actor.remote() for _ in range(num_actors)]
 
-    def submit(self, policy: Policy, *, step: int) -> Future[dict[str, Any]]:
-        """Begins an evaluation; its report is in the form of `evaluations/*.json`.
+    def submit(self, policy: Policy, *, step: int) -> Future[EvaluationReport]:
+        """Begins an evaluation; its report comes when the future is done.
 
         The future raises `EnvironmentCrashError` where the environment ends every process that plays it.
         """
@@ -60,7 +61,7 @@ class EvaluationActors:
         for actor in self.actors:
             ray.kill(actor)
 
-    def _evaluate(self, policy: Policy, step: int) -> dict[str, Any]:
+    def _evaluate(self, policy: Policy, step: int) -> EvaluationReport:
         began = time.perf_counter()
         num_shares = len(self.actors)  # whoever plays them: a batch's last digits depend on its shape
         shares = [range(i, self.config.num_episodes, num_shares) for i in range(num_shares)]

@@ -29,6 +29,7 @@ from dt_ray.distributed.requests import cancel_request, hand_over_requests
 from dt_ray.distributed.resources import ResourcePlan, describe_workers
 from dt_ray.errors import UserError
 from dt_ray.learners import Policy
+from dt_ray.runs.evaluation_report import EvaluationReport
 from dt_ray.runs.folder import RunFolder
 from dt_ray.runs.storage import Folder
 from dt_ray.training.context import EXCHANGE_EVERY, Wish, evaluate_here, together
@@ -126,7 +127,7 @@ class RayTrainContext:
     def evaluates_here(self) -> bool:
         return self.actors is None
 
-    def evaluate(self, policy: Policy, *, step: int, again: bool = False) -> Future[dict[str, Any]]:
+    def evaluate(self, policy: Policy, *, step: int, again: bool = False) -> Future[EvaluationReport]:
         if self.actors is not None:
             return self.actors.submit(policy, step=step)
         if again:  # perhaps it was the environment that ended this process' predecessor

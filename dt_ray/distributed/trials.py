@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import statistics
 import sys
 import tempfile
 import threading
@@ -27,6 +28,7 @@ from dt_ray.distributed.training import train_on_ray
 from dt_ray.errors import StorageError, UserError
 from dt_ray.learners import Policy
 from dt_ray.runs.checkpoint import find_fault, read_facts
+from dt_ray.runs.evaluation_report import EvaluationReport
 from dt_ray.runs.folder import RunFolder
 from dt_ray.runs.storage import Folder
 from dt_ray.sweeps.config import SweepConfig
@@ -63,7 +65,7 @@ class TrialContext(LocalContext):
             return Wish.STOP
         return super().wish()
 
-    def evaluate(self, policy: Policy, *, step: int, again: bool = False) -> Future[dict[str, Any]]:
+    def evaluate(self, policy: Policy, *, step: int, again: bool = False) -> Future[EvaluationReport]:
         self._evaluated = step
         if again:  # perhaps it was the environment that ended this process' predecessor
             actors = EvaluationActors.start(1, num_cpus=0)
@@ -112,14 +114,15 @@ def local_copy(checkpoint: ray.tune.Checkpoint, target: str) -> Folder:
     return Folder(checkpoint.to_directory(target))
 
 
-def metrics_of(report: Mapping[str, Any], sweep: SweepConfig) -> dict[str, float]:
+def metrics_of(report: EvaluationReport, sweep: SweepConfig) -> dict[str, float]:
     """What Tune compares trials by: the best of the returns, or the mean distance from those asked for."""
-    targets = report["targets"]
-    means = [target["return_mean"] for target in targets]
-    scores = [target["normalized_score"] for target in targets if target["normalized_score"] is not None]
-    errors = [abs(target["return_mean"] - target["target_return"]) for target in targets]
-    values = {"return_mean": max(means), "obedience_error": sum(errors) / len(errors)}
-    return {"step": report["step"], **values, **({"normalized_score": max(scores)} if scores else {})}
+    scores = [target.normalized_score for target in report.targets if target.normalized_score is not None]
+    return {
+        "step": report.step,
+        "return_mean": report.highest_mean,
+        "obedience_error": statistics.fmean(target.obedience_error for target in report.targets),
+        **({"normalized_score": max(scores)} if scores else {}),
+    }
 
 
 def train_trial(
@@ -141,7 +144,7 @@ def train_trial(
         run.write_config(config)
         data = layouts[layout_key(config)]
         train = _train_with_workers if config.scaling.max_workers > 1 else _train_here
-        report = train(config, sweep, data, cpus).summary["last"]
+        report = EvaluationReport.from_dict(train(config, sweep, data, cpus).summary["last"])
         # Said to be its last, or a population might begin the finished trial anew from another one's checkpoint.
         ray.tune.report({**metrics_of(report, sweep), "done": True})
     except StorageError:  # Tune tries again

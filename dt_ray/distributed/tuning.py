@@ -27,9 +27,9 @@ from dt_ray.distributed.trials import layout_key, note_failure, train_trial
 from dt_ray.distributed.usage import saying_when_full
 from dt_ray.errors import ConfigError, UserError
 from dt_ray.runs.checkpoint import load_policy
+from dt_ray.runs.evaluation_report import EvaluationReport
 from dt_ray.runs.folder import RunFolder, with_values_checkpoint
 from dt_ray.runs.storage import Folder
-from dt_ray.runs.writing import to_json
 from dt_ray.sweeps.config import Axis, SweepConfig, configure
 from dt_ray.sweeps.folder import SweepFolder, evaluate_checkpoint, further_evaluations, result_of
 
@@ -134,7 +134,7 @@ def note_end(run: RunFolder) -> None:
     if status == "unfinished" and report is not None:
         algorithm = run.read_config().algorithm
         unknown = dict.fromkeys(("num_parameters", "train_wall_s", "updates_per_s"))
-        run.write_summary(status="stopped", step=report["step"], algorithm=algorithm, **unknown)
+        run.write_summary(status="stopped", step=report.step, algorithm=algorithm, **unknown)
 
 
 def evaluate_further(sweep: SweepConfig, folder: SweepFolder) -> None:
@@ -154,10 +154,10 @@ def evaluate_further(sweep: SweepConfig, folder: SweepFolder) -> None:
             if isinstance(result, UserError):
                 log.warning("not evaluated: %s", result)
             else:
-                file.write_text(result)
+                file.write_text(result.to_json())
 
 
-def _report(call: ray.ObjectRef, checkpoint: str, evaluation: EvaluationConfig) -> str | UserError:
+def _report(call: ray.ObjectRef, checkpoint: str, evaluation: EvaluationConfig) -> EvaluationReport | UserError:
     """A task's report; where its process ended each time, that of an actor, or what the environment did to that one."""
     try:
         return ray.get(call)
@@ -165,15 +165,15 @@ def _report(call: ray.ObjectRef, checkpoint: str, evaluation: EvaluationConfig) 
         policy, facts = load_policy(Folder(checkpoint), evaluation)
         started = EvaluationActors.start(1, num_cpus=0)
         actors = EvaluationActors(started, facts.env_id, evaluation, facts.env_kwargs)
-        return to_json(actors.submit(policy, step=facts.step).result(), indent=1)
+        return actors.submit(policy, step=facts.step).result()
 
 
 @ray.remote
-def _evaluate(checkpoint: str, evaluation: EvaluationConfig, modules: tuple[str, ...]) -> str | UserError:
+def _evaluate(checkpoint: str, evaluation: EvaluationConfig, modules: tuple[str, ...]) -> EvaluationReport | UserError:
     torch.set_num_threads(1)
     allow_modules(*modules)
     try:
-        return to_json(evaluate_checkpoint(checkpoint, evaluation), indent=1)
+        return evaluate_checkpoint(checkpoint, evaluation)
     except UserError as error:
         return error
 

@@ -19,7 +19,7 @@ from dt_ray.config.derived import (
 )
 from dt_ray.config.loading import decode_config, with_values
 from dt_ray.config.modules import allow_modules, check_names
-from dt_ray.config.schema import DEFAULT_CONFIG, RunConfig
+from dt_ray.config.schema import RunConfig
 from dt_ray.data.files import find_files
 from dt_ray.data.outline import make_outline, outline_rows
 from dt_ray.data.reading import read_parts
@@ -38,12 +38,6 @@ class ResolvedSettings:
 
     config: RunConfig
     derived: tuple[Derived, ...] = ()
-
-    def name_for(self, config_name: str | None) -> str:
-        """What a run is called after where it has no name: its configuration, else its log."""
-        if config_name is not None or not self.derived:
-            return config_name or DEFAULT_CONFIG
-        return Path(self.config.data.paths[0].rstrip("/").removeprefix("minari:")).stem
 
 
 def resolve_settings(tree: Mapping[str, Any], *, verbose: bool = False) -> ResolvedSettings:
@@ -74,11 +68,7 @@ def resolve_settings(tree: Mapping[str, Any], *, verbose: bool = False) -> Resol
     env_id, env_kwargs = draft.env_id, tree.get("env_kwargs") or {}
     if "env_id" in keys:
         env_id, env_kwargs = outline.env_id, env_kwargs or dict(outline.env_kwargs)
-        why = (
-            "the log says so"
-            if env_id
-            else "the log names none, so held-out episodes are evaluated; env_id=ID names one"
-        )
+        why = "the log says so" if env_id else "the log names none: evaluation is on held-out episodes; or env_id=ID"
         derived.append(Derived(key="env_id", value=env_id, why=why))
         values["env_kwargs"] = env_kwargs
     environment = _environment(env_id, env_kwargs, outline, is_derived="env_id" in keys)
@@ -88,6 +78,11 @@ def resolve_settings(tree: Mapping[str, Any], *, verbose: bool = False) -> Resol
     if "evaluation.target_returns" not in keys and (note := beyond_the_log(config.evaluation.target_returns, outline)):
         derived.append(note)
     return ResolvedSettings(config=config, derived=tuple(derived))
+
+
+def name_of_log(config: RunConfig) -> str:
+    """What a run on a log is called after where it has no name."""
+    return Path(config.data.paths[0].removeprefix("minari:").rstrip("/")).stem
 
 
 def _draft(tree: Mapping[str, Any], keys: list[str]) -> RunConfig:
@@ -132,6 +127,4 @@ def _environment(
     except UnsupportedSpaceError as error:
         if not is_derived:
             raise
-        raise UnsupportedSpaceError(
-            f"{error}. The log names this environment; to train without it: env_id=null"
-        ) from None
+        raise UnsupportedSpaceError(f"{error}. The log names it; to train without it, env_id=null") from None

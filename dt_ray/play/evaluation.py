@@ -15,6 +15,7 @@ from dt_ray.config.schema import EvaluationConfig
 from dt_ray.errors import BrokenEnvironmentError
 from dt_ray.learners.base import Policy
 from dt_ray.play.rollout import rollout
+from dt_ray.runs.evaluation_report import EvaluationReport, TargetResult
 from dt_ray.runs.intervals import bootstrap_interval
 
 
@@ -70,8 +71,8 @@ def evaluate(
     *,
     step: int,
     env_kwargs: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Plays all episodes in this process and reports on them, in the form of `evaluations/*.json`."""
+) -> EvaluationReport:
+    """Plays all episodes in this process and reports on them."""
     began = time.perf_counter()
     results = play(policy, env_id, config, range(config.num_episodes), env_kwargs)
     return make_report([results], env_id, config, step=step, wall_s=time.perf_counter() - began)
@@ -79,8 +80,8 @@ def evaluate(
 
 def make_report(
     results: Sequence[EpisodeResults], env_id: str, config: EvaluationConfig, *, step: int, wall_s: float
-) -> dict[str, Any]:
-    """The report in the form of `evaluations/*.json`, in the order of the episodes, whoever played them.
+) -> EvaluationReport:
+    """The report on these episodes, in their order, whoever played them.
 
     The episodes are the same however they were shared among actors. Their returns are so to rounding, which depends on
     how many are played as one batch: of -1,127 on Pendulum by 0.0005, and more where an environment is chaotic. As
@@ -89,26 +90,26 @@ def make_report(
     order = np.argsort(np.concatenate([part.episodes for part in results]))
     returns = np.concatenate([part.returns for part in results], axis=1)[:, order]
     lengths = np.concatenate([part.lengths for part in results], axis=1)[:, order]
-    return {
-        "step": step,
-        "env_id": env_id,
-        "num_episodes": config.num_episodes,
-        "seed": config.seed,
-        "wall_s": round(wall_s, 3),
-        "env_steps_per_s": round(float(lengths.sum() / wall_s), 1),
-        "targets": [
-            {
-                "target_return": target,
-                "return_mean": float(returns[i].mean()),
-                "return_std": float(returns[i].std()),
-                "return_ci95": bootstrap_interval(returns[i]),
-                "normalized_score": normalized_score(float(returns[i].mean()), config),
-                "episode_returns": returns[i].tolist(),
-                "episode_lengths": lengths[i].tolist(),
-            }
+    return EvaluationReport(
+        step=step,
+        env_id=env_id,
+        num_episodes=config.num_episodes,
+        seed=config.seed,
+        wall_s=round(wall_s, 3),
+        env_steps_per_s=round(float(lengths.sum() / wall_s), 1),
+        targets=tuple(
+            TargetResult(
+                target_return=target,
+                return_mean=float(returns[i].mean()),
+                return_std=float(returns[i].std()),
+                return_ci95=bootstrap_interval(returns[i]),
+                normalized_score=normalized_score(float(returns[i].mean()), config),
+                episode_returns=tuple(returns[i].tolist()),
+                episode_lengths=tuple(lengths[i].tolist()),
+            )
             for i, target in enumerate(config.target_returns)
-        ],
-    }
+        ),
+    )
 
 
 def normalized_score(return_mean: float, config: EvaluationConfig) -> float | None:

@@ -35,11 +35,7 @@ def draw_learning(groups: Sequence[Group]) -> Figure:
     left, right = figure.subplots(1, 2)
     for group, color in zip(groups, colors_of(groups), strict=True):
         losses = [{line["step"]: line["train/loss"] for line in run.metrics} for run in group.runs if run.metrics]
-        returns = [
-            {report["step"]: max(report["targets"], key=lambda t: t["target_return"])["return_mean"]
-             for report in run.evaluations}
-            for run in group.runs
-        ]  # fmt: skip
+        returns = [{report.step: report.score for report in run.evaluations} for run in group.runs]
         for axes, curves in ((left, losses), (right, returns)):
             if curves:
                 steps, means, half = over_seeds(curves)

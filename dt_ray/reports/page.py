@@ -160,9 +160,9 @@ def _over_seeds(metric: str, values: Sequence[float]) -> Row:
 
 
 def _best_run(groups: Sequence[Group]) -> RunRecord:
-    """The run with the highest return at its highest target."""
+    """The run with the highest mean return at any target."""
     runs = [run for group in groups for run in group.runs]
-    return max(runs, key=lambda run: max(target["return_mean"] for target in run.evaluations[-1]["targets"]))
+    return max(runs, key=lambda run: run.evaluations[-1].highest_mean)
 
 
 def _add_episodes(report: Report, run: RunRecord, *, video: bool) -> None:
@@ -180,7 +180,7 @@ def _add_episodes(report: Report, run: RunRecord, *, video: bool) -> None:
         report.sections.append({"title": "Episodes", "text": f"no checkpoint to play: {error}"})
         return
     name = run.folder.folder.name
-    targets = _spread(sorted({target["target_return"] for target in run.evaluations[-1]["targets"]}, reverse=True))
+    targets = _spread(sorted(run.evaluations[-1].return_means, reverse=True))
     if is_pendulum:
         played = {
             target: rollout(
@@ -227,7 +227,7 @@ def _summary(groups: Sequence[Group]) -> list[tuple[str, str]]:
         ("algorithm", ", ".join(sorted({run.config.algorithm for group in groups for run in group.runs}))),
         ("data", ", ".join(config.data.paths)),
         ("groups", f"{len(groups)}, of {' to '.join(map(str, {lengths[0], lengths[-1]}))} run(s)"),
-        ("updates", ", ".join(map(str, sorted({run.evaluations[-1]["step"] for g in groups for run in g.runs})))),
+        ("updates", ", ".join(map(str, sorted({run.evaluations[-1].step for g in groups for run in g.runs})))),
         ("runs", ", ".join(str(run.folder) for group in groups for run in group.runs)),
     ]
 

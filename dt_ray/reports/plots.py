@@ -14,24 +14,25 @@ from dt_ray.config.schema import EvaluationConfig
 from dt_ray.environments.checked import GymnasiumEnvironments
 from dt_ray.errors import UserError
 from dt_ray.learners import Policy
+from dt_ray.runs.evaluation_report import EvaluationReport
 
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#7f7f7f"  # Okabe and Ito (2008): told apart by colour-blind readers
 
 
-def draw_obedience(report: Mapping[str, Any], file: str) -> None:
+def draw_obedience(report: EvaluationReport, file: str) -> None:
     """Returns reached against returns asked for: every episode, the mean with its interval, and the diagonal."""
     figure, axes = _figure(file)
-    targets = sorted(report["targets"], key=lambda target: target["target_return"])
-    asked = np.array([target["target_return"] for target in targets])
-    means = np.array([target["return_mean"] for target in targets])
-    intervals = np.array([target["return_ci95"] for target in targets])
+    targets = sorted(report.targets, key=lambda target: target.target_return)
+    asked = np.array([target.target_return for target in targets])
+    means = np.array([target.return_mean for target in targets])
+    intervals = np.array([target.return_ci95 for target in targets])
     spread = 0.012 * (np.ptp(asked) or 1.0)
     for target in targets:
-        returns = np.array(target["episode_returns"])
-        around = target["target_return"] + np.random.default_rng(0).uniform(-spread, spread, len(returns))
+        returns = np.array(target.episode_returns)
+        around = target.target_return + np.random.default_rng(0).uniform(-spread, spread, len(returns))
         axes.scatter(around, returns, s=8, color=GREY, alpha=0.35, linewidths=0)
-    lowest = min(asked.min(), min(min(target["episode_returns"]) for target in targets))
-    highest = max(asked.max(), max(max(target["episode_returns"]) for target in targets))
+    lowest = min(asked.min(), min(min(target.episode_returns) for target in targets))
+    highest = max(asked.max(), max(max(target.episode_returns) for target in targets))
     axes.plot([lowest, highest], [lowest, highest], color=ORANGE, linestyle="--", label="return asked for")
     axes.errorbar(
         asked,
@@ -45,7 +46,7 @@ def draw_obedience(report: Mapping[str, Any], file: str) -> None:
     axes.scatter([], [], s=8, color=GREY, label="one episode")
     axes.set_xlabel("target return (sum of rewards)")
     axes.set_ylabel("return reached (sum of rewards)")
-    axes.set_title(f"{report['env_id']}: {report['num_episodes']} episodes a target, after {report['step']} updates")
+    axes.set_title(f"{report.env_id}: {report.num_episodes} episodes a target, after {report.step} updates")
     axes.legend(frameon=False)
     figure.savefig(file, dpi=150)
 

@@ -17,6 +17,7 @@ from dt_ray.config.schema import RunConfig
 from dt_ray.data.files import find_files
 from dt_ray.data.reading import read_parts
 from dt_ray.errors import DataError, RunError, StorageError
+from dt_ray.runs.evaluation_report import EvaluationReport
 from dt_ray.runs.folder import RunFolder
 from dt_ray.runs.intervals import bootstrap_interval, student_interval
 from dt_ray.runs.storage import Folder
@@ -34,7 +35,7 @@ class RunRecord:
     folder: RunFolder
     config: RunConfig
     metrics: list[dict[str, Any]]
-    evaluations: list[dict[str, Any]]  # oldest first
+    evaluations: list[EvaluationReport]  # oldest first
     summary: dict[str, Any]
 
     @classmethod
@@ -61,16 +62,16 @@ class Group:
     runs: list[RunRecord]
 
     @property
-    def last(self) -> list[dict[str, Any]]:
+    def last(self) -> list[EvaluationReport]:
         """The newest evaluation of each run that has one."""
         return [run.evaluations[-1] for run in self.runs if run.evaluations]
 
     def by_target(self) -> dict[float, Float[ndarray, "seeds episodes"]]:
         """The returns of the newest evaluations' episodes, for each target return that all of them have."""
-        found: dict[float, list[list[float]]] = {}
+        found: dict[float, list[tuple[float, ...]]] = {}
         for report in self.last:
-            for target in report["targets"]:
-                found.setdefault(target["target_return"], []).append(target["episode_returns"])
+            for target in report.targets:
+                found.setdefault(target.target_return, []).append(target.episode_returns)
         complete = {target: runs for target, runs in found.items() if len(runs) == len(self.last)}
         shortest = {target: min(map(len, runs)) for target, runs in complete.items()}
         return {
@@ -139,10 +140,13 @@ def learning_rows(groups: Sequence[Group]) -> list[Row]:
             common = {"group": group.label, "run": run.folder.folder.name, "seed": run.config.seed}
             rows += [{**common, **line} for line in run.metrics]
             rows += [
-                {**common, "step": report["step"], **{f"return at {t['target_return']:g}": t["return_mean"]
-                                                     for t in report["targets"]}}
+                {
+                    **common,
+                    "step": report.step,
+                    **{f"return at {target:g}": mean for target, mean in report.return_means.items()},
+                }
                 for report in run.evaluations
-            ]  # fmt: skip
+            ]
     return rows
 
 
@@ -221,11 +225,11 @@ def time_rows(groups: Sequence[Group]) -> list[Row]:
         {
             "group": group.label,
             "run": run.folder.folder.name,
-            "updates": run.evaluations[-1]["step"],
+            "updates": run.evaluations[-1].step,
             "updates_per_s": run.summary.get("updates_per_s"),
             "train_wall_s": run.summary.get("train_wall_s"),
-            "evaluations_wall_s": round(sum(report["wall_s"] for report in run.evaluations), 3),
-            "environment_steps_per_s": run.evaluations[-1]["env_steps_per_s"],
+            "evaluations_wall_s": round(sum(report.wall_s for report in run.evaluations), 3),
+            "environment_steps_per_s": run.evaluations[-1].env_steps_per_s,
         }
         for group in groups
         for run in group.runs
@@ -235,10 +239,8 @@ def time_rows(groups: Sequence[Group]) -> list[Row]:
 def interval_of(returns: Float[ndarray, "seeds episodes"]) -> tuple[float, float]:
     """95% interval of the mean: over seeds (Student's t) where there are several, else over episodes (bootstrap)."""
     if len(returns) == 1:
-        low, high = bootstrap_interval(returns[0])
-        return low, high
-    low, high = student_interval(returns.mean(axis=1))
-    return low, high
+        return bootstrap_interval(returns[0])
+    return student_interval(returns.mean(axis=1))
 
 
 def over_seeds(curves: Sequence[Mapping[int, float]]) -> tuple[ndarray, ndarray, ndarray | None]:

@@ -19,7 +19,7 @@ from dt_ray.config.loading import decode_config, parse_yaml, to_yaml
 from dt_ray.config.schema import RunConfig
 from dt_ray.errors import ConfigError, RunError
 from dt_ray.runs.checkpoint import checkpoint_name, find_fault
-from dt_ray.runs.evaluation_report import best_of, decode_evaluation
+from dt_ray.runs.evaluation_report import EvaluationReport, best_of
 from dt_ray.runs.lease import FILE as LEASE
 from dt_ray.runs.lease import Lease
 from dt_ray.runs.storage import Folder, Stamp
@@ -39,7 +39,8 @@ class RunFolder:
         self.evaluations = folder / "evaluations"
         # What was read and found good is not read again until it is written again.
         self._sound: dict[int, dict[str, Stamp]] = {}
-        self._reports: dict[str, tuple[Stamp, dict[str, Any]]] = {}
+        # Evaluations by their files' names; without a stamp until the file that was written here is next listed.
+        self._reports: dict[str, tuple[Stamp | None, EvaluationReport]] = {}
 
     @classmethod
     def of(cls, config: RunConfig) -> RunFolder:
@@ -159,6 +160,7 @@ class RunFolder:
                 self.checkpoint(later).delete()
         for name in self._evaluation_names():
             if name > f"{checkpoint_name(step)}.json":
+                self._reports.pop(name, None)
                 (self.evaluations / name).delete()
 
     def evaluation(self, step: int) -> Folder:
@@ -168,39 +170,44 @@ class RunFolder:
     def has_evaluation(self, step: int) -> bool:
         return self.evaluation(step).exists()
 
-    def read_evaluation(self, step: int) -> dict[str, Any]:
-        return decode_evaluation(self.evaluation(step).read_text())
+    def read_evaluation(self, step: int) -> EvaluationReport:
+        return EvaluationReport.from_json(self.evaluation(step).read_text())
 
-    def write_evaluation(self, report: Mapping[str, Any]) -> None:
-        file = self.evaluation(report["step"])
+    def write_evaluation(self, report: EvaluationReport) -> None:
+        file = self.evaluation(report.step)
         self._reports.pop(file.name, None)
-        file.write_text(to_json(report, indent=1))
+        file.write_text(report.to_json())
+        self._reports[file.name] = None, report
 
-    def read_evaluations(self, *, up_to: int | None = None) -> list[dict[str, Any]]:
-        """The evaluations at steps up to `up_to`, oldest first; only new ones are read from the storage."""
-        stamps = {name: stamp for name, stamp in self.evaluations.stamps().items() if _is_evaluation(name)}
-        for name, stamp in stamps.items():
-            if name not in self._reports or self._reports[name][0] != stamp:
-                self._reports[name] = stamp, decode_evaluation((self.evaluations / name).read_text())
-        reports = [self._reports[name][1] for name in stamps]
-        return [report for report in reports if up_to is None or report["step"] <= up_to]
+    def read_evaluations(self, *, up_to: int | None = None) -> list[EvaluationReport]:
+        """The evaluations at steps up to `up_to`, oldest first; only those that others wrote are read, and once."""
+        reports = []
+        for name, stamp in self.evaluations.stamps().items():
+            if _is_evaluation(name):
+                known_at, report = self._reports.get(name, (None, None))
+                if report is None or known_at not in (None, stamp):
+                    report = EvaluationReport.from_json((self.evaluations / name).read_text())
+                self._reports[name] = stamp, report
+                reports.append(report)
+        return [report for report in reports if up_to is None or report.step <= up_to]
 
     def _evaluation_names(self) -> list[str]:
         return [name for name in self.evaluations.names() if _is_evaluation(name)]
 
-    def best_evaluation(self, *, up_to: int | None = None) -> dict[str, Any] | None:
-        """The evaluation with the best score; the earlier of equal ones, and none whose returns are no numbers."""
+    def best_evaluation(self, *, up_to: int | None = None) -> EvaluationReport | None:
+        """What `best_of` says of the evaluations at steps up to `up_to`."""
         return best_of(self.read_evaluations(up_to=up_to))
 
     def write_summary(self, *, status: str, step: int, **values: Any) -> dict[str, Any]:
         """Writes `summary.json` with the last and the best evaluation beside `values`."""
         reports = self.read_evaluations(up_to=step)
+        best = best_of(reports)
         summary = {
             "status": status,
             "step": step,
             **values,
-            "last": reports[-1] if reports else None,
-            "best": best_of(reports),
+            "last": reports[-1].to_dict() if reports else None,
+            "best": best.to_dict() if best else None,
         }
         (self.folder / "summary.json").write_text(to_json(summary, indent=1))
         return summary

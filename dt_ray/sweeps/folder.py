@@ -18,7 +18,7 @@ from dt_ray.config.schema import EvaluationConfig
 from dt_ray.errors import ConfigError, RunError
 from dt_ray.play.evaluation import evaluate
 from dt_ray.runs.checkpoint import checkpoint_name, load_policy
-from dt_ray.runs.evaluation_report import decode_evaluation
+from dt_ray.runs.evaluation_report import EvaluationReport
 from dt_ray.runs.folder import RunFolder
 from dt_ray.runs.intervals import student_interval
 from dt_ray.runs.lease import FILE as LEASE
@@ -113,7 +113,7 @@ class SweepFolder:
         return self.folder / "evaluations" / name / f"{number}-{checkpoint_name(step)}.json"
 
 
-def result_of(run: RunFolder) -> tuple[str, dict[str, Any] | None]:
+def result_of(run: RunFolder) -> tuple[str, EvaluationReport | None]:
     """A trial's status, and its newest evaluation."""
     if (run.folder / "error.txt").exists():
         return "failed", None
@@ -131,13 +131,13 @@ def further_evaluations(sweep: SweepConfig, folder: SweepFolder) -> list[tuple[s
         if report is None:
             continue
         for number, evaluation in enumerate(sweep.evaluations(run.read_config())[1:], start=1):
-            file = folder.further_evaluation(name, number, report["step"])
+            file = folder.further_evaluation(name, number, report.step)
             if not file.exists():
-                missing.append((run.checkpoint(report["step"]).uri, evaluation, file))
+                missing.append((run.checkpoint(report.step).uri, evaluation, file))
     return missing
 
 
-def evaluate_checkpoint(checkpoint: str, evaluation: EvaluationConfig) -> dict[str, Any]:
+def evaluate_checkpoint(checkpoint: str, evaluation: EvaluationConfig) -> EvaluationReport:
     """The report on a checkpoint under these settings, played in this process."""
     policy, facts = load_policy(Folder(checkpoint), evaluation)
     return evaluate(policy, facts.env_id, evaluation, step=facts.step, env_kwargs=facts.env_kwargs)
@@ -163,27 +163,27 @@ def _rows_of(sweep: SweepConfig, folder: SweepFolder, name: str) -> list[Row]:
     rows = []
     for number, evaluation in enumerate(sweep.evaluations(config)):
         if number:
-            file = folder.further_evaluation(name, number, report["step"])
+            file = folder.further_evaluation(name, number, report.step)
             if not file.exists():
                 continue
-            report = decode_evaluation(file.read_text())
+            report = EvaluationReport.from_json(file.read_text())
         asked = value_of_evaluation(evaluation, sweep)
         rows += [
             {
                 **common,
                 **asked,
-                "target_return": target["target_return"],
-                "return_mean": target["return_mean"],
-                "return_std": target["return_std"],
-                "return_ci95_low": target["return_ci95"][0],
-                "return_ci95_high": target["return_ci95"][1],
-                "normalized_score": target["normalized_score"],
-                "obedience_error": abs(target["return_mean"] - target["target_return"]),
-                "updates": report["step"],
+                "target_return": target.target_return,
+                "return_mean": target.return_mean,
+                "return_std": target.return_std,
+                "return_ci95_low": target.return_ci95[0],
+                "return_ci95_high": target.return_ci95[1],
+                "normalized_score": target.normalized_score,
+                "obedience_error": target.obedience_error,
+                "updates": report.step,
                 "train_wall_s": summary.get("train_wall_s"),
-                "checkpoint": str(run.checkpoint(report["step"])),
+                "checkpoint": str(run.checkpoint(report.step)),
             }
-            for target in report["targets"]
+            for target in report.targets
         ]
     return rows
 
@@ -250,11 +250,11 @@ def find_best(rows: Sequence[Row], sweep: SweepConfig) -> dict[str, Any] | None:
 
 def evaluate_best(best: Mapping[str, Any], evaluation: EvaluationConfig) -> dict[str, Any]:
     """`best.json`: the best checkpoint evaluated by itself, and the command that does it again to the last digit."""
-    (target,) = evaluate_checkpoint(best["checkpoint"], evaluation)["targets"]
-    command = ["python", "-m", "dt_ray.evaluate", best["checkpoint"], f"--target-return={target['target_return']!r}"]
+    (target,) = evaluate_checkpoint(best["checkpoint"], evaluation).targets
+    command = ["python", "-m", "dt_ray.evaluate", best["checkpoint"], f"--target-return={target.target_return!r}"]
     command += ["--episodes", str(evaluation.num_episodes), "--seed", str(evaluation.seed)]
     command += ["--max-timesteps", str(evaluation.max_timesteps)]
     if evaluation.context_length is not None:
         command += ["--context-length", str(evaluation.context_length)]
-    results = {key: target[key] for key in ("return_mean", "return_std", "return_ci95", "normalized_score")}
+    results = {key: getattr(target, key) for key in ("return_mean", "return_std", "return_ci95", "normalized_score")}
     return {**best, **results, "command": shlex.join(command)}

@@ -16,6 +16,7 @@ from dt_ray.errors import UserError
 from dt_ray.learners import Policy
 from dt_ray.models.batch import WindowBatch
 from dt_ray.play.evaluation import evaluate
+from dt_ray.runs.evaluation_report import EvaluationReport
 from dt_ray.runs.folder import RunFolder
 from dt_ray.runs.storage import Folder
 
@@ -68,7 +69,7 @@ class TrainContext(Protocol):
         """Whether evaluations are played in this process."""
         ...
 
-    def evaluate(self, policy: Policy, *, step: int, again: bool = False) -> Future[dict[str, Any]]:
+    def evaluate(self, policy: Policy, *, step: int, again: bool = False) -> Future[EvaluationReport]:
         """Begins an evaluation; its report comes when the future is done.
 
         `again`: it was begun before and not finished, perhaps because the environment ended the process.
@@ -110,7 +111,7 @@ class LocalContext:
     def latest_checkpoint(self) -> Folder | None:
         return RunFolder.of(self.config).latest_checkpoint()[0]
 
-    def evaluate(self, policy: Policy, *, step: int, again: bool = False) -> Future[dict[str, Any]]:
+    def evaluate(self, policy: Policy, *, step: int, again: bool = False) -> Future[EvaluationReport]:
         return evaluate_here(policy, self.config, step=step)
 
 
@@ -165,9 +166,9 @@ def together(context: TrainContext, work: Callable[[], T]) -> T:
     return cast("T", results[0])
 
 
-def evaluate_here(policy: Policy, config: RunConfig, *, step: int) -> Future[dict[str, Any]]:
+def evaluate_here(policy: Policy, config: RunConfig, *, step: int) -> Future[EvaluationReport]:
     """A finished evaluation, for a context without actors."""
-    future: Future[dict[str, Any]] = Future()
+    future: Future[EvaluationReport] = Future()
     try:
         report = evaluate(policy, config.env_id, config.evaluation, step=step, env_kwargs=config.env_kwargs)
     except UserError as fault:

@@ -19,6 +19,7 @@ from dt_ray.errors import DivergedError, UserError
 from dt_ray.learners import Learner
 from dt_ray.losses import Metrics
 from dt_ray.runs.checkpoint import find_fault, load_policy, pack_checkpoint, write_checkpoint
+from dt_ray.runs.evaluation_report import EvaluationReport
 from dt_ray.runs.folder import MetricsLog, RunFolder
 from dt_ray.runs.writing import BackgroundWriter
 from dt_ray.training.context import Failures, TrainContext, mean_real_steps
@@ -60,7 +61,7 @@ class Recorder:
         self.writer = BackgroundWriter()
         self.saving = self.writer.submit(lambda: None)  # the newest checkpoint
         self.losses: list[Tensor] = []
-        self.evaluations: dict[int, Future[dict[str, Any]]] = {}
+        self.evaluations: dict[int, Future[EvaluationReport]] = {}
         self.failed_evaluations: dict[int, UserError] = {}  # which don't end a training
         self.first_step, self.wall_s_before, self.began = learner.step, wall_s, time.perf_counter()
         self.logged_step, self.logged_at = learner.step, self.began
@@ -239,7 +240,7 @@ class Recorder:
         self.run.mark_latest(step)
         self._prune(step, spared)
 
-    def _collect_evaluations(self, is_wanted: Callable[[Future[dict[str, Any]]], bool]) -> None:
+    def _collect_evaluations(self, is_wanted: Callable[[Future[EvaluationReport]], bool]) -> None:
         for step, future in list(self.evaluations.items()):
             if is_wanted(future):
                 del self.evaluations[step]
@@ -252,10 +253,10 @@ class Recorder:
                 spared = set(self.evaluations)
                 self.writer.submit(partial(self._write_evaluation, self.learner.step, report, spared=spared))
 
-    def _write_evaluation(self, step: int, report: Mapping[str, Any], *, spared: set[int]) -> None:
+    def _write_evaluation(self, step: int, report: EvaluationReport, *, spared: set[int]) -> None:
         self.run.write_evaluation(report)
         for tracker in self.trackers:
-            tracker.log(report["step"], evaluation_values(report))
+            tracker.log(report.step, evaluation_values(report))
         self._prune(step, spared)
 
     def _prune(self, step: int, spared: set[int]) -> None:
@@ -264,5 +265,5 @@ class Recorder:
         The newest, the best, the one that this process began with and those that wait for their evaluation are kept.
         """
         best = self.run.best_evaluation(up_to=step)
-        kept = {step, self.first_step} | ({best["step"]} if best else set())
+        kept = {step, self.first_step} | ({best.step} if best else set())
         self.run.prune_checkpoints(keep=self.config.checkpoint.keep, spared=spared | kept)

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 from dt_ray.config.loading import to_plain
 from dt_ray.config.schema import RunConfig
 from dt_ray.errors import ConfigError
+from dt_ray.runs.evaluation_report import EvaluationReport
 from dt_ray.runs.folder import RunFolder
 
 log = logging.getLogger("dt_ray")
@@ -164,9 +165,9 @@ def make_trackers(config: RunConfig, run: RunFolder, *, step: int) -> list[Track
     return [SafeTracker(name, partial(TRACKERS[name], config, run, step=step)) for name in config.logging.trackers]
 
 
-def evaluation_values(report: Mapping[str, Any]) -> dict[str, float]:
+def evaluation_values(report: EvaluationReport) -> dict[str, float]:
     """What a tracker is told of an evaluation."""
-    return {f"evaluation/return_mean/{t['target_return']:g}": t["return_mean"] for t in report["targets"]}
+    return {f"evaluation/return_mean/{target:g}": mean for target, mean in report.return_means.items()}
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

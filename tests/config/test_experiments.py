@@ -24,9 +24,8 @@ def test_an_experiment_says_whether_its_returns_are_as_expected() -> None:
     experiment = EXPERIMENTS[0]
     low, high = experiment.expected
     for value, says in ((low - 1, "is below"), ((low + high) / 2, "is within"), (high + 1, "is above")):
-        targets = [{"target_return": experiment.target_return, "return_mean": value}]
-        assert says in experiment.judge({"targets": targets})
-    assert "not evaluated at -130" in experiment.judge({"targets": []})
+        assert says in experiment.judge({experiment.target_return: value})
+    assert "not evaluated at -130" in experiment.judge({})
 
 
 def test_the_command_lists_them(capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from dt_ray import evaluate, export, modules, serve, train
+from dt_ray import evaluate, export, serve, train
 from dt_ray.api import DecisionTransformer
+from dt_ray.cli import data
+from dt_ray.config import modules
 from dt_ray.config.schema import RunConfig
-from dt_ray.data import __main__ as data
 from dt_ray.errors import RunError
 from dt_ray.jobs.training import resumed_config, start_run
 from dt_ray.runs.checkpoint import FILES, FileFacts, load_learner, load_policy, read_facts

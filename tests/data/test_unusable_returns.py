@@ -12,12 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.environments import Constant, env_id
 from support.quirky_environments import Tank
+from support.reports import make_report
 
 from dt_ray.cli.command import print_evaluation
 from dt_ray.config.schema import EvaluationConfig
 from dt_ray.errors import BrokenEnvironmentError
 from dt_ray.play.evaluation import play
-from dt_ray.runs.evaluation_report import score
+from dt_ray.runs.evaluation_report import EvaluationReport
 from dt_ray.runs.folder import MetricsLog, RunFolder
 from dt_ray.runs.storage import Folder
 from dt_ray.runs.writing import to_json
@@ -30,11 +31,6 @@ def strict(text: str) -> Any:
     return json.loads(text, parse_constant=refuse)
 
 
-def report(step: int, mean: float) -> dict[str, Any]:
-    target = {"target_return": -100.0, "return_mean": mean, "return_std": 0.0, "return_ci95": [mean, mean]}
-    return {"step": step, "targets": [{**target, "normalized_score": None, "episode_returns": [mean]}]}
-
-
 unusable = st.sampled_from([math.nan, math.inf, -math.inf])
 
 
@@ -43,24 +39,24 @@ def test_the_best_evaluation_is_the_best_of_those_with_numbers(means: list[float
     with tempfile.TemporaryDirectory() as folder:
         run = RunFolder(Folder.at(folder))
         for step, mean in enumerate(means, start=1):
-            run.write_evaluation(report(step, mean))
+            run.write_evaluation(make_report(step, mean))
             strict(run.evaluation(step).read_text())
         summary = run.write_summary(status="finished", step=len(means))
         written = strict((run.folder / "summary.json").read_text())
         usable = [mean for mean in means if math.isfinite(mean)]
         assert (summary["best"] is None) == (not usable)
         if usable:
-            assert score(summary["best"]) == max(usable)
+            assert EvaluationReport.from_dict(summary["best"]).score == max(usable)
             assert written["best"]["targets"][0]["return_mean"] == max(usable)
 
 
 def test_a_file_that_holds_nan_from_before_is_never_the_best(tmp_path: Any) -> None:
     run = RunFolder(Folder.at(tmp_path))
-    run.evaluation(1).write_text(json.dumps(report(1, math.nan)))
-    run.write_evaluation(report(2, -900.0))
+    run.evaluation(1).write_text(json.dumps(make_report(1, math.nan).to_dict()))
+    run.write_evaluation(make_report(2, -900.0))
     best = run.best_evaluation()
     assert best is not None
-    assert best["step"] == 2
+    assert best.step == 2
 
 
 def test_metrics_are_json_whatever_they_are(tmp_path: Any) -> None:
@@ -86,6 +82,5 @@ def test_returns_that_add_up_to_no_number_are_the_environments_fault(monkeypatch
 
 
 def test_a_run_with_unusable_evaluations_is_shown(capsys: pytest.CaptureFixture) -> None:
-    found = report(1, math.nan) | {"env_id": "X-v0", "num_episodes": 1, "seed": 0}
-    print_evaluation(found)
+    print_evaluation(make_report(1, math.nan))
     assert "nan" in capsys.readouterr().out

@@ -44,7 +44,7 @@ def losses_of(config: RunConfig) -> list[float]:
 def evaluations_of(config: RunConfig) -> dict[int, list[list[float]]]:
     """The returns of all episodes, for each target return of each evaluated update."""
     reports = RunFolder.of(config).read_evaluations()
-    return {report["step"]: [target["episode_returns"] for target in report["targets"]] for report in reports}
+    return {report.step: [target.episode_returns for target in report.targets] for report in reports}
 
 
 def with_workers(config: RunConfig, num_workers: int, **changes) -> RunConfig:
@@ -224,10 +224,10 @@ def test_actors_report_what_one_process_reports(tiny_config: RunConfig) -> None:
 
     policy = DecisionTransformer(tiny_config).policy()
     settings = replace(tiny_config.evaluation, num_episodes=5)
-    expected = evaluate(policy, "Pendulum-v1", settings, step=3)["targets"]
+    expected = evaluate(policy, "Pendulum-v1", settings, step=3).targets
     actors = EvaluationActors(EvaluationActors.start(2), "Pendulum-v1", settings)
-    for target, reference in zip(actors.submit(policy, step=3).result()["targets"], expected, strict=True):
-        np.testing.assert_allclose(target["episode_returns"], reference["episode_returns"], rtol=1e-4)
+    for target, reference in zip(actors.submit(policy, step=3).result().targets, expected, strict=True):
+        np.testing.assert_allclose(target.episode_returns, reference.episode_returns, rtol=1e-4)
 
 
 def test_more_actors_than_cpus_are_refused() -> None:

@@ -139,7 +139,7 @@ def test_no_more_environments_are_open_than_asked_for_and_results_do_not_change(
         config = EvaluationConfig(
             target_returns=(-1.0, -2.0)[:num_targets], num_episodes=num_episodes, max_timesteps=20, max_envs=max_envs
         )
-        return evaluate(Constant(), env_id("Plain"), config, step=0)["targets"]
+        return evaluate(Constant(), env_id("Plain"), config, step=0).targets
 
     Tank.most_open = Tank.num_open = 0
     assert play(max_envs) == play(1000)
@@ -184,9 +184,9 @@ def test_arguments_of_an_environment_reach_every_place_that_makes_one(tmp_path: 
     assert loaded.config.env_kwargs == {"file": "0.3"}
     report = loaded.evaluate(target_returns=[-1.0])
     config = EvaluationConfig(target_returns=(-1.0,), num_episodes=3, max_timesteps=20)
-    there = evaluate(loaded.policy(), env_id("NeedsFile"), config, step=4, env_kwargs={"file": "0.3"})
+    there = evaluate(loaded.policy(), env_id("NeedsFile"), config, step=4, env_kwargs={"file": "0.3"}).to_dict()
     assert report["targets"][0]["episode_returns"] == there["targets"][0]["episode_returns"]
-    elsewhere = evaluate(loaded.policy(), env_id("NeedsFile"), config, step=4, env_kwargs={"file": "0.0"})
+    elsewhere = evaluate(loaded.policy(), env_id("NeedsFile"), config, step=4, env_kwargs={"file": "0.0"}).to_dict()
     assert report["targets"][0]["episode_returns"] != elsewhere["targets"][0]["episode_returns"]
 
 

@@ -149,7 +149,7 @@ CONFIG = EvaluationConfig(
 
 
 def test_a_report_has_the_published_form_and_the_episodes_of_each_target() -> None:
-    report = evaluate(Constant(), "Pendulum-v1", CONFIG, step=7)
+    report = evaluate(Constant(), "Pendulum-v1", CONFIG, step=7).to_dict()
     assert list(report) == ["step", "env_id", "num_episodes", "seed", "wall_s", "env_steps_per_s", "targets"]
     assert [target["target_return"] for target in report["targets"]] == [-50, 150]
     env = make_env("Pendulum-v1")
@@ -169,7 +169,7 @@ def test_a_report_is_the_same_however_the_episodes_are_shared(num_actors: int) -
     shares = [range(i, 5, num_actors) for i in range(num_actors)]
     parts = [play(Constant(), "Pendulum-v1", CONFIG, share) for share in shares]
     shared = make_report(parts, "Pendulum-v1", CONFIG, step=0, wall_s=1.0)
-    assert shared["targets"] == evaluate(Constant(), "Pendulum-v1", CONFIG, step=0)["targets"]
+    assert shared.targets == evaluate(Constant(), "Pendulum-v1", CONFIG, step=0).targets
 
 
 def test_the_interval_covers_the_mean_at_its_rate() -> None:

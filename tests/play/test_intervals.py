@@ -41,4 +41,4 @@ def test_the_interval_of_a_mean_covers_it_with_few_values(num: int, least: float
 
 
 def test_one_value_is_its_own_interval() -> None:
-    assert bootstrap_interval(np.array([3.0])) == [3.0, 3.0]
+    assert bootstrap_interval(np.array([3.0])) == (3.0, 3.0)

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
+from support.reports import make_report
 
 from dt_ray.config.schema import RunConfig
 from dt_ray.errors import RunError
@@ -53,12 +54,12 @@ def test_the_tables_say_what_the_runs_say(runs: list[str], tmp_path: Path) -> No
     assert [(group.label, len(group.runs)) for group in groups] == [("seed-0, seed-1", 2), ("wider", 1)]
     aggregates = {(row["group"], float(row["target_return"])): row for row in rows_of(tmp_path / "out/aggregates.csv")}
     for group in groups:
-        for target in group.last[0]["targets"]:
+        for target in group.last[0].targets:
             returns = [
-                r for report in group.last for t in report["targets"] if t["target_return"] == target["target_return"]
-                for r in t["episode_returns"]
+                r for report in group.last for t in report.targets if t.target_return == target.target_return
+                for r in t.episode_returns
             ]  # fmt: skip
-            row = aggregates[group.label, target["target_return"]]
+            row = aggregates[group.label, target.target_return]
             assert float(row["mean"]) == pytest.approx(np.mean(returns))
             assert int(row["episodes"]) == len(returns)
     learning = rows_of(tmp_path / "out/learning.csv")
@@ -106,7 +107,9 @@ def group_of(label: str, returns: np.ndarray) -> Group:
 
     class Evaluated:
         def __init__(self, row: np.ndarray) -> None:
-            self.evaluations = [{"targets": [{"target_return": 1.0, "episode_returns": row.tolist()}]}]
+            (target,) = make_report(1, row.mean()).targets
+            targets = (replace(target, episode_returns=tuple(row.tolist())),)
+            self.evaluations = [replace(make_report(1), targets=targets)]
 
     return Group(label=label, runs=[Evaluated(row) for row in returns])  # type: ignore[list-item]
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.reports import make_report
 from support.sweeps import made_sweep
 
 from dt_ray.cli.progress import SweepWatcher, Watcher
@@ -106,24 +107,33 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     return counts
 
 
-def test_each_evaluation_is_read_once_however_many_there_are(tiny_config: RunConfig, reads: Counter[str]) -> None:
+def test_what_a_run_has_written_itself_is_not_read_again(tiny_config: RunConfig, reads: Counter[str]) -> None:
     evaluation = replace(tiny_config.evaluation, every=1, num_episodes=1, max_timesteps=2)
     checkpoint = replace(tiny_config.checkpoint, every=1)
     start_run(replace(tiny_config, total_timesteps=40, evaluation=evaluation, checkpoint=checkpoint))
-    of_evaluations = {file: count for file, count in reads.items() if "/evaluations/" in file}
-    assert len(of_evaluations) == 40
-    assert set(of_evaluations.values()) == {1}
+    assert not [file for file in reads if "/evaluations/" in file]
     of_checkpoints = [count for file, count in reads.items() if "/checkpoints/step" in file]
     assert max(of_checkpoints) <= 1
 
 
 def test_an_evaluation_that_is_written_again_is_read_again(tmp_path: Path) -> None:
     run = RunFolder(Folder.at(tmp_path))
-    for value in (1, 2, 33):
-        run.write_evaluation({"step": 1, "targets": [], "value": value})
-        assert run.read_evaluations() == [{"step": 1, "targets": [], "value": value}]
-    RunFolder(run.folder).write_evaluation({"step": 1, "targets": [], "value": "longer"})
-    assert run.read_evaluations() == [{"step": 1, "targets": [], "value": "longer"}]
+    for value in (1.0, 2.0, 33.0):
+        run.write_evaluation(make_report(1, value))
+        assert run.read_evaluations() == [make_report(1, value)]
+    RunFolder(run.folder).write_evaluation(make_report(1, 4.0, 5.0))
+    assert run.read_evaluations() == [make_report(1, 4.0, 5.0)]
+
+
+def test_an_evaluation_of_another_process_is_read_once(tmp_path: Path, reads: Counter[str]) -> None:
+    run = RunFolder(Folder.at(tmp_path))
+    for step in (1, 2, 3):
+        RunFolder(run.folder).write_evaluation(make_report(step, -step))
+        assert run.read_evaluations()[-1] == make_report(step, -step)
+        best = run.best_evaluation()
+        assert best is not None
+        assert best.step == 1
+    assert {count for file, count in reads.items() if "/evaluations/" in file} == {1}
 
 
 def test_the_progress_reads_each_line_once(tiny_config: RunConfig, reads: Counter[str]) -> None:

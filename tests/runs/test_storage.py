@@ -39,7 +39,7 @@ def numbers_of(config: RunConfig) -> tuple[list[float], list[dict], bytes]:
     """What a run comes to: its losses, its evaluations and its last weights."""
     run = RunFolder.of(config)
     losses = [json.loads(line)["train/loss"] for line in run.metrics_file.read_text().splitlines()]
-    evaluations = [report["targets"] for report in run.read_evaluations()]
+    evaluations = [report.targets for report in run.read_evaluations()]
     return losses, evaluations, (run.checkpoint(20) / "policy/model.safetensors").read_bytes()
 
 

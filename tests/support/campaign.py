@@ -452,7 +452,7 @@ class Numbers:
         return cls(
             weights=safetensors.numpy.load(weights),
             losses={line["step"]: line["train/loss"] for line in lines},
-            targets=[report["targets"] for report in run.read_evaluations()],
+            targets=[report.targets for report in run.read_evaluations()],
             workers=[key for key, _ in itertools.groupby(lines, lambda line: line["time/workers"])],
         )
 

@@ -76,4 +76,4 @@ def test_a_trial_that_goes_on_from_an_earlier_step_reports_its_new_weights(
     assert [(metrics["step"], step) for metrics, _, step in reported] == [(20, 20)]
     (metrics, weights, _) = reported[0]
     assert weights == (run.checkpoint(20) / FILES[0]).read_bytes()
-    assert metrics["return_mean"] == max(t["return_mean"] for t in run.read_evaluation(20)["targets"])
+    assert metrics["return_mean"] == run.read_evaluation(20).highest_mean

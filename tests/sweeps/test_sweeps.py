@@ -177,7 +177,7 @@ def test_the_table_and_the_best_are_what_the_runs_say(tiny_config: RunConfig, tm
     missing = further_evaluations(sweep, folder)
     assert len(missing) == 4  # a trial each, under the second context length
     for checkpoint, evaluation, file in missing:
-        file.write_text(json.dumps(evaluate_checkpoint(checkpoint, evaluation)))
+        file.write_text(evaluate_checkpoint(checkpoint, evaluation).to_json())
     assert further_evaluations(sweep, folder) == []
 
     rows = read_rows(sweep, folder)
@@ -186,8 +186,8 @@ def test_the_table_and_the_best_are_what_the_runs_say(tiny_config: RunConfig, tm
     table = list(csv.DictReader(io.StringIO((folder.folder / "trials.csv").read_text())))
     assert len(table) == len(rows)
     run = folder.trial(table[0]["trial"])
-    target = run.read_evaluation(10)["targets"][0]
-    assert float(table[0]["return_mean"]) == target["return_mean"]
+    target = run.read_evaluation(10).targets[0]
+    assert float(table[0]["return_mean"]) == target.return_mean
     assert table[0]["checkpoint"] == str(run.checkpoint(10))
     assert {"optim.learning_rate", "evaluation.context_length", "seed", "updates", "train_wall_s"} <= set(table[0])
 

@@ -145,7 +145,7 @@ def test_trials_that_asha_ends_keep_their_checkpoints(tiny_config: RunConfig, tm
         run = folder.trial(name)
         report = result_of(run)[1]
         assert report is not None
-        assert find_fault(run.checkpoint(report["step"])) is None
+        assert find_fault(run.checkpoint(report.step)) is None
     assert len({row["updates"] for row in read_rows(sweep, folder)}) > 1
 
 

@@ -41,7 +41,7 @@ def test_tensorboard_has_every_metric_and_evaluation(tiny_config: RunConfig) -> 
                 found.setdefault(value.tag, {})[event.step] = value.simple_value
             place += length + 16
     assert found["train/loss"] == metrics_of(run)
-    means = {report["step"]: pytest.approx(report["targets"][0]["return_mean"]) for report in run.read_evaluations()}
+    means = {report.step: pytest.approx(report.targets[0].return_mean) for report in run.read_evaluations()}
     assert found["evaluation/return_mean/-100"] == means
 
 

@@ -1,0 +1,89 @@
+"""The JSON form of an evaluation report, and which of several reports is the best."""
+
+import json
+import math
+from dataclasses import fields, replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support.reports import make_report
+
+from dt_ray.runs.evaluation_report import EvaluationReport, TargetResult, best_of
+
+numbers = st.one_of(st.floats(-1e6, 1e6), st.just(math.nan))
+targets = st.builds(
+    TargetResult,
+    target_return=st.floats(-1e4, 1e4),
+    return_mean=numbers,
+    return_std=numbers,
+    return_ci95=st.tuples(numbers, numbers),
+    normalized_score=st.one_of(st.none(), st.floats(-1, 2)),
+    episode_returns=st.lists(numbers, max_size=3).map(tuple),
+    episode_lengths=st.lists(st.integers(1, 500), max_size=3).map(tuple),
+)
+reports = st.builds(
+    EvaluationReport,
+    step=st.integers(0, 10**6),
+    env_id=st.one_of(st.none(), st.just("Pendulum-v1")),
+    num_episodes=st.integers(0, 100),
+    seed=st.integers(0, 100),
+    wall_s=st.floats(0, 1e3),
+    env_steps_per_s=st.floats(0, 1e6),
+    targets=st.lists(targets, max_size=3).map(tuple),
+)
+
+
+@given(reports)
+def test_a_report_is_the_same_after_its_json_form(report: EvaluationReport) -> None:
+    again = EvaluationReport.from_json(report.to_json())
+    assert repr(again) == repr(report)  # which shows NaN as equal
+    assert repr(EvaluationReport.from_dict(report.to_dict())) == repr(report)
+    assert repr(EvaluationReport.from_dict(json.loads(report.to_json()))) == repr(report)
+
+
+def test_the_json_form_is_the_published_one() -> None:
+    form = json.loads(make_report(7, -150.0, math.nan).to_json())
+    assert list(form) == ["step", "env_id", "num_episodes", "seed", "wall_s", "env_steps_per_s", "targets"]
+    assert form["targets"][1] == {
+        "target_return": 0.0,
+        "return_mean": None,
+        "return_std": 0.0,
+        "return_ci95": [None, None],
+        "normalized_score": None,
+        "episode_returns": [None],
+        "episode_lengths": [20],
+    }
+
+
+def test_the_dictionary_of_a_report_holds_lists_as_json_does() -> None:
+    form = make_report(7, -150.0).to_dict()
+    assert form == json.loads(json.dumps(form))
+
+
+@pytest.mark.parametrize("missing", [field.name for field in fields(EvaluationReport)])
+def test_a_report_without_one_of_its_parts_is_refused(missing: str) -> None:
+    form: dict[str, Any] = make_report(7, -150.0).to_dict()
+    del form[missing]
+    with pytest.raises(ValueError, match=missing):
+        EvaluationReport.from_dict(form)
+
+
+def test_the_score_is_the_mean_at_the_highest_target_return() -> None:
+    assert make_report(1, -50.0, -80.0, -120.0).score == -120.0
+    assert make_report(1, -50.0, -80.0, -120.0).highest_mean == -50.0
+    assert make_report(1, math.nan, -80.0).highest_mean == -80.0
+
+
+def test_a_report_without_targets_has_no_score_and_is_never_the_best() -> None:
+    empty = make_report(3, env_id=None)
+    assert math.isnan(empty.score)
+    assert math.isnan(empty.highest_mean)
+    assert best_of([empty]) is None
+    assert best_of([empty, make_report(4, -10.0)]) == make_report(4, -10.0)
+
+
+def test_of_equal_reports_the_earliest_is_the_best() -> None:
+    one = make_report(1, -10.0)
+    assert best_of([make_report(0, -20.0), one, replace(one, step=2)]) is one
