@@ -21,14 +21,15 @@ from dt_ray.config.loading import change_evaluation, decode_config, read_setting
 from dt_ray.config.schema import DEFAULT_CONFIG, RunConfig
 from dt_ray.data.ranges import Ranges
 from dt_ray.data.reading import read_dataset
-from dt_ray.data.spaces import with_data_bounds
+from dt_ray.data.spaces import needed_environment, with_data_bounds
 from dt_ray.data.windows import Windows
 from dt_ray.errors import ConfigError, RunError
 from dt_ray.jobs.deriving import resolve_settings
-from dt_ray.jobs.training import check_run, name_run, resume_run, resumed_config, start_run
+from dt_ray.jobs.training import check_run, name_run, read_held_out, resume_run, resumed_config, start_run
 from dt_ray.learners import Learner, Policy, make_learner
 from dt_ray.models.batch import WindowBatch
 from dt_ray.play.evaluation import evaluate
+from dt_ray.play.held_out import evaluate_held_out
 from dt_ray.runs.checkpoint import MANIFEST, load_learner, save_checkpoint
 from dt_ray.runs.folder import find_checkpoint
 from dt_ray.runs.storage import Folder
@@ -138,16 +139,24 @@ class Algorithm:
     def evaluate(
         self, *, target_returns: Sequence[float] | None = None, num_episodes: int | None = None
     ) -> dict[str, Any]:
-        """Plays evaluation episodes in this process; the report has the form of `evaluations/*.json`."""
+        """Plays evaluation episodes in this process; the report has the form of `evaluations/*.json`.
+
+        Without an environment it replays the held-out episodes of the log.
+
+        Raises:
+            ConfigError: target returns or a number of episodes, and no environment.
+        """
+        if self.config.env_id is None and target_returns is None and num_episodes is None:
+            held_out = read_held_out(self.config)
+            return evaluate_held_out(self.policy(), held_out, self.config.evaluation, step=self.learner.step).to_dict()
+        env_id = needed_environment(self.config.env_id, "an evaluation at target returns")
         settings = change_evaluation(
             self.config.evaluation,
             self.config.model,
             target_returns=None if target_returns is None else tuple(target_returns),
             num_episodes=num_episodes,
         )
-        report = evaluate(
-            self.policy(), self.config.env_id, settings, step=self.learner.step, env_kwargs=self.config.env_kwargs
-        )
+        report = evaluate(self.policy(), env_id, settings, step=self.learner.step, env_kwargs=self.config.env_kwargs)
         return report.to_dict()
 
     eval = evaluate

@@ -90,9 +90,10 @@ def main(arguments: Sequence[str]) -> None:
 def show_results(folder: SweepFolder, best: dict[str, Any]) -> None:
     settings = "  ".join(f"{key}={value}" for key, value in best["settings"].items())
     print(f"best    {settings}")
-    interval = " .. ".join(f"{bound:.1f}" for bound in best["metric_ci95"] or ())
+    digits = 4 if best["metric"] in ("action_error", "normalized_score") else 1
+    interval = " .. ".join(f"{bound:.{digits}f}" for bound in best["metric_ci95"] or ())
     seeds = f"the mean of {best['num_seeds']} seeds, 95% interval {interval}" if interval else "one seed"
-    print(f"        {best['metric']} {best['metric_mean']:.1f}, {seeds}")
+    print(f"        {best['metric']} {best['metric_mean']:.{digits}f}, {seeds}")
     print(f"sweep   {folder}")
     print(f"table   {folder}/trials.csv")
     print(f"report  {folder}/report/report.html")

@@ -16,6 +16,7 @@ Exit codes: 0 done; 2 yours to fix, one message says what.
 from __future__ import annotations
 
 import argparse
+import statistics
 from collections.abc import Sequence
 
 from dt_ray.cli.command import add_modules_argument, print_derived, print_evaluation, run_command, show_log
@@ -96,7 +97,9 @@ def main(arguments: Sequence[str]) -> None:
     print(f"run         {result.run}")
     print(f"checkpoint  {RunFolder.of(config).checkpoint(result.summary['step'])}")
     print("next        " + f"python -m dt_ray.report {result.run}")
-    print("            " + f"python -m dt_ray.evaluate {result.run} --target-return -200 --plot obedience.png")
+    if config.env_id is not None:
+        asked = f"--target-return {statistics.median(config.evaluation.target_returns):g} --plot obedience.png"
+        print("            " + f"python -m dt_ray.evaluate {result.run} {asked}")
     print("            " + f"python -m dt_ray.train --resume {result.run} total_timesteps={2 * config.total_timesteps}")
 
 

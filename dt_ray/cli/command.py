@@ -14,8 +14,10 @@ from dt_ray.errors import UserError
 from dt_ray.training.interrupts import Terminated, raise_on_sigterm, sigterm_received
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from dt_ray.config.derived import Derived
-    from dt_ray.runs.evaluation_report import EvaluationReport
+    from dt_ray.runs.evaluation_report import EvaluationReport, HeldOutResult
 
 USER_ERROR = 2
 LOG_WIDTH = 140  # characters of a table that goes to a file
@@ -72,10 +74,13 @@ def print_derived(derived: Sequence[Derived]) -> None:
 
 
 def print_evaluation(report: EvaluationReport) -> None:
-    """The table of target returns and what was reached, on stdout."""
+    """The table of target returns and what was reached, or of the errors of actions, on stdout."""
     from rich.console import Console
     from rich.table import Table
 
+    if report.held_out is not None:
+        Console(soft_wrap=True).print(_held_out_table(report, report.held_out))
+        return
     table = Table(
         title=f"{report.env_id}, {report.num_episodes} episodes a target from seed {report.seed}, "
         f"after {report.step} updates"
@@ -93,6 +98,21 @@ def print_evaluation(report: EvaluationReport) -> None:
             "–" if score is None else f"{score:.3f}",
         )
     Console(soft_wrap=True).print(table)
+
+
+def _held_out_table(report: EvaluationReport, held_out: HeldOutResult) -> Table:
+    from rich.table import Table
+
+    table = Table(
+        title=f"{report.num_episodes} held-out episodes, {held_out.num_steps} steps, after {report.step} updates: "
+        f"error of actions (1: half of the width of their bounds)"
+    )
+    table.add_column("steps")
+    for column in ("the policy", "linear cloning", "mean action"):
+        table.add_column(column, justify="right")
+    for name, errors in held_out.rows():
+        table.add_row(name, *(f"{error:.4f}" for error in errors))
+    return table
 
 
 class TerminalHandler(logging.Handler):

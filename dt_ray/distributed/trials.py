@@ -22,6 +22,7 @@ from pyarrow import fs
 
 from dt_ray.config.schema import RunConfig
 from dt_ray.data.filesystems import reach
+from dt_ray.data.held_out import HeldOutEpisodes
 from dt_ray.distributed.evaluation import EvaluationActors
 from dt_ray.distributed.resources import ResourcePlan
 from dt_ray.distributed.training import train_on_ray
@@ -65,12 +66,14 @@ class TrialContext(LocalContext):
             return Wish.STOP
         return super().wish()
 
-    def evaluate(self, policy: Policy, *, step: int, again: bool = False) -> Future[EvaluationReport]:
+    def evaluate(
+        self, policy: Policy, held_out: HeldOutEpisodes | None, *, step: int, again: bool = False
+    ) -> Future[EvaluationReport]:
         self._evaluated = step
-        if again:  # perhaps it was the environment that ended this process' predecessor
+        if again and self.config.env_id is not None:  # perhaps the environment ended this process' predecessor
             actors = EvaluationActors.start(1, num_cpus=0)
             return EvaluationActors(actors, self.config.env_id, self.config.evaluation).submit(policy, step=step)
-        return super().evaluate(policy, step=step)
+        return super().evaluate(policy, held_out, step=step)
 
     def report_new(self, run: RunFolder) -> None:
         """Tells Tune of the newest evaluation, once that and its checkpoint are written."""
@@ -115,7 +118,12 @@ def local_copy(checkpoint: ray.tune.Checkpoint, target: str) -> Folder:
 
 
 def metrics_of(report: EvaluationReport, sweep: SweepConfig) -> dict[str, float]:
-    """What Tune compares trials by: the best of the returns, or the mean distance from those asked for."""
+    """What Tune compares trials by: the best of the returns, or the mean distance from those asked for.
+
+    Without an environment, the error of the actions.
+    """
+    if report.held_out is not None:
+        return {"step": report.step, "action_error": report.held_out.action_error}
     scores = [target.normalized_score for target in report.targets if target.normalized_score is not None]
     return {
         "step": report.step,

@@ -9,7 +9,7 @@ import io
 import json
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from dt_ray.data.normalizer import Normalizer
 from dt_ray.environments.checked import GymnasiumEnvironments
+from dt_ray.environments.steps import Environments, Steps
 from dt_ray.errors import UserError
 from dt_ray.learners.base import Policy
 from dt_ray.learners.iql import ObservationPolicy
@@ -143,10 +144,33 @@ def export_policy(policy: Policy, format: Literal["onnx", "torch"], facts: Mappi
     return written.model_proto.SerializeToString()
 
 
+class DrawnObservations:
+    """What takes an environment's place where there is none: independent observations with the data's mean and
+    deviation, and rewards of 0."""
+
+    def __init__(self, units: Normalizer) -> None:
+        self.units, self.action_shape = units, units.action_low.shape
+
+    def reset(self, seeds: Sequence[int]) -> Float[ndarray, "1 S"]:
+        self.generator = np.random.default_rng(seeds[0])
+        return self._draw()
+
+    def step(self, live: Int[ndarray, "1"], actions: Float[ndarray, "1 A"]) -> Steps:
+        flags = np.zeros(1, dtype=bool)
+        return Steps(observations=self._draw(), rewards=np.zeros(1), terminated=flags, truncated=flags)
+
+    def close(self) -> None:
+        pass
+
+    def _draw(self) -> Float[ndarray, "1 S"]:
+        units = self.units
+        return self.generator.normal(units.observation_mean, units.observation_std).astype(np.float32)[None]
+
+
 def largest_difference(
     act: Any,
     policy: Policy,
-    env_id: str,
+    env_id: str | None,
     *,
     target_return: float,
     seed: int,
@@ -155,12 +179,13 @@ def largest_difference(
 ) -> float:
     """Of the actions over one episode that the policy plays: `act` takes the inputs as arrays, by name.
 
-    Relative to the width of the action bounds.
+    Relative to the width of the action bounds. Without an environment, observations are drawn like those of the data.
 
     Raises:
         BrokenEnvironmentError: the environment crashed, or answered what no policy can act on.
     """
-    envs = GymnasiumEnvironments(env_id, 1, env_kwargs)
+    units: Normalizer = policy.normalizer  # type: ignore[attr-defined]
+    envs: Environments = DrawnObservations(units) if env_id is None else GymnasiumEnvironments(env_id, 1, env_kwargs)
     try:
         newest = envs.reset([seed])
         policy.start(newest, np.array([target_return]))

@@ -17,6 +17,7 @@ from dt_ray.config.loading import decode_config, load_config, to_plain
 from dt_ray.config.modules import allow_modules, allow_overrides, check_names
 from dt_ray.config.schema import DataConfig, RunConfig
 from dt_ray.data.files import absolute, resolve
+from dt_ray.data.held_out import HeldOutEpisodes
 from dt_ray.data.looks import read_log_spaces
 from dt_ray.data.reading import read_dataset, sound_files_here
 from dt_ray.data.spaces import SpaceSpec, choose_bounds, read_spaces
@@ -254,6 +255,21 @@ def check_run(config: RunConfig) -> SpaceSpec:
         raise ConfigError("data.path: there is no log to train on; name one by data.path=LOG")
     spec = read_log_spaces(config.data) if config.env_id is None else read_spaces(config.env_id, config.env_kwargs)
     return choose_bounds(spec, config.data.action_bounds, env_id=config.env_id)
+
+
+def read_held_out(config: RunConfig) -> HeldOutEpisodes:
+    """The held-out episodes of a run without an environment, read again.
+
+    Raises:
+        ConfigError: no episode was held out.
+    """
+    held_out = _prepare_here(config, check_run(config)).held_out
+    if held_out is None:
+        raise ConfigError(
+            f"no episode was held out (data.validation_fraction={config.data.validation_fraction:g}), and there is no "
+            f"environment: there is nothing to evaluate on"
+        )
+    return held_out
 
 
 def _train(

@@ -51,7 +51,8 @@ MUTABLE_KEYS = ("optim.learning_rate", "optim.gradient_clip", "data.return_noise
 class SweepSettings:
     num_samples: Annotated[int, Ge(1)] = 1  # draws of what isn't a grid, for each point of the grid
     num_seeds: Annotated[int, Ge(1)] = 1  # trainings of each setting, with seeds from `seed` on
-    metric: Literal["return_mean", "normalized_score", "obedience_error"] = "return_mean"
+    metric: Literal["return_mean", "normalized_score", "obedience_error", "action_error"] = "return_mean"
+    # action_error: of held-out episodes, the one that there is without an environment
     mode: Literal["max", "min"] | None = None  # which of its values is best; null: the lowest error, the highest else
     scheduler: Literal["none", "asha", "median", "pbt"] = "none"  # what ends trials early, or changes them
     search: Literal["random", "optuna"] = "random"  # who draws
@@ -59,7 +60,7 @@ class SweepSettings:
 
     @property
     def direction(self) -> Literal["max", "min"]:
-        return self.mode or ("min" if self.metric == "obedience_error" else "max")
+        return self.mode or ("min" if self.metric.endswith("_error") else "max")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,6 +210,8 @@ def decode_sweep(
     settings = {key: value for key, value in given.items() if key in names}
     swept = {key: value for key, value in given.items() if key not in names and _is_axis(value)}
     base = resolve(with_values(config, {k: v for k, v in given.items() if k not in names and k not in swept}))
+    if base.env_id is None:
+        settings = {"metric": "action_error", **settings}
     decoded = SweepSettings()
     try:
         decoded = TypeAdapter(SweepSettings).validate_python(settings)
@@ -322,6 +325,13 @@ def _find_conflicts(sweep: SweepConfig) -> list[str]:
         )
     if settings.metric == "normalized_score" and base.evaluation.reference_return is None:
         problems.append("metric: normalized_score needs evaluation.random_return and evaluation.reference_return")
+    if (settings.metric == "action_error") != (base.env_id is None):
+        allowed = "action_error, of held-out episodes" if base.env_id is None else "of returns reached in it"
+        problems.append(f"metric: with env_id={base.env_id} it is {allowed}, got {settings.metric}")
+    if base.env_id is None and base.data.validation_fraction == 0:
+        problems.append("data.validation_fraction: without an environment trials are compared on held-out episodes")
+    if base.env_id is None and (asked := [axis.key for axis in sweep.axes if axis.is_evaluation]):
+        problems.append(f"{', '.join(asked)}: only an environment is evaluated in several ways, and there is none")
     if base.scaling.is_elastic:
         problems.append("scaling.num_workers: trials have a fixed number of workers, got [min, max]")
     if settings.scheduler == "pbt":

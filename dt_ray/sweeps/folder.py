@@ -15,6 +15,7 @@ import numpy as np
 
 from dt_ray.config.loading import parse_yaml
 from dt_ray.config.schema import EvaluationConfig
+from dt_ray.data.spaces import needed_environment
 from dt_ray.errors import ConfigError, RunError
 from dt_ray.play.evaluation import evaluate
 from dt_ray.runs.checkpoint import checkpoint_name, load_policy
@@ -140,7 +141,8 @@ def further_evaluations(sweep: SweepConfig, folder: SweepFolder) -> list[tuple[s
 def evaluate_checkpoint(checkpoint: str, evaluation: EvaluationConfig) -> EvaluationReport:
     """The report on a checkpoint under these settings, played in this process."""
     policy, facts = load_policy(Folder(checkpoint), evaluation)
-    return evaluate(policy, facts.env_id, evaluation, step=facts.step, env_kwargs=facts.env_kwargs)
+    env_id = needed_environment(facts.env_id, "an evaluation of another kind")
+    return evaluate(policy, env_id, evaluation, step=facts.step, env_kwargs=facts.env_kwargs)
 
 
 def read_rows(sweep: SweepConfig, folder: SweepFolder) -> list[Row]:
@@ -168,6 +170,9 @@ def _rows_of(sweep: SweepConfig, folder: SweepFolder, name: str) -> list[Row]:
                 continue
             report = EvaluationReport.from_json(file.read_text())
         asked = value_of_evaluation(evaluation, sweep)
+        if (held_out := report.held_out) is not None:
+            errors = {name: getattr(held_out, name) for name in ("action_error", "cloning_error", "constant_error")}
+            rows.append({**common, **errors, **_costs(run, report, summary)})
         rows += [
             {
                 **common,
@@ -179,9 +184,7 @@ def _rows_of(sweep: SweepConfig, folder: SweepFolder, name: str) -> list[Row]:
                 "return_ci95_high": target.return_ci95[1],
                 "normalized_score": target.normalized_score,
                 "obedience_error": target.obedience_error,
-                "updates": report.step,
-                "train_wall_s": summary.get("train_wall_s"),
-                "checkpoint": str(run.checkpoint(report.step)),
+                **_costs(run, report, summary),
             }
             for target in report.targets
         ]
@@ -192,6 +195,14 @@ def value_of_evaluation(evaluation: EvaluationConfig, sweep: SweepConfig) -> Row
     """The swept settings of an evaluation, by key; its target returns are rows of their own."""
     keys = [axis.key for axis in sweep.axes if axis.is_evaluation and axis.key != "evaluation.target_returns"]
     return {key: getattr(evaluation, key.removeprefix("evaluation.")) for key in keys}
+
+
+def _costs(run: RunFolder, report: EvaluationReport, summary: Mapping[str, Any]) -> Row:
+    return {
+        "updates": report.step,
+        "train_wall_s": summary.get("train_wall_s"),
+        "checkpoint": str(run.checkpoint(report.step)),
+    }
 
 
 def write_table(rows: Sequence[Row], file: Folder) -> None:
@@ -207,14 +218,15 @@ def write_table(rows: Sequence[Row], file: Folder) -> None:
 def settings_of(row: Row, sweep: SweepConfig) -> Row:
     """What a row was trained and evaluated with, but for its seed."""
     keys = [axis.key for axis in sweep.axes if axis.key not in ("evaluation.target_returns", "seed")]
-    return {key: row.get(key) for key in keys} | {"target_return": row["target_return"]}
+    target = {"target_return": row["target_return"]} if "target_return" in row else {}
+    return {key: row.get(key) for key in keys} | target
 
 
 def over_seeds(rows: Sequence[Row], sweep: SweepConfig) -> list[tuple[Row, list[Row]]]:
     """Each setting that was evaluated, with its rows, one a seed."""
     groups: dict[str, tuple[Row, list[Row]]] = {}
     for row in rows:
-        if "return_mean" in row and (value := row[sweep.settings.metric]) is not None and math.isfinite(value):
+        if (value := row.get(sweep.settings.metric)) is not None and math.isfinite(value):
             settings = settings_of(row, sweep)
             groups.setdefault(json.dumps(settings), (settings, []))[1].append(row)
     return list(groups.values())

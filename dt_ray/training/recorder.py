@@ -71,6 +71,11 @@ class Recorder:
         """Seconds of training, those before a resume included."""
         return self.wall_s_before + time.perf_counter() - self.began
 
+    @property
+    def can_evaluate(self) -> bool:
+        """Whether there is anything to evaluate on: an environment, or held-out episodes."""
+        return self.config.env_id is not None or self.source.held_out is not None
+
     def is_due(self, every: int) -> bool:
         return self._is_due_at(self.learner.step, every)
 
@@ -104,14 +109,14 @@ class Recorder:
     def evaluate(self) -> None:
         """Begins an evaluation of the present weights."""
         step = self.learner.step
-        if self.is_writer:
+        if self.is_writer and self.can_evaluate:
             if self.context.evaluates_here:
                 self.writer.wait()  # should the environment end this process, its successor goes on from here
-            self.evaluations[step] = self.context.evaluate(self.learner.policy(), step=step)
+            self.evaluations[step] = self.context.evaluate(self.learner.policy(), self.source.held_out, step=step)
 
     def make_up_evaluations(self) -> None:
         """Begins those that a run which stopped left undone, from the checkpoints that waited for them."""
-        if not self.is_writer:
+        if not self.is_writer or not self.can_evaluate:
             return
         every, done = self.config.evaluation.every, self.learner.step
         undone = [step for step in self.run.checkpoint_steps() if step <= done and self._is_due_at(step, every)]
@@ -119,7 +124,7 @@ class Recorder:
             checkpoint = self.run.checkpoint(step)
             if not self.run.has_evaluation(step) and find_fault(checkpoint) is None:
                 policy, _ = load_policy(checkpoint, self.config.evaluation)
-                self.evaluations[step] = self.context.evaluate(policy, step=step, again=True)
+                self.evaluations[step] = self.context.evaluate(policy, self.source.held_out, step=step, again=True)
 
     def hand_over(self) -> TrainResult:
         """Ends these workers once their checkpoint is written; others go on from it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple, Protocol
@@ -14,11 +15,12 @@ from numpy import ndarray
 from torch import Tensor
 
 from dt_ray.config.schema import RunConfig
+from dt_ray.data.held_out import HeldOutEpisodes, LinearCloning, replayed_part
 from dt_ray.data.normalizer import Normalizer
 from dt_ray.data.ranges import Ranges, find_range_traps
 from dt_ray.data.row_traps import find_other_returns
 from dt_ray.data.spaces import SpaceSpec, with_data_bounds
-from dt_ray.data.transitions import TransitionDataset, chosen_episodes
+from dt_ray.data.transitions import TransitionDataset, chosen_episodes, join_episodes
 from dt_ray.data.windows import FOLLOWED, TERMINATED, UPDATES_A_DRAW, WindowTable, draw_anchors, draw_mixed_anchors
 from dt_ray.errors import DataError
 from dt_ray.models.batch import WindowBatch
@@ -33,6 +35,7 @@ class BatchSource(Protocol):
     normalizer: Normalizer
     values: StateValues | None  # that returns are counted from, in the model's units
     num_skipped_files: int  # that `data.on_corrupt=skip` left out
+    held_out: HeldOutEpisodes | None  # that evaluations replay where there is no environment
 
     def batch(self, step: int) -> WindowBatch:
         """This worker's share of the global batch of update `step`."""
@@ -55,6 +58,7 @@ class ResidentData:
     sizes: Int[ndarray, "D"]  # transitions of each dataset in `train`
     num_skipped_files: int
     notes: tuple[str, ...] = ()  # what looks wrong with the data, though it can be trained on
+    held_out: HeldOutEpisodes | None = None
 
     @classmethod
     def build(
@@ -91,7 +95,20 @@ class ResidentData:
             sizes=sizes,
             num_skipped_files=num_skipped_files,
             notes=notes,
+            held_out=hold_out([validation], [train], normalizer, config),
         )
+
+
+def hold_out(
+    held_out: Sequence[TransitionDataset], train: Iterable[TransitionDataset], normalizer: Normalizer, config: RunConfig
+) -> HeldOutEpisodes | None:
+    """What evaluations replay: some held-out episodes, where there are any and there is no environment to play in."""
+    held_out = [part for part in held_out if part.num_episodes]
+    if config.env_id is not None or not held_out:
+        return None
+    episodes = join_episodes([replace(part, returns_to_go=part.to_go(config.data.discount)) for part in held_out])
+    cloning = LinearCloning.fit(train, normalizer)
+    return HeldOutEpisodes(episodes=replayed_part(episodes), cloning=cloning, normalizer=normalizer)
 
 
 def find_notes(
@@ -205,6 +222,7 @@ class ResidentSource:
         device: torch.device | str = "cpu",
     ) -> None:
         self.spec, self.normalizer, self.values = data.spec, data.normalizer, data.values
+        self.held_out = data.held_out
         self.num_skipped_files = data.num_skipped_files
         self.batch_size = config.optim.batch_size
         self.noise = ReturnNoise(config, data.normalizer, rank=rank, world_size=world_size)

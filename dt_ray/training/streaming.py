@@ -24,6 +24,7 @@ from numpy import ndarray
 from dt_ray.config.schema import DataConfig, RunConfig
 from dt_ray.data.files import DatasetFile
 from dt_ray.data.formats import is_flat
+from dt_ray.data.held_out import HeldOutEpisodes
 from dt_ray.data.normalizer import Normalizer
 from dt_ray.data.ranges import Ranges
 from dt_ray.data.reading import read_episodes
@@ -42,6 +43,7 @@ from dt_ray.training.resident import (
     WindowCutter,
     check_length,
     find_notes,
+    hold_out,
 )
 
 log = logging.getLogger("dt_ray")
@@ -123,6 +125,7 @@ class StreamingData:
     validation: WindowTable | None
     num_skipped_files: int
     notes: tuple[str, ...] = ()  # what looks wrong with the data, though it can be trained on
+    held_out: HeldOutEpisodes | None = None
 
     @classmethod
     def build(
@@ -145,8 +148,8 @@ class StreamingData:
         chosen = chosen_episodes(
             ids, statistics["return"].to_numpy(), max_episodes=settings.max_episodes, top_fraction=settings.top_fraction
         )
-        held_out = held_out_episodes(len(chosen), settings.validation_fraction, seed=config.seed)
-        train = np.delete(chosen, held_out)
+        are_held_out = held_out_episodes(len(chosen), settings.validation_fraction, seed=config.seed)
+        train = np.delete(chosen, are_held_out)
         train_files = _files_at(files, places[train])
         if len(train_files) < (num := config.scaling.max_workers):
             raise DataError(
@@ -158,12 +161,10 @@ class StreamingData:
         normalizer = _fit(statistics, train, spec, settings)
         num_known = int((lengths[train] - 1 + statistics["is_end_known"].to_numpy()[train]).sum())
         notes = find_notes(ranges, spec, config, num_known=num_known, num_transitions=int(lengths[train].sum()))
-        shown = _first_within(chosen[held_out], lengths, capacity_of(config, spec, share=VALIDATION_SHARE))
-        validation = [
-            piece
-            for file in _files_at(files, places[shown])
-            for piece in _prepare(file, np.sort(ids[shown]), config, spec, normalizer)
-        ]
+        shown = _first_within(chosen[are_held_out], lengths, capacity_of(config, spec, share=VALIDATION_SHARE))
+        held_out = list(_read_chosen(_files_at(files, places[shown]), ids[shown], config, spec))
+        validation = [_in_units(part, config, normalizer) for part in held_out]
+        fitted = _first_within(train, lengths, capacity_of(config, spec, share=VALIDATION_SHARE))  # for a baseline
         return cls(
             spec=spec,
             normalizer=normalizer,
@@ -173,6 +174,9 @@ class StreamingData:
             validation=_lay_out(validation, config) if validation else None,
             num_skipped_files=num_skipped_files,
             notes=notes,
+            held_out=hold_out(
+                held_out, _read_chosen(_files_at(files, places[fitted]), ids[fitted], config, spec), normalizer, config
+            ),
         )
 
 
@@ -202,6 +206,7 @@ class StreamingSource:
         device: torch.device | str = "cpu",
     ) -> None:
         self.spec, self.normalizer, self.num_skipped_files = data.spec, data.normalizer, data.num_skipped_files
+        self.held_out = data.held_out
         self.values: StateValues | None = None  # relabelling needs all data at once
         self.data, self.config, self.device = data, config, device
         self.rank, self.world_size = rank, world_size
@@ -264,8 +269,8 @@ class StreamingSource:
         order = np.random.default_rng([self.config.seed, number]).permutation(len(self.data.files))
         for index in order[self.rank :: self.world_size]:
             file = self.data.files[index]
-            for piece in _prepare(file, self.data.train_ids, self.config, self.spec, self.normalizer):
-                yield from cut_long(piece, self.capacity)
+            for piece in _read_chosen([file], self.data.train_ids, self.config, self.spec):
+                yield from cut_long(_in_units(piece, self.config, self.normalizer), self.capacity)
 
     def _cutter(self, table: WindowTable) -> WindowCutter:
         share = self.noise.share
@@ -288,16 +293,23 @@ def capacity_of(config: RunConfig, spec: SpaceSpec, *, share: float) -> int:
     return max(config.optim.batch_size, int(share * config.data.memory_mb * 2**20 / (4 * width)))
 
 
-def _prepare(
-    file: DatasetFile, ids: Int[ndarray, "E"], config: RunConfig, spec: SpaceSpec, normalizer: Normalizer
+def _read_chosen(
+    files: Sequence[DatasetFile], ids: Int[ndarray, "E"], config: RunConfig, spec: SpaceSpec
 ) -> Iterator[TransitionDataset]:
-    """The file's episodes among these sorted ids, in the model's units and with their returns-to-go."""
-    data = read_episodes(file, config.data, spec)
-    places = np.minimum(np.searchsorted(ids, data.episode_ids), len(ids) - 1)
-    data = data.select(np.flatnonzero(ids[places] == data.episode_ids)).with_return_source(config.return_source)
-    if data.num_episodes:
-        data = normalizer.normalize(data)
-        yield replace(data, returns_to_go=data.to_go(config.data.discount))
+    """The files' episodes among these ids, file by file, of files that have any."""
+    ids = np.sort(ids)
+    for file in files:
+        data = read_episodes(file, config.data, spec)
+        places = np.minimum(np.searchsorted(ids, data.episode_ids), len(ids) - 1)
+        data = data.select(np.flatnonzero(ids[places] == data.episode_ids)).with_return_source(config.return_source)
+        if data.num_episodes:
+            yield data
+
+
+def _in_units(data: TransitionDataset, config: RunConfig, normalizer: Normalizer) -> TransitionDataset:
+    """The same episodes in the model's units and with their returns-to-go."""
+    data = normalizer.normalize(data)
+    return replace(data, returns_to_go=data.to_go(config.data.discount))
 
 
 def _check_dimensions(files: Sequence[DatasetFile], statistics: pa.Table) -> None:
