@@ -17,6 +17,7 @@ from dt_ray.errors import ConfigError, UnsupportedSpaceError
 
 log = logging.getLogger("dt_ray")
 
+EXTRAS = ("mujoco", "box2d")  # of ours, by what Gymnasium calls that which is missing
 WIDEST_BOUNDS = 1e15  # beyond that a bound stands for none: 1e30, the largest float32
 
 
@@ -67,6 +68,9 @@ def make_env(env_id: str, env_kwargs: Mapping[str, Any] | None = None, **options
         if isinstance(error, TypeError) and not isinstance(error, gym.error.Error):
             hint = f"; env_kwargs gives it arguments, e.g. env_kwargs.NAME=VALUE (now {dict(env_kwargs or {})})"
         reason = " ".join(str(error).split()) or type(error).__name__
+        if isinstance(error, (gym.error.DependencyNotInstalled, ImportError)):
+            extra = next((name for name in EXTRAS if name in reason.lower()), None)
+            hint = f'; here: pip install "dt-ray[{extra}]"' if extra else ""
         kind = "" if isinstance(error, (gym.error.Error, ImportError)) else f"{type(error).__name__}: "
         raise UnsupportedSpaceError(f"can't make the environment {env_id!r}: {kind}{reason}{hint}") from None
 

@@ -14,8 +14,8 @@ from dt_ray.sweeps.folder import Row
 
 TEXT = (
     "Root mean square error of the actions on episodes that nothing was trained on, which the policy is shown step by "
-    "step and asked for the return that they had; 1 is half of the width of the action bounds. In grey the rules that a "
-    "policy should beat: ridge regression of actions on observations (dashed) and the mean action (dotted)."
+    "step and asked for the return that they had; 1 is half of the width of the action bounds. In grey the rules that "
+    "a policy should beat: ridge regression of actions on observations (dashed) and the mean action (dotted)."
 )
 
 
@@ -30,9 +30,10 @@ def draw_action_errors(groups: Sequence[Group]) -> Figure:
             if number == 0:
                 axes.plot(places, [each.cloning_error for each in errors], color=GREY, linestyle="--")
                 axes.plot(places, [each.constant_error for each in errors], color=GREY, linestyle=":")
-        axes.set(xlabel={"by_step": "step of the episode", "by_return": "return of the episode"}[name], ylim=(0, None))
+        axes.set(xlabel={"by_step": "step of the episode", "by_return": "return of the episode"}[name])
         axes.grid(alpha=0.25)
     figure.axes[0].set_ylabel("error of actions")
+    figure.axes[0].set_ylim(bottom=0)
     figure.axes[0].legend(fontsize=8, frameon=False)
     return figure
 
