@@ -113,16 +113,13 @@ def test_a_named_log_or_environment_starts_from_nothing_of_pendulum(overrides: l
 
 
 def test_nothing_named_is_the_main_job() -> None:
-    assert decode_config(read_settings(None, ["total_timesteps=5"])) == load_config(
-        DEFAULT_CONFIG, ["total_timesteps=5"]
-    )
+    change = ["total_timesteps=5"]
+    assert decode_config(read_settings(None, change)) == load_config(DEFAULT_CONFIG, change)
 
 
 def test_a_preset_in_another_environment_is_refused_with_what_to_type() -> None:
     for name in (DEFAULT_CONFIG, "iql/pendulum_random"):
-        with pytest.raises(
-            ConfigError, match=r"is for Pendulum-v1: .* python -m dt_ray.train env_id=Hopper-v5 data.path"
-        ):
+        with pytest.raises(ConfigError, match=r"is for Pendulum-v1: .* -m dt_ray.train env_id=Hopper-v5 data.path"):
             read_settings(name, ["env_id=Hopper-v5"])
         assert read_settings(name, ["env_id=Pendulum-v1"])["env_id"] == "Pendulum-v1"
 

@@ -1,6 +1,7 @@
 """A log and no simulator: trained, resumed, evaluated, exported, reported and served like any other."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -166,9 +167,7 @@ def test_errors_of_groups_add_up_to_those_of_all_steps_and_the_smaller_one_is_be
     assert result.cloning_error <= result.constant_error, "of the episodes that both were fitted to"
     assert EvaluationReport.from_json(found.to_json()) == found
     assert "held_out" not in EvaluationReport(**{**vars(found), "held_out": None}).to_dict()
-    better = EvaluationReport.from_dict(
-        {**found.to_dict(), "step": 9, "held_out": {**found.to_dict()["held_out"], "action_error": 0.01}}
-    )
+    better = replace(found, step=9, held_out=replace(result, action_error=0.01))
     assert best_of([found, better]) == better
 
 
