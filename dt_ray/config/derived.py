@@ -70,7 +70,9 @@ class EnvironmentFacts:
 
     env_id: str
     time_limit: int | None  # steps
-    has_bounds: bool  # of its actions
+    has_bounds: bool  # of its actions, in every dimension
+    action_low: tuple[float, ...]  # infinite where there is none
+    action_high: tuple[float, ...]
     reference_returns: tuple[float, float] | None = None  # random and reference
     reference_source: str = ""
 
@@ -162,6 +164,8 @@ def _bounds(log: LogOutline, environment: EnvironmentFacts | None) -> Derived:
     margin = BOUNDS_MARGIN * (log.action_high - log.action_low)
     low = log.action_low - np.where(log.is_low_a_limit, 0, margin)
     high = log.action_high + np.where(log.is_high_a_limit, 0, margin)
+    if environment is not None:
+        low, high = np.maximum(low, environment.action_low), np.minimum(high, environment.action_high)
     why = f"the log's smallest and largest, and {BOUNDS_MARGIN:.0%} of its range beyond those that are no limits"
     return Derived(key=key, value=[_rounded(low, 6), _rounded(high, 6)], why=why)
 

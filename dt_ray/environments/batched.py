@@ -55,6 +55,8 @@ def read_environment(env_id: str, env_kwargs: Mapping[str, Any] | None = None) -
         env_id=env_id,
         time_limit=limit,
         has_bounds=spec.is_bounded,
+        action_low=spec.action_low,
+        action_high=spec.action_high,
         reference_returns=known and (known.random, known.reference),
         reference_source=known.source if known else "",
     )

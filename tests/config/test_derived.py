@@ -1,5 +1,7 @@
 """What is derived from facts of a log and an environment, on facts of our own."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -12,7 +14,8 @@ from dt_ray.environments import pendulum
 from dt_ray.environments.reference_returns import reference_returns
 from dt_ray.errors import ConfigError
 
-TANK = EnvironmentFacts(env_id="Tank-v0", time_limit=70, has_bounds=True)
+BOUNDS = {"action_low": (-1.0, 0.0), "action_high": (3.0, 9.0)}
+TANK = EnvironmentFacts(env_id="Tank-v0", time_limit=70, has_bounds=True, **BOUNDS)
 
 
 def outline(lengths: list[int], returns: list[float], **facts: object) -> LogOutline:
@@ -43,7 +46,7 @@ def test_what_is_derived_is_a_configuration_that_can_be_run(
     episodes: list[tuple[int, float]], limit: int | None, has_environment: bool
 ) -> None:
     log = outline([length for length, _ in episodes], [value for _, value in episodes])
-    environment = EnvironmentFacts(env_id="Tank-v0", time_limit=limit, has_bounds=True) if has_environment else None
+    environment = replace(TANK, time_limit=limit) if has_environment else None
     found = derive(KEYS, log, environment, given=RunConfig())
     tree = {"env_id": environment and environment.env_id, "data": {"path": "x"}}
     for each in found:
@@ -68,9 +71,10 @@ def test_bounds_are_the_environments_else_the_logs_with_a_margin_but_for_limits(
     limits = {"is_low_a_limit": np.array([True, False]), "is_high_a_limit": np.array([False, False])}
     log = outline([10, 10], [1.0, 2.0], **limits)
     assert values(log, TANK)["data.action_bounds"] == "environment"
-    unbounded = EnvironmentFacts(env_id="Tank-v0", time_limit=70, has_bounds=False)
-    for environment in (None, unbounded):
-        assert values(log, environment)["data.action_bounds"] == [[-1.0, 5.0], [3.2, 5.0]]
+    assert values(log, None)["data.action_bounds"] == [[-1.0, 5.0], [3.2, 5.0]]
+    half = {"action_low": (-np.inf, -np.inf), "action_high": (3.0, np.inf)}
+    half_bounded = EnvironmentFacts(env_id="Tank-v0", time_limit=70, has_bounds=False, **half)
+    assert values(log, half_bounded)["data.action_bounds"] == [[-1.0, 5.0], [3.0, 5.0]]
 
 
 def test_without_an_environment_at_least_one_episode_is_held_out() -> None:

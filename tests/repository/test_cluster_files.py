@@ -102,7 +102,7 @@ def test_commands_in_the_files_are_ones_that_we_have(file: Path) -> None:
         else:
             load_config("decision_transformer/pendulum", overrides)
         options = {each for each in arguments if each.startswith("--")}
-        assert options <= {"--resume", "--overwrite", "--plan"}, line
+        assert options <= {"--config", "--resume", "--overwrite", "--plan"}, line
 
 
 @pytest.mark.slow

@@ -32,6 +32,7 @@ from support.object_store import ObjectStore
 
 NUM_UPDATES = 2000
 SETTINGS = [
+    "--config=decision_transformer/pendulum",
     f"total_timesteps={NUM_UPDATES}",
     "data.collect=null",
     "data.validation_fraction=0.1",
