@@ -127,7 +127,8 @@ def seconds_of_empty_trainer(folder: Path, address: str) -> float:
 
 def seconds_of_start(base: RunConfig, folder: Path, name: str, environment: dict[str, str]) -> dict[str, float]:
     """The stages of one command, by what it logs and what the worker writes down."""
-    overrides = [f"storage_path={base.storage_path}", f"data.path={base.data.path}", f"name={name}"]
+    overrides = ["--config=decision_transformer/pendulum", f"storage_path={base.storage_path}"]
+    overrides += [f"data.path={base.data.path}", f"name={name}"]
     overrides += ["algorithm=scale:TimedLearner", "total_timesteps=20", "evaluation.num_episodes=1"]
     code = "import time; import dt_ray.jobs.training; import dt_ray.train as t; import sys; t.main(sys.argv[1:])"
     began = time.time()

@@ -22,11 +22,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from dt_ray.config.schema import DEFAULT_CONFIG
 from dt_ray.distributed.cluster import connection, environment
 from dt_ray.distributed.tuning import TUNE_SETTINGS
 from dt_ray.jobs.sweep import run_sweep
-from dt_ray.sweep import DEFAULT_SWEEP
-from dt_ray.sweeps.config import load_sweep
+from dt_ray.sweeps.config import DEFAULT_SWEEP, load_sweep
 from dt_ray.sweeps.folder import SweepFolder
 
 TARGETS = (-130, -250, -400, -550, -700, -850, -1000, -1200)
@@ -60,7 +60,7 @@ def main() -> None:
 
 def sweep(overrides: Sequence[str]) -> tuple[float, int]:
     """Seconds from the first trial's start to the last one's end, and how many models were trained."""
-    loaded = load_sweep(DEFAULT_SWEEP, None, overrides, default_name="sweep")
+    loaded = load_sweep(DEFAULT_SWEEP, DEFAULT_CONFIG, overrides, default_name="sweep")
     run_sweep(loaded)
     times = trial_times(SweepFolder.of(loaded))
     return max(end for _, end, _ in times) - min(begin for begin, _, _ in times), len(times)
@@ -69,7 +69,7 @@ def sweep(overrides: Sequence[str]) -> tuple[float, int]:
 def overhead(overrides: Sequence[str]) -> float:
     """Mean seconds of a trial that are not its training or evaluation, one trial at a time."""
     loaded = load_sweep(
-        DEFAULT_SWEEP, None, [*overrides, "model.context_length=5", "max_concurrent=1"], default_name="sweep"
+        DEFAULT_SWEEP, DEFAULT_CONFIG, [*overrides, "model.context_length=5", "max_concurrent=1"], default_name="sweep"
     )
     began = time.time()
     run_sweep(loaded)

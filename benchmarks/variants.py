@@ -26,7 +26,7 @@ from rich.table import Table
 from dt_ray.config.loading import load_config
 from dt_ray.config.schema import DEFAULT_CONFIG, RunConfig
 from dt_ray.data import read_dataset
-from dt_ray.data.spaces import read_spaces
+from dt_ray.data.spaces import needed_environment, read_spaces
 from dt_ray.jobs.dataset import make_dataset, needs_dataset
 from dt_ray.learners import LEARNERS
 from dt_ray.play.collection import collect_here
@@ -82,7 +82,7 @@ def settings(variant: str) -> RunConfig:
 
 
 def make_source(config: RunConfig) -> ResidentSource:
-    spec = read_spaces(config.env_id)
+    spec = read_spaces(needed_environment(config.env_id, "this benchmark"))
     return ResidentSource(ResidentData.build(read_dataset(config.data, spec), spec, config), config)
 
 
@@ -114,11 +114,11 @@ def train(variant: str, num_updates: int, seed: int) -> dict[str, Any]:
     for step in range(num_updates):
         learner.update(source.batch(step))
     train_s = time.perf_counter() - began
-    returns = []
+    returns, env_id = [], needed_environment(config.env_id, "this benchmark")
     for first in EVALUATION_SEEDS:
         best = max(config.evaluation.target_returns)
         evaluation = replace(config.evaluation, seed=first, target_returns=(best,))
-        returns.append(evaluate(learner.policy(), config.env_id, evaluation, step=num_updates).targets[0].return_mean)
+        returns.append(evaluate(learner.policy(), env_id, evaluation, step=num_updates).targets[0].return_mean)
     return {"seed": seed, "train_s": train_s, "returns": returns}
 
 

@@ -5,6 +5,7 @@ Legend: B windows, N live episodes, A action dimension.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,25 +17,30 @@ from jaxtyping import Float
 from numpy import ndarray
 from typing_extensions import Self
 
-from dt_ray.config.loading import change_evaluation, decode_config, load_config, to_plain, with_values
+from dt_ray.config.loading import change_evaluation, decode_config, read_settings, to_plain, with_values
 from dt_ray.config.schema import DEFAULT_CONFIG, RunConfig
 from dt_ray.data.blocks import EpisodeBlocks
 from dt_ray.data.datasets import read_parts
+from dt_ray.data.spaces import needed_environment
 from dt_ray.data.windows import Windows
 from dt_ray.errors import ConfigError, RunError
-from dt_ray.jobs.training import check_run, name_run, resume_run, resumed_config, start_run
+from dt_ray.jobs.deriving import resolve_settings
+from dt_ray.jobs.training import check_run, name_run, read_held_out, resume_run, resumed_config, start_run
 from dt_ray.learners import Learner, Policy, make_learner
 from dt_ray.models.batch import WindowBatch
 from dt_ray.play.evaluation import evaluate
+from dt_ray.play.held_out import evaluate_held_out
 from dt_ray.runs.checkpoint import MANIFEST, load_learner, save_checkpoint
 from dt_ray.runs.folder import find_checkpoint
 from dt_ray.runs.storage import Folder
 from dt_ray.training.layout import plan_layout
 from dt_ray.training.recorder import TrainResult
 
+log = logging.getLogger("dt_ray")
+
 
 def train_decision_transformer(
-    config: RunConfig | str = "decision_transformer/pendulum_random",
+    config: RunConfig | str | None = None,
     *,
     overrides: Sequence[str] = (),
     overwrite: bool = False,
@@ -42,23 +48,29 @@ def train_decision_transformer(
 ) -> TrainResult:
     """Trains a run: what `python -m dt_ray.train` does. By itself it collects random Pendulum episodes for that.
 
-    Settings are those of `DecisionTransformer`.
+    Settings are those of `DecisionTransformer`; a log among them, `data={"path": LOG}`, starts from the neutral ones.
 
     Raises:
         UserError: as the command, whose exit code would be 2.
     """
-    name = config if isinstance(config, str) else config.algorithm
-    return start_run(name_run(_read_settings(config, overrides, settings), name), overwrite=overwrite)
+    chosen = _resolve(config, overrides, settings, default="decision_transformer/pendulum_random")
+    return start_run(name_run(chosen, config if isinstance(config, str) else chosen.algorithm), overwrite=overwrite)
 
 
-def _read_settings(config: RunConfig | str, overrides: Sequence[str], settings: Mapping[str, Any]) -> RunConfig:
-    plain = to_plain(load_config(config)) if isinstance(config, str) else to_plain(config)
+def _resolve(
+    config: RunConfig | str | None, overrides: Sequence[str], settings: Mapping[str, Any], *, default: str
+) -> RunConfig:
     changes = {
         (f"{key}.{part}" if part else key): one
         for key, value in settings.items()
         for part, one in (value.items() if isinstance(value, Mapping) else [("", value)])
     }
-    return decode_config(with_values(plain, changes), overrides)
+    if isinstance(config, RunConfig):
+        return decode_config(with_values(to_plain(config), changes), overrides)
+    resolved = resolve_settings(read_settings(config, overrides, changes=changes, default=default))
+    for each in resolved.derived:
+        log.info("%s=%s: %s", each.key, each.shown, each.why)
+    return resolved.config
 
 
 class Algorithm:
@@ -74,7 +86,9 @@ class Algorithm:
     def __init__(
         self, config: RunConfig | str | None = None, *, overrides: Sequence[str] = (), **settings: Any
     ) -> None:
-        self.config = _read_settings(config or self.default_config, overrides, settings)
+        if config is None:
+            settings = {"algorithm": self.name, **settings}
+        self.config = _resolve(config, overrides, settings, default=self.default_config)
         if self.config.algorithm != self.name:
             raise ConfigError(f"{type(self).__name__} trains algorithm={self.name}, got {self.config.algorithm}")
         self._learner: Learner | None = None
@@ -123,16 +137,24 @@ class Algorithm:
     def evaluate(
         self, *, target_returns: Sequence[float] | None = None, num_episodes: int | None = None
     ) -> dict[str, Any]:
-        """Plays evaluation episodes in this process; the report has the form of `evaluations/*.json`."""
+        """Plays evaluation episodes in this process; the report has the form of `evaluations/*.json`.
+
+        Without an environment it replays the held-out episodes of the log.
+
+        Raises:
+            ConfigError: target returns or a number of episodes, and no environment.
+        """
+        if self.config.env_id is None and target_returns is None and num_episodes is None:
+            held_out = read_held_out(self.config)
+            return evaluate_held_out(self.policy(), held_out, self.config.evaluation, step=self.learner.step).to_dict()
+        env_id = needed_environment(self.config.env_id, "an evaluation at target returns")
         settings = change_evaluation(
             self.config.evaluation,
             self.config.model,
             target_returns=None if target_returns is None else tuple(target_returns),
             num_episodes=num_episodes,
         )
-        report = evaluate(
-            self.policy(), self.config.env_id, settings, step=self.learner.step, env_kwargs=self.config.env_kwargs
-        )
+        report = evaluate(self.policy(), env_id, settings, step=self.learner.step, env_kwargs=self.config.env_kwargs)
         return report.to_dict()
 
     eval = evaluate

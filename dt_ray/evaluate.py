@@ -5,6 +5,7 @@
     python -m dt_ray.evaluate runs/mine --json evaluation.json --plot obedience.png --video episodes.gif
 
 Episode i resets its environment with seed + i: the same episodes on every machine, with any number of actors.
+A run without an environment (env_id=null) is evaluated on the held-out episodes of its log.
 """
 
 from __future__ import annotations
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
     from dt_ray.learners import Policy
     from dt_ray.runs.checkpoint import PolicyFacts
     from dt_ray.runs.evaluation_report import EvaluationReport
+    from dt_ray.runs.storage import Folder
+
+# options that only a played episode has a use for
+NEED_ENVIRONMENT = ("target_return", "episodes", "seed", "max_timesteps", "max_envs", "actors", "plot", "video")
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -50,7 +55,7 @@ def main(arguments: Sequence[str]) -> None:
     options = parser.parse_args(arguments)
 
     from dt_ray.config.loading import change_evaluation
-    from dt_ray.data.spaces import find_misfit, read_spaces
+    from dt_ray.data.spaces import find_misfit, needed_environment, read_spaces
     from dt_ray.errors import UserError
     from dt_ray.runs.checkpoint import load_policy, read_facts
     from dt_ray.runs.folder import find_checkpoint
@@ -69,9 +74,17 @@ def main(arguments: Sequence[str]) -> None:
         max_timesteps=options.max_timesteps,
         max_envs=options.max_envs,
     )
-    here = read_spaces(facts.env_id, facts.env_kwargs)
+    played = [name for name in NEED_ENVIRONMENT if getattr(options, name)]
+    if facts.env_id is None and not played:
+        report = replay_held_out(place, evaluation)
+        print_evaluation(report)
+        if options.json:
+            Folder.at(options.json).write_text(report.to_json())
+        return
+    env_id = needed_environment(facts.env_id, ", ".join(f"--{name.replace('_', '-')}" for name in played))
+    here = read_spaces(env_id, facts.env_kwargs)
     if (misfit := find_misfit(facts.spec, facts.action_bounds, here)) is not None:
-        raise UserError(f"{facts.env_id} has other spaces here, {here}: {misfit}")
+        raise UserError(f"{env_id} has other spaces here, {here}: {misfit}")
     policy, facts = load_policy(place, evaluation)
     report = play_evaluation(policy, facts, evaluation, actors=options.actors, verbose=options.verbose)
     print_evaluation(report)
@@ -87,13 +100,25 @@ def main(arguments: Sequence[str]) -> None:
     if options.video:
         from dt_ray.reports.animations import record_episodes
 
-        record_episodes(policy, facts.env_id, evaluation, options.video, env_kwargs=facts.env_kwargs)
+        record_episodes(policy, env_id, evaluation, options.video, env_kwargs=facts.env_kwargs)
+
+
+def replay_held_out(checkpoint: Folder, evaluation: EvaluationConfig) -> EvaluationReport:
+    """The report on the held-out episodes of the log that a checkpoint was trained on."""
+    from dt_ray.jobs.training import read_held_out
+    from dt_ray.play.held_out import evaluate_held_out
+    from dt_ray.runs.checkpoint import load_learner, load_policy
+
+    policy, facts = load_policy(checkpoint, evaluation)
+    held_out = read_held_out(load_learner(checkpoint)[1])
+    return evaluate_held_out(policy, held_out, evaluation, step=facts.step)
 
 
 def play_evaluation(
     policy: Policy, facts: PolicyFacts, evaluation: EvaluationConfig, *, actors: int, verbose: bool
 ) -> EvaluationReport:
     """The report on all episodes, played in this process or on so many Ray actors."""
+    assert facts.env_id is not None, "which the caller has looked at"
     if actors == 0:
         import torch
 

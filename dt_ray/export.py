@@ -39,7 +39,7 @@ def main(arguments: Sequence[str]) -> None:
         raise UserError(f"{out} exists already; give another --out, or replace it with --overwrite")
     place = find_checkpoint(Folder.at(options.checkpoint))
     policy, facts = load_policy(place)
-    about = {"env_id": facts.env_id, "algorithm": facts.algorithm, "step": facts.step}
+    about = {"env_id": facts.env_id or "", "algorithm": facts.algorithm, "step": facts.step}
     content = export_policy(policy, options.format, about)
     act = load_exported(content, options.format)
     evaluation = facts.evaluation
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str]) -> None:
             max_timesteps=evaluation.max_timesteps,
             env_kwargs=facts.env_kwargs,
         )
-        for target in evaluation.target_returns
+        for target in evaluation.target_returns or (0.0,)
     ]
     if max(differences) > TOLERANCE and ":" in facts.algorithm:
         raise UserError(

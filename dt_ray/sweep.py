@@ -1,6 +1,7 @@
 """Sweeps settings with Ray Tune: trains every combination once and asks each model for every target return.
 
     python -m dt_ray.sweep                                     context lengths 1, 5, 20 and eight target returns
+    python -m dt_ray.sweep data.path=LOG                       context lengths on a log of yours
     python -m dt_ray.sweep name=mine num_seeds=3 'model.context_length={grid: [5, 10]}'
     python -m dt_ray.sweep 'optim.learning_rate={log_uniform: [1e-4, 1e-2]}' num_samples=20 \\
         scheduler=asha evaluation.every=500
@@ -15,15 +16,14 @@ keys: num_samples, num_seeds, metric, scheduler (none, asha, median, pbt), searc
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from dt_ray.cli.command import add_modules_argument, run_command, show_log
+from dt_ray.cli.command import add_modules_argument, print_derived, run_command, show_log
 
 if TYPE_CHECKING:
+    from dt_ray.config.schema import RunConfig
     from dt_ray.sweeps.folder import SweepFolder
-
-DEFAULT_SWEEP = "target_return_context_length"
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str]) -> None:
         prog="python -m dt_ray.sweep", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config", metavar="NAME|FILE", help="configuration to start from")
-    parser.add_argument("--sweep", metavar="NAME|FILE", help=f"what to sweep (default {DEFAULT_SWEEP})")
+    parser.add_argument("--sweep", metavar="NAME|FILE", help="what to sweep (context lengths, and Pendulum's returns)")
     parser.add_argument("--resume", metavar="SWEEP", help="go on with this sweep")
     parser.add_argument("--overwrite", action="store_true", help="replace a sweep of the same name")
     parser.add_argument("--print-config", action="store_true", help="print the resolved sweep and stop")
@@ -44,7 +44,6 @@ def main(arguments: Sequence[str]) -> None:
         parser.error("--resume takes its settings from the sweep: leave out --config, --sweep and --overwrite")
 
     from dt_ray.config.modules import check_names
-    from dt_ray.runs.folder import default_name
     from dt_ray.runs.storage import Folder
     from dt_ray.sweeps.config import load_sweep
     from dt_ray.sweeps.folder import SweepFolder
@@ -56,8 +55,14 @@ def main(arguments: Sequence[str]) -> None:
         for names in named_code(sweep):
             check_names(names, source=f"{options.resume}/sweep.yaml")
     else:
-        name = options.sweep or DEFAULT_SWEEP
-        sweep = load_sweep(name, options.config, options.overrides, default_name=default_name(name))
+        from dt_ray.jobs.deriving import resolve_settings
+
+        def resolve(tree: Mapping[str, Any]) -> RunConfig:
+            settings = resolve_settings(tree, verbose=options.verbose)
+            print_derived(settings.derived)
+            return settings.config
+
+        sweep = load_sweep(options.sweep, options.config, options.overrides, resolve=resolve)
     if options.print_config:
         print(sweep.to_yaml(), end="")
         return
@@ -85,9 +90,10 @@ def main(arguments: Sequence[str]) -> None:
 def show_results(folder: SweepFolder, best: dict[str, Any]) -> None:
     settings = "  ".join(f"{key}={value}" for key, value in best["settings"].items())
     print(f"best    {settings}")
-    interval = " .. ".join(f"{bound:.1f}" for bound in best["metric_ci95"] or ())
+    digits = 4 if best["metric"] in ("action_error", "normalized_score") else 1
+    interval = " .. ".join(f"{bound:.{digits}f}" for bound in best["metric_ci95"] or ())
     seeds = f"the mean of {best['num_seeds']} seeds, 95% interval {interval}" if interval else "one seed"
-    print(f"        {best['metric']} {best['metric_mean']:.1f}, {seeds}")
+    print(f"        {best['metric']} {best['metric_mean']:.{digits}f}, {seeds}")
     print(f"sweep   {folder}")
     print(f"table   {folder}/trials.csv")
     print(f"report  {folder}/report/report.html")

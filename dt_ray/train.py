@@ -1,6 +1,8 @@
 """Trains a return-conditioned policy from logged data.
 
     python -m dt_ray.train                                                  the main job: Pendulum, all by itself
+    python -m dt_ray.train data.path=LOG                                    a log of yours; what can be derived is
+    python -m dt_ray.train data.path=LOG env_id=Hopper-v5                   the same, evaluated in an environment
     python -m dt_ray.train --config decision_transformer/pendulum_random    another configuration, by name or file
     python -m dt_ray.train name=mine total_timesteps=500 optim.batch_size=128
     python -m dt_ray.train --resume runs/mine total_timesteps=1000
@@ -14,17 +16,20 @@ Exit codes: 0 done; 2 yours to fix, one message says what.
 from __future__ import annotations
 
 import argparse
+import statistics
 from collections.abc import Sequence
 
-from dt_ray.cli.command import add_modules_argument, print_evaluation, run_command, show_log
-from dt_ray.config.schema import DEFAULT_CONFIG, RunConfig
+from dt_ray.cli.command import add_modules_argument, print_derived, print_evaluation, run_command, show_log
+from dt_ray.config.schema import DEFAULT_CONFIG, NEUTRAL_CONFIG, RunConfig
+
+CONFIG_HELP = f"configuration to start from ({DEFAULT_CONFIG}; {NEUTRAL_CONFIG} where a log or environment is named)"
 
 
 def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m dt_ray.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config", metavar="NAME|FILE", help=f"configuration to start from (default {DEFAULT_CONFIG})")
+    parser.add_argument("--config", metavar="NAME|FILE", help=CONFIG_HELP)
     parser.add_argument("--resume", metavar="RUN", help="go on with this run from its newest complete checkpoint")
     parser.add_argument("--overwrite", action="store_true", help="replace a run of the same name")
     parser.add_argument("--print-config", action="store_true", help="print the resolved configuration and stop")
@@ -42,11 +47,17 @@ def main(arguments: Sequence[str]) -> None:
         list_experiments()
         return
 
-    from dt_ray.config.loading import load_config, to_yaml
+    from dt_ray.config.loading import read_settings, to_yaml
 
     name = options.config or DEFAULT_CONFIG
     if options.resume is None:
-        config = load_config(name, options.overrides)
+        from dt_ray.jobs.deriving import name_of_log, resolve_settings
+
+        settings = resolve_settings(read_settings(options.config, options.overrides), verbose=options.verbose)
+        config = settings.config
+        print_derived(settings.derived)
+        if options.config is None and settings.derived:
+            name = name_of_log(config)
     else:
         from dt_ray.jobs.training import resumed_config
 
@@ -86,7 +97,9 @@ def main(arguments: Sequence[str]) -> None:
     print(f"run         {result.run}")
     print(f"checkpoint  {RunFolder.of(config).checkpoint(result.summary['step'])}")
     print("next        " + f"python -m dt_ray.report {result.run}")
-    print("            " + f"python -m dt_ray.evaluate {result.run} --target-return -200 --plot obedience.png")
+    if config.env_id is not None:
+        asked = f"--target-return {statistics.median(config.evaluation.target_returns):g} --plot obedience.png"
+        print("            " + f"python -m dt_ray.evaluate {result.run} {asked}")
     print("            " + f"python -m dt_ray.train --resume {result.run} total_timesteps={2 * config.total_timesteps}")
 
 

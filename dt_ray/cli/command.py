@@ -16,10 +16,13 @@ from dt_ray.training.interrupts import Terminated, raise_on_sigterm, sigterm_rec
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
-    from dt_ray.runs.evaluation_report import EvaluationReport
+    from dt_ray.config.derived import Derived
+    from dt_ray.runs.evaluation_report import EvaluationReport, HeldOutResult
 
 USER_ERROR = 2
+LOG_WIDTH = 140  # characters of a table that goes to a file
 
 
 def run_command(main: Callable[[Sequence[str]], None]) -> None:
@@ -56,11 +59,30 @@ def show_log() -> None:
     log.handlers = [TerminalHandler()]
 
 
-def print_evaluation(report: EvaluationReport) -> None:
-    """The table of target returns and what was reached, on stdout."""
+def print_derived(derived: Sequence[Derived]) -> None:
+    """The table of derived settings and the reasons for their values, on stderr."""
+    if not derived:
+        return
     from rich.console import Console
     from rich.table import Table
 
+    table = Table(title="derived from the log and the environment; any of it can be set")
+    table.add_column("setting", no_wrap=True)
+    table.add_column("value", max_width=40)
+    table.add_column("why")
+    for each in derived:
+        table.add_row(each.key, each.shown, each.why)
+    Console(stderr=True, soft_wrap=False, width=None if sys.stderr.isatty() else LOG_WIDTH).print(table)
+
+
+def print_evaluation(report: EvaluationReport) -> None:
+    """The table of target returns and what was reached, or of the errors of actions, on stdout."""
+    from rich.console import Console
+    from rich.table import Table
+
+    if report.held_out is not None:
+        Console(soft_wrap=True).print(_held_out_table(report, report.held_out))
+        return
     table = Table(
         title=f"{report.env_id}, {report.num_episodes} episodes a target from seed {report.seed}, "
         f"after {report.step} updates"
@@ -86,6 +108,21 @@ def terminal() -> Console:
     from rich.console import Console
 
     return Console(stderr=True)
+
+
+def _held_out_table(report: EvaluationReport, held_out: HeldOutResult) -> Table:
+    from rich.table import Table
+
+    table = Table(
+        title=f"{report.num_episodes} held-out episodes, {held_out.num_steps} steps, after {report.step} updates: "
+        f"error of actions (1: half of the width of their bounds)"
+    )
+    table.add_column("steps")
+    for column in ("the policy", "linear cloning", "mean action"):
+        table.add_column(column, justify="right")
+    for name, errors in held_out.rows():
+        table.add_row(name, *(f"{error:.4f}" for error in errors))
+    return table
 
 
 class TerminalHandler(logging.Handler):

@@ -87,7 +87,9 @@ class Watcher:
             if name.endswith(".json") and not name.startswith(".") and name not in self.evaluated:
                 self.evaluated.add(name)
                 report = EvaluationReport.from_json((self.run.evaluations / name).read_text())
-                self.last_return = f"return {report.score:.1f} at {report.step}"
+                score = f"{report.score:.1f}" if report.held_out is None else f"{report.held_out.action_error:.4f}"
+                kind = "return" if report.held_out is None else "action error"
+                self.last_return = f"{kind} {score} at {report.step}"
                 self._say(_evaluation_line(report))
         if not lines:
             return
@@ -218,4 +220,9 @@ class TrialWatcher:
 
 def _evaluation_line(report: EvaluationReport) -> str:
     results = "  ".join(f"{target:g} → {mean:.1f}" for target, mean in report.return_means.items())
+    if (held_out := report.held_out) is not None:
+        results = (
+            f"action error {held_out.action_error:.4f}  (linear cloning {held_out.cloning_error:.4f}, mean action "
+            f"{held_out.constant_error:.4f})"
+        )
     return f"evaluation at update {report.step}: {results}"

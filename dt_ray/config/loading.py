@@ -12,7 +12,15 @@ from typing import Any, Literal, get_args, get_type_hints
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from dt_ray.config.schema import EvaluationConfig, ModelConfig, RunConfig, find_conflicts
+from dt_ray.config.derived import AUTO, without_auto
+from dt_ray.config.schema import (
+    DEFAULT_CONFIG,
+    NEUTRAL_CONFIG,
+    EvaluationConfig,
+    ModelConfig,
+    RunConfig,
+    find_conflicts,
+)
 from dt_ray.errors import ConfigError
 
 PACKAGED = Path(__file__).parent / "packaged"
@@ -24,7 +32,51 @@ def load_config(name_or_file: str, overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
         ConfigError: no such configuration, or its problems, one a line.
     """
-    return decode_config(read_yaml(find_config(name_or_file)), overrides)
+    return decode_config(read_settings(name_or_file, overrides))
+
+
+def read_settings(
+    name_or_file: str | None,
+    overrides: Sequence[str] = (),
+    *,
+    changes: Mapping[str, Any] | None = None,
+    default: str = DEFAULT_CONFIG,
+) -> dict[str, Any]:
+    """The plain values of a configuration, of which some may say `auto`, with `changes` and then overrides applied.
+
+    Without a name it is `default`, or, where they name a log or an environment, the neutral configuration.
+
+    Raises:
+        ConfigError: no such configuration, an override that is none, or a preset with another environment than its own.
+    """
+    given, problems = read_overrides(overrides)
+    given = {**(changes or {}), **given}
+    name = name_or_file or start_from(given, default=default)
+    tree = read_yaml(find_config(name))
+    if problems:
+        decode_config(without_auto(tree)[0], overrides)  # which names these problems beside the others
+    if not Path(name).is_file():  # a file of the user's own is the user's to change
+        check_environment(tree, given.get("env_id"), preset=name)
+    return with_values(tree, given)
+
+
+def start_from(given: Mapping[str, Any], *, default: str = DEFAULT_CONFIG) -> str:
+    """The configuration to start from where none is named: the neutral one if these dotted keys name a log."""
+    named = any(key.startswith("data.mix.") or key in ("data.path", "data.mix", "env_id") for key in given)
+    return NEUTRAL_CONFIG if named else default
+
+
+def check_environment(tree: Mapping[str, Any], env_id: Any, *, preset: str) -> None:
+    """Raises:
+    ConfigError: a preset is to be used in another environment than its own.
+    """
+    own = tree.get("env_id", AUTO)
+    if own != AUTO and env_id is not None and env_id != own:
+        raise ConfigError(
+            f"{preset} is for {own}: its returns, time limit and units are that environment's. For {env_id}, leave "
+            f"out the preset, and what can be derived from the log and the environment is: python -m dt_ray.train "
+            f"env_id={env_id} data.path=LOG"
+        )
 
 
 def find_config(name_or_file: str, kind: Literal["run", "sweep"] = "run") -> Path:
@@ -66,7 +118,8 @@ def decode_config(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> R
         ConfigError: unknown keys, wrong types, values out of range and conflicts, all in one message.
     """
     changes, problems = read_overrides(overrides)
-    tree = with_values(values, changes)
+    tree, derived = without_auto(with_values(values, changes))
+    problems += [f"{key}: auto is derived from the log when a new run is started; give a value here" for key in derived]
     problems += _unknown_keys(tree, RunConfig)
     config = None
     try:
@@ -82,10 +135,14 @@ def decode_config(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> R
     if config is not None:
         problems += find_conflicts(config)
     if problems:
-        lines = "\n".join(f"  {line}" for line in problems)
-        raise ConfigError(f"{len(problems)} problem(s) in the configuration:\n{lines}")
+        raise ConfigError(_listed(problems))
     assert config is not None
     return config
+
+
+def _listed(problems: Sequence[str]) -> str:
+    lines = "\n".join(f"  {line}" for line in problems)
+    return f"{len(problems)} problem(s) in the configuration:\n{lines}"
 
 
 def check_config(config: RunConfig) -> RunConfig:

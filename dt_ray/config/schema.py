@@ -10,9 +10,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
-from annotated_types import Ge, Gt, Le, Lt, MinLen
+from annotated_types import Ge, Gt, Le, Lt
 
 DEFAULT_CONFIG = "decision_transformer/pendulum"  # what the commands and the Python interface start from
+NEUTRAL_CONFIG = "decision_transformer/neutral"  # what they start from where a log or an environment is named
 NUM_EVALUATION_SEEDS = 10_000  # environment seeds below this belong to evaluation; collected episodes never use them
 
 # Where policies get their action bounds: the environment, the range of the logged actions, or [lowest, highest].
@@ -32,7 +33,7 @@ class CollectConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    path: str = "data/pendulum-mixed"  # a file or folder in a known format, its URI, or minari:ID
+    path: str = ""  # a file or folder in a known format, its URI, or minari:ID
     mix: dict[str, Annotated[float, Gt(0)]] = field(default_factory=dict)
     # several datasets instead: path -> its share of the windows, whatever the shares add up to
     collect: CollectConfig | None = None
@@ -59,7 +60,7 @@ class DataConfig:
     @property
     def paths(self) -> tuple[str, ...]:
         """The datasets that are read."""
-        return tuple(self.mix) or (self.path,)
+        return tuple(self.mix) or ((self.path,) if self.path else ())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,11 +109,11 @@ class IQLConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
-    target_returns: Annotated[tuple[float, ...], MinLen(1)] = (-130.0, -300.0, -600.0, -900.0)
+    target_returns: tuple[float, ...] = ()  # that a policy is asked for; needed where there is an environment
     num_episodes: Annotated[int, Ge(1)] = 100  # for each target return
     every: Annotated[int, Ge(0)] = 0  # updates between evaluations; 0: only after the last update
     seed: Annotated[int, Ge(0)] = 0  # episode i resets its environment with seed + i
-    max_timesteps: Annotated[int, Ge(1)] = 200  # an episode is cut after so many steps
+    max_timesteps: Annotated[int, Ge(1)] = 1000  # an episode is cut after so many steps
     context_length: Annotated[int, Ge(1)] | None = None  # null: the model's
     max_envs: Annotated[int, Ge(1)] = 100  # environments that a run has open at once, collection included
     batched_env: bool = True  # step all episodes as one where an exact batched copy is known: Pendulum-v1
@@ -163,7 +164,7 @@ class RunConfig:
     __pydantic_config__: ClassVar[dict[str, bool]] = {"coerce_numbers_to_str": True}  # YAML reads name=2024 as a number
 
     name: str | None = None  # of the run's folder; null: the configuration's name and the time
-    env_id: str = "Pendulum-v1"
+    env_id: str | None = None  # null: no simulator; a run is evaluated on held-out episodes of its log
     env_kwargs: dict[str, Any] = field(default_factory=dict)  # arguments of the environment's constructor, by name
     algorithm: str = "decision_transformer"
     seed: Annotated[int, Ge(0)] = 0
@@ -201,6 +202,7 @@ def find_conflicts(config: RunConfig) -> Iterator[str]:
     if config.data.mix and config.data.residency == "streaming":
         yield "data.mix: windows are drawn by shares from resident data only, got data.residency=streaming"
     yield from _find_value_conflicts(config)
+    yield from _find_environment_conflicts(config)
     model, evaluation = config.model, config.evaluation
     if model.width % model.num_heads:
         yield f"model.num_heads: must divide model.width={model.width}, got {model.num_heads}"
@@ -246,6 +248,16 @@ def find_conflicts(config: RunConfig) -> Iterator[str]:
         yield f"scaling.num_workers: at most one per window of optim.batch_size={config.optim.batch_size}"
     if config.name is not None and (not config.name.strip() or "/" in config.name or config.name.startswith(".")):
         yield f"name: the name of a folder, without '/' and not starting with '.', got {config.name!r}"
+
+
+def _find_environment_conflicts(config: RunConfig) -> Iterator[str]:
+    if config.env_id is None:
+        if config.data.collect is not None:
+            yield "data.collect: episodes are collected in an environment; set env_id=ID, or data.collect=null"
+        if config.env_kwargs:
+            yield f"env_kwargs: they are arguments of an environment; set env_id=ID, got {config.env_kwargs}"
+    elif not config.evaluation.target_returns:
+        yield f"evaluation.target_returns: what a policy is asked for in {config.env_id}; give at least one, or auto"
 
 
 def _find_value_conflicts(config: RunConfig) -> Iterator[str]:

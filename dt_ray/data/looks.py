@@ -12,12 +12,13 @@ from numpy import ndarray
 
 from dt_ray.config.schema import DataConfig
 from dt_ray.data.episodes import from_table
-from dt_ray.data.files import DatasetFile
+from dt_ray.data.files import DatasetFile, find_files
 from dt_ray.data.flat import find_episodes, read_vectors
 from dt_ray.data.formats import has_rows, read_minari, read_rows
 from dt_ray.data.formats.tables import read_parquet
 from dt_ray.data.names import SIGNALS
 from dt_ray.data.plan import FileEpisodes
+from dt_ray.data.spaces import SpaceSpec, spaces_of_log
 from dt_ray.data.transitions import TransitionDataset
 from dt_ray.errors import DataError
 
@@ -75,6 +76,15 @@ class FileShape(NamedTuple):
     @classmethod
     def of(cls, file: DatasetFile, data: TransitionDataset) -> FileShape:
         return cls(file.path, (data.observations.shape[1], data.actions.shape[1]), data.returns_to_go is not None)
+
+
+def read_log_spaces(config: DataConfig) -> SpaceSpec:
+    """The spaces of a log without an environment, by its first file.
+
+    Raises:
+        DataError: there is no file that can be read, or it has no vectors.
+    """
+    return spaces_of_log(*read_shape_of(find_files(config.paths[0], config.format)[0], config).dimensions)
 
 
 def read_shape_of(file: DatasetFile, config: DataConfig) -> FileShape:

@@ -13,10 +13,11 @@ from jaxtyping import Float
 from numpy import ndarray
 
 from dt_ray.config.schema import ActionBounds
-from dt_ray.errors import UnsupportedSpaceError
+from dt_ray.errors import ConfigError, UnsupportedSpaceError
 
 log = logging.getLogger("dt_ray")
 
+EXTRAS = ("mujoco", "box2d")  # of ours, by what Gymnasium calls that which is missing
 WIDEST_BOUNDS = 1e15  # beyond that a bound stands for none: 1e30, the largest float32
 
 
@@ -39,6 +40,20 @@ class SpaceSpec:
         return replace(self, action_low=tuple(map(float, low)), action_high=tuple(map(float, high)))
 
 
+def needed_environment(env_id: str | None, what: str) -> str:
+    """The environment that `what` needs.
+
+    Raises:
+        ConfigError: the run has none.
+    """
+    if env_id is None:
+        raise ConfigError(
+            f"{what} needs an environment, and this run has none (env_id=null): it is evaluated on held-out episodes "
+            f"of its log"
+        )
+    return env_id
+
+
 def make_env(env_id: str, env_kwargs: Mapping[str, Any] | None = None, **options: Any) -> gym.Env:
     """A Gymnasium environment by its id; `env_kwargs` and `options` are arguments of its constructor.
 
@@ -53,6 +68,9 @@ def make_env(env_id: str, env_kwargs: Mapping[str, Any] | None = None, **options
         if isinstance(error, TypeError) and not isinstance(error, gym.error.Error):
             hint = f"; env_kwargs gives it arguments, e.g. env_kwargs.NAME=VALUE (now {dict(env_kwargs or {})})"
         reason = " ".join(str(error).split()) or type(error).__name__
+        if isinstance(error, (gym.error.DependencyNotInstalled, ImportError)):
+            extra = next((name for name in EXTRAS if name in reason.lower()), None)
+            hint = f'; here: pip install "dt-ray[{extra}]"' if extra else ""
         kind = "" if isinstance(error, (gym.error.Error, ImportError)) else f"{type(error).__name__}: "
         raise UnsupportedSpaceError(f"can't make the environment {env_id!r}: {kind}{reason}{hint}") from None
 
@@ -98,7 +116,18 @@ def read_spaces(env_id: str, env_kwargs: Mapping[str, Any] | None = None) -> Spa
     )
 
 
-def choose_bounds(spec: SpaceSpec, bounds: ActionBounds, *, env_id: str) -> SpaceSpec:
+def spaces_of_log(observation_dim: int, action_dim: int) -> SpaceSpec:
+    """What is known of spaces without an environment: dimensions, and that actions have no bounds of their own."""
+    infinite = (np.inf,) * action_dim
+    return SpaceSpec(
+        observation_dim=observation_dim,
+        action_dim=action_dim,
+        action_low=tuple(-bound for bound in infinite),
+        action_high=infinite,
+    )
+
+
+def choose_bounds(spec: SpaceSpec, bounds: ActionBounds, *, env_id: str | None) -> SpaceSpec:
     """The environment's spaces with the action bounds that `data.action_bounds` asks for, but for those of the data.
 
     Raises:
@@ -108,8 +137,11 @@ def choose_bounds(spec: SpaceSpec, bounds: ActionBounds, *, env_id: str) -> Spac
         return spec
     if bounds == "environment":
         if not spec.is_bounded:
+            whose = f"{env_id} takes actions of {_show_bounds(spec)}, which are no bounds"
+            if env_id is None:
+                whose = "there is no environment (env_id=null) whose action bounds could be taken"
             raise UnsupportedSpaceError(
-                f"{env_id} takes actions of {_show_bounds(spec)}, which are no bounds; a policy acts within bounds. "
+                f"{whose}; a policy acts within bounds. "
                 f"Set data.action_bounds=data for the smallest and largest actions of the log, or give them: "
                 f"data.action_bounds=[[-1],[1]] (lowest, highest; a number for each dimension)"
             )
@@ -117,15 +149,15 @@ def choose_bounds(spec: SpaceSpec, bounds: ActionBounds, *, env_id: str) -> Spac
     low, high = bounds
     if len(low) != spec.action_dim or len(high) != spec.action_dim:
         raise UnsupportedSpaceError(
-            f"data.action_bounds: [lowest, highest] with {spec.action_dim} number(s) each, as many as {env_id} takes, "
-            f"got {list(map(list, bounds))}"
+            f"data.action_bounds: [lowest, highest] with {spec.action_dim} number(s) each, as many as "
+            f"{env_id or 'the log'} has, got {list(map(list, bounds))}"
         )
     chosen = spec.with_bounds(low, high)
     outside = np.less(low, spec.action_low).any() or np.greater(high, spec.action_high).any()
     if not chosen.is_bounded or np.greater(low, high).any() or outside:
         raise UnsupportedSpaceError(
-            f"data.action_bounds: the lowest must not be above the highest, and both within the bounds of {env_id}, "
-            f"{_show_bounds(spec)}; got {_show_bounds(chosen)}"
+            f"data.action_bounds: the lowest must not be above the highest, and both within the bounds of "
+            f"{env_id or 'the log'}, {_show_bounds(spec)}; got {_show_bounds(chosen)}"
         )
     return chosen
 

@@ -16,6 +16,7 @@ from dt_ray.data.episodes import from_table, to_table
 from dt_ray.data.files import DatasetFile
 from dt_ray.data.formats import has_rows, is_flat
 from dt_ray.data.looks import FileShape, look_into, read_shape_of
+from dt_ray.data.outline import outline_rows
 from dt_ray.data.plan import FileEpisodes
 from dt_ray.data.reading import EpisodeReader, find_fault_in, warn_of
 from dt_ray.data.sources import read_episode_ids, sound_files
@@ -79,6 +80,19 @@ def episode_tables(config: DataConfig, spec: SpaceSpec | None) -> Iterator[pa.Ta
                 yield block
 
 
+def outline_tables(config: RunConfig) -> Iterator[pa.Table]:
+    """The rows of a dataset's outline, block by block."""
+
+    def outline(table: pa.Table) -> pa.Table:
+        if not len(table):
+            return table
+        return outline_rows(from_table(table, source=", ".join(config.data.paths)), config, return_source_of(config))
+
+    with user_errors(), saying_when_full("data tasks"):
+        rows = episode_dataset(config.data, None).map_batches(outline, batch_format="pyarrow", batch_size=None)
+        yield from (block for block in rows.iter_batches(batch_size=None, batch_format="pyarrow") if len(block))
+
+
 def window_dataset(config: RunConfig, *, split: Literal["train", "validation"] = "train") -> ray.data.Dataset:
     """A plain Ray Dataset of windows for other trainers: one row for each transition of the split, in its order.
 
@@ -87,7 +101,8 @@ def window_dataset(config: RunConfig, *, split: Literal["train", "validation"] =
     Raises:
         ConfigError: `data.return_source=value`, which needs all episodes at once.
     """
-    spec, settings = read_spaces(config.env_id, config.env_kwargs), config.data
+    settings = config.data
+    spec = None if config.env_id is None else read_spaces(config.env_id, config.env_kwargs)
     if config.relabels:
         raise ConfigError("data.return_source: the windows of a Ray Dataset have logged returns-to-go, got value")
     episodes = episode_dataset(settings, spec)

@@ -178,6 +178,8 @@ def try_environment_on_ray(config: RunConfig) -> None:
         EnvironmentCrashError: it ends its process.
         UnsupportedSpaceError: it can't be made there.
     """
+    if config.env_id is None:
+        return
     try:
         with user_errors():
             ray.get(_try_environment.remote(config.env_id, config.env_kwargs, config.evaluation.seed))

@@ -132,7 +132,7 @@ def _lay_out(
     if len(edges) == 2 or config.relabels:
         train = layout.write(blocks, layout.train, last_use=True)
         return ResidentData.of(layout, train, validation, num_skipped_files=num_skipped_files), ([], layout.notes)
-    brief = replace(layout, train=np.empty(0, np.int64), validation=np.empty(0, np.int64))
+    brief = replace(layout, train=np.empty(0, np.int64), validation=np.empty(0, np.int64), held_out=None)
     full = np.flatnonzero([len(table) > 0 for table in tables])
     parts = [_part(blocks, brief, full, chunks[begin:end], tails[begin:end]) for begin, end in pairwise(edges)]
     num_episodes = np.cumsum([0, *map(len, chunks)])

@@ -84,6 +84,8 @@ def plan_resources(config: RunConfig, nodes: Sequence[Node]) -> ResourcePlan:
     num_workers, cpus = scaling.min_workers, sum(node.cpus for node in nodes)
     _check_gpus(scaling, nodes)
     actors = _automatic_actors(cpus) if wanted_actors is None else wanted_actors
+    if config.env_id is None:
+        actors = wanted_actors = 0
     notes = []
     if (most := config.evaluation.max_envs) < actors:
         notes += [f"{most} evaluation actor(s): evaluation.max_envs={most}"] * (wanted_actors is not None)

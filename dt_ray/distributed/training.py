@@ -20,6 +20,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from torch import Tensor, nn
 
 from dt_ray.config.schema import RunConfig
+from dt_ray.data.held_out import HeldOutEpisodes
 from dt_ray.distributed.actors import RunBoard
 from dt_ray.distributed.cluster import quiet
 from dt_ray.distributed.controller import Fit, TellsTheRun
@@ -62,6 +63,7 @@ class RayTrainContext:
 
     def _start_actors(self, num_actors: int, *, num_cpus: float) -> EvaluationActors:
         started = EvaluationActors.start(num_actors, num_cpus=num_cpus)
+        assert self.config.env_id is not None, "no actors are planned without an environment"
         self.actors = EvaluationActors(started, self.config.env_id, self.config.evaluation, self.config.env_kwargs)
         return self.actors
 
@@ -131,12 +133,14 @@ class RayTrainContext:
     def evaluates_here(self) -> bool:
         return self.actors is None
 
-    def evaluate(self, policy: Policy, *, step: int, again: bool = False) -> Future[EvaluationReport]:
+    def evaluate(
+        self, policy: Policy, held_out: HeldOutEpisodes | None, *, step: int, again: bool = False
+    ) -> Future[EvaluationReport]:
         if self.actors is not None:
             return self.actors.submit(policy, step=step)
-        if again:  # perhaps it was the environment that ended this process' predecessor
+        if again and self.config.env_id is not None:  # perhaps the environment ended this process' predecessor
             return self._start_actors(1, num_cpus=0).submit(policy, step=step)
-        return evaluate_here(policy, self.config, step=step)
+        return evaluate_here(policy, held_out, self.config, step=step)
 
     def close(self) -> None:
         if self.rank == 0:

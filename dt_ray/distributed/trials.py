@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from dt_ray.config.schema import RunConfig
 from dt_ray.data.filesystems import reach
+from dt_ray.data.held_out import HeldOutEpisodes
 from dt_ray.distributed.evaluation import EvaluationActors
 from dt_ray.distributed.preparing import SharedData
 from dt_ray.distributed.resources import ResourcePlan
@@ -110,12 +111,14 @@ class TrialContext:
             run.discard_after(read_facts(self._taken_over).step)
         return self._taken_over
 
-    def evaluate(self, policy: Policy, *, step: int, again: bool = False) -> Future[EvaluationReport]:
-        if not again:
-            return evaluate_here(policy, self.config, step=step)
+    def evaluate(
+        self, policy: Policy, held_out: HeldOutEpisodes | None, *, step: int, again: bool = False
+    ) -> Future[EvaluationReport]:
+        config = self.config
+        if not again or config.env_id is None:
+            return evaluate_here(policy, held_out, config, step=step)
         # Perhaps it was the environment that ended this process' predecessor.
         actors = EvaluationActors.start(1, num_cpus=0)
-        config = self.config
         return EvaluationActors(actors, config.env_id, config.evaluation, config.env_kwargs).submit(policy, step=step)
 
 
@@ -135,7 +138,12 @@ def local_copy(checkpoint: ray.tune.Checkpoint, target: str) -> Folder:
 
 
 def metrics_of(report: EvaluationReport, sweep: SweepConfig) -> dict[str, float]:
-    """What Tune compares trials by: the best of the returns, or the mean distance from those asked for."""
+    """What Tune compares trials by: the best of the returns, or the mean distance from those asked for.
+
+    Without an environment, the error of the actions.
+    """
+    if report.held_out is not None:
+        return {"step": report.step, "action_error": report.held_out.action_error}
     scores = [target.normalized_score for target in report.targets if target.normalized_score is not None]
     return {
         "step": report.step,

@@ -17,7 +17,7 @@ from ray.tune.search import Searcher
 
 from dt_ray.config.modules import allow_modules, allowed_modules, check_names
 from dt_ray.config.schema import EvaluationConfig, RunConfig
-from dt_ray.data.spaces import SpaceSpec
+from dt_ray.data.spaces import SpaceSpec, needed_environment
 from dt_ray.distributed.cluster import quiet
 from dt_ray.distributed.evaluation import EvaluationActors
 from dt_ray.distributed.preparing import SharedData, check_checkpoint_on_ray, prepare_layouts
@@ -166,7 +166,8 @@ def _report(call: ray.ObjectRef, checkpoint: str, evaluation: EvaluationConfig) 
     except ray.exceptions.WorkerCrashedError:
         policy, facts = load_policy(Folder(checkpoint), evaluation)
         started = EvaluationActors.start(1, num_cpus=0)
-        actors = EvaluationActors(started, facts.env_id, evaluation, facts.env_kwargs)
+        env_id = needed_environment(facts.env_id, "an evaluation of another kind")
+        actors = EvaluationActors(started, env_id, evaluation, facts.env_kwargs)
         return actors.submit(policy, step=facts.step).result()
 
 

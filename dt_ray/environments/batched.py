@@ -11,8 +11,11 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
+from dt_ray.config.derived import EnvironmentFacts
+from dt_ray.data.spaces import close_env, make_env, read_spaces
 from dt_ray.environments.checked import GymnasiumEnvironments
 from dt_ray.environments.pendulum import PendulumEnvironments
+from dt_ray.environments.reference_returns import reference_returns
 from dt_ray.environments.steps import Environments
 
 NUM_TRIED_STEPS = 2
@@ -35,7 +38,30 @@ def make_environments(
 
 def is_batched(env_id: str, env_kwargs: Mapping[str, Any] | None = None) -> bool:
     """Whether there is an exact batched copy of an environment, which opens none of Gymnasium's."""
-    return env_id == "Pendulum-v1" and not env_kwargs and PendulumEnvironments.copies(gym.spec(env_id))
+    return PendulumEnvironments.copies(env_id, env_kwargs)
+
+
+def read_environment(env_id: str, env_kwargs: Mapping[str, Any] | None = None) -> EnvironmentFacts:
+    """What an environment says of itself, and what has been published of it.
+
+    Raises:
+        UnsupportedSpaceError: it can't be made, or is out of scope.
+    """
+    spec = read_spaces(env_id, env_kwargs)
+    env = make_env(env_id, env_kwargs)
+    limit = env.spec.max_episode_steps if env.spec is not None else None
+    close_env(env)
+    # Others than the plain environment may reward otherwise.
+    known = None if env_kwargs else reference_returns(env_id)
+    return EnvironmentFacts(
+        env_id=env_id,
+        time_limit=limit,
+        has_bounds=spec.is_bounded,
+        action_low=spec.action_low,
+        action_high=spec.action_high,
+        reference_returns=known and (known.random, known.reference),
+        reference_source=known.source if known else "",
+    )
 
 
 def try_environment(env_id: str, env_kwargs: Mapping[str, Any] | None = None, *, seed: int = 0) -> None:

@@ -9,7 +9,7 @@ import io
 import json
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -19,12 +19,13 @@ from numpy import ndarray
 from torch import Tensor, nn
 
 from dt_ray.data.normalizer import Normalizer, from_bounds, standardize, to_bounds
+from dt_ray.environments.steps import Steps
 from dt_ray.errors import UserError
 from dt_ray.learners.base import Policy, WindowPolicy, as_window_policy
 from dt_ray.learners.iql import ObservationPolicy
 from dt_ray.learners.policies import DecisionTransformerPolicy
 from dt_ray.models.batch import WindowBatch
-from dt_ray.play.rollout import rollout
+from dt_ray.play.rollout import play_in, rollout
 
 INPUTS = ("observations", "previous_actions", "returns_to_go", "timesteps")
 TOLERANCE = 1e-5  # of actions, relative to the width of their bounds
@@ -143,10 +144,33 @@ def export_policy(policy: Policy, format: Literal["onnx", "torch"], facts: Mappi
     return written.model_proto.SerializeToString()
 
 
+class DrawnObservations:
+    """What takes an environment's place where there is none: independent observations with the data's mean and
+    deviation, and rewards of 0."""
+
+    def __init__(self, units: Normalizer) -> None:
+        self.units, self.action_shape = units, units.action_low.shape
+
+    def reset(self, seeds: Sequence[int]) -> Float[ndarray, "1 S"]:
+        self.generator = np.random.default_rng(seeds[0])
+        return self._draw()
+
+    def step(self, live: Int[ndarray, "1"], actions: Float[ndarray, "1 A"]) -> Steps:
+        flags = np.zeros(1, dtype=bool)
+        return Steps(observations=self._draw(), rewards=np.zeros(1), terminated=flags, truncated=flags)
+
+    def close(self) -> None:
+        pass
+
+    def _draw(self) -> Float[ndarray, "1 S"]:
+        units = self.units
+        return self.generator.normal(units.observation_mean, units.observation_std).astype(np.float32)[None]
+
+
 def largest_difference(
     act: Any,
     policy: Policy,
-    env_id: str,
+    env_id: str | None,
     *,
     target_return: float,
     seed: int,
@@ -155,24 +179,28 @@ def largest_difference(
 ) -> float:
     """Of the actions over one episode that the policy plays: `act` takes the inputs as arrays, by name.
 
-    Relative to the width of the action bounds.
+    Relative to the width of the action bounds. Without an environment, observations are drawn like those of the data.
 
     Raises:
         BrokenEnvironmentError: the environment crashed, or answered what no policy can act on.
     """
-    played = rollout(
-        policy,
-        env_id,
-        seeds=[seed],
-        target_returns=[target_return],
-        max_timesteps=max_timesteps,
-        env_kwargs=env_kwargs,
-    )
+    units: Normalizer = policy.normalizer  # type: ignore[attr-defined]
+    if env_id is None:
+        played = play_in(DrawnObservations(units), policy, [seed], [target_return], max_timesteps=max_timesteps)
+    else:
+        played = rollout(
+            policy,
+            env_id,
+            seeds=[seed],
+            target_returns=[target_return],
+            max_timesteps=max_timesteps,
+            env_kwargs=env_kwargs,
+        )
     observations, actions = played.observations[0], played.actions[0]
     previous_actions = np.concatenate([np.zeros_like(actions[:1]), actions[:-1]])
     earned = np.concatenate([[0.0], np.cumsum(played.rewards[0, :-1])])  # before each step
     to_go, timesteps = (target_return - earned).astype(np.float32), np.arange(len(actions))
-    width = policy.normalizer.action_high - policy.normalizer.action_low  # type: ignore[attr-defined]
+    width = units.action_high - units.action_low
     largest = 0.0
     for step, action in enumerate(actions):
         shown = slice(max(0, step + 1 - policy.history_length), step + 1)  # type: ignore[attr-defined]

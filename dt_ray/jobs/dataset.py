@@ -19,12 +19,10 @@ log = logging.getLogger("dt_ray")
 
 def needs_dataset(config: RunConfig) -> bool:
     """Whether the dataset is not there and the configuration says how to make it."""
+    if config.data.mix or config.data.collect is None or not config.data.path:
+        return False
     filesystem, path = resolve(config.data.path)
-    return (
-        not config.data.mix
-        and config.data.collect is not None
-        and filesystem.get_file_info(path).type == fs.FileType.NotFound
-    )
+    return filesystem.get_file_info(path).type == fs.FileType.NotFound
 
 
 def make_dataset(
@@ -33,6 +31,7 @@ def make_dataset(
     """Collects the dataset that `data.collect` describes into `data.path`; `spec` may have other action bounds."""
     settings = config.data.collect
     assert settings is not None
+    assert config.env_id is not None, "data.collect is refused without an environment"
     plan = CollectionPlan(
         env_id=config.env_id,
         behavior=settings.behavior,

@@ -98,7 +98,8 @@ def _train_here(
         raise ResourceError("scaling.use_gpu is set but torch sees no GPU; set scaling.use_gpu=false")
     if config.scaling.cpus_per_worker is not None:
         torch.set_num_threads(max(1, int(config.scaling.cpus_per_worker)))
-    try_environment(config.env_id, config.env_kwargs, seed=config.evaluation.seed)
+    if config.env_id is not None:
+        try_environment(config.env_id, config.env_kwargs, seed=config.evaluation.seed)
     if needs_dataset(config):
         make_dataset(config, collect_here, spec=spec)
     context = LocalContext(config, device="cuda" if config.scaling.use_gpu else "cpu")

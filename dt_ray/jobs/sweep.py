@@ -96,9 +96,13 @@ def write_results(sweep: SweepConfig, folder: SweepFolder) -> dict[str, Any] | N
     write_table(rows, folder.folder / "trials.csv")
     torch.set_num_threads(1)  # as the command, whose every digit depends on it
     while (best := find_best(rows, sweep)) is not None:
+        if sweep.base.env_id is None:
+            best["command"] = f"python -m dt_ray.evaluate {best['checkpoint']}"
+            (folder.folder / "best.json").write_text(to_json(best, indent=1))
+            return best
         try:
             best = evaluate_best(best, best_evaluation(best, sweep, folder))
-        except RunError as error:  # noqa: PERF203
+        except RunError as error:
             log.warning("the best of the rest: the best trial's checkpoint can't be played: %s", error)
             rows = [row for row in rows if row["trial"] != best["trial"]]
         else:

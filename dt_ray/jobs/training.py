@@ -14,6 +14,8 @@ from dt_ray.config.loading import decode_config, load_config, to_plain
 from dt_ray.config.modules import allow_modules, allow_overrides, check_names
 from dt_ray.config.schema import DataConfig, RunConfig
 from dt_ray.data.files import absolute, resolve
+from dt_ray.data.held_out import HeldOutEpisodes
+from dt_ray.data.looks import read_log_spaces
 from dt_ray.data.spaces import SpaceSpec, choose_bounds, read_spaces
 from dt_ray.errors import ConfigError, RunError
 from dt_ray.jobs.dataset import needs_dataset
@@ -22,6 +24,7 @@ from dt_ray.learners import check_settings, declaration_of, givers_of_values
 from dt_ray.runs.folder import RunFolder, default_name, with_values_checkpoint
 from dt_ray.runs.lease import Lease
 from dt_ray.runs.storage import Folder
+from dt_ray.training.preparing import prepare_here
 from dt_ray.training.recorder import TrainResult
 from dt_ray.training.trackers import check_trackers
 
@@ -44,7 +47,7 @@ def with_absolute_paths(data: DataConfig) -> DataConfig:
     """The same data, wherever the process that reads it works."""
     return replace(
         data,
-        path=absolute(data.path),
+        path=absolute(data.path) if data.path else "",
         values=_absolute_run(data.values),
         mix={absolute(path): share for path, share in data.mix.items()},
     )
@@ -241,5 +244,22 @@ def check_run(config: RunConfig, *, is_new: bool = True) -> SpaceSpec:
     """
     check_settings(config, every_section=is_new)
     check_trackers(config)
-    spec = read_spaces(config.env_id, config.env_kwargs)
+    if not config.data.paths:
+        raise ConfigError("data.path: there is no log to train on; name one by data.path=LOG")
+    spec = read_log_spaces(config.data) if config.env_id is None else read_spaces(config.env_id, config.env_kwargs)
     return choose_bounds(spec, config.data.action_bounds, env_id=config.env_id)
+
+
+def read_held_out(config: RunConfig) -> HeldOutEpisodes:
+    """The held-out episodes of a run without an environment, read again.
+
+    Raises:
+        ConfigError: no episode was held out.
+    """
+    held_out = prepare_here(config, check_run(config, is_new=False)).held_out
+    if held_out is None:
+        raise ConfigError(
+            f"no episode was held out (data.validation_fraction={config.data.validation_fraction:g}), and there is no "
+            f"environment: there is nothing to evaluate on"
+        )
+    return held_out

@@ -98,7 +98,8 @@ class CollectionPlan:
             raise UserError(
                 f"{self.behavior} acts in {facts.env_id}, whose spaces are not those of {self.env_id}: {misfit}"
             )
-        target = max(facts.evaluation.target_returns) if self.target_return is None else self.target_return
+        asked = max(facts.evaluation.target_returns, default=0.0)
+        target = asked if self.target_return is None else self.target_return
         return policy, target
 
 

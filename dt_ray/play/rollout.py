@@ -86,21 +86,26 @@ def rollout(
         parts = []
         for begin in range(0, num, size):
             part = slice(begin, begin + size)
-            parts.append(_play(policy, envs, env_id, seeds[part], target_returns[part], max_timesteps, on_step))
+            seeded, asked = seeds[part], target_returns[part]
+            parts.append(
+                play_in(envs, policy, seeded, asked, max_timesteps=max_timesteps, name=env_id, on_step=on_step)
+            )
     finally:
         envs.close()
     return join_rollouts(parts)
 
 
-def _play(
-    policy: Policy,
+def play_in(
     envs: Environments,
-    env_id: str,
+    policy: Policy,
     seeds: Sequence[int],
     target_returns: Sequence[float],
+    *,
     max_timesteps: int,
-    on_step: OnStep | None,
+    name: str = "the environments",
+    on_step: OnStep | None = None,
 ) -> Rollouts:
+    """`rollout` in environments that are there; `name` is what they are called where the policy doesn't fit them."""
     newest = envs.reset(seeds)
     num, observation_dim = newest.shape
     # Grown by doubling, so that a limit far beyond the real lengths costs nothing.
@@ -120,13 +125,12 @@ def _play(
         chosen = policy.act()
         if chosen.shape != (len(live), *envs.action_shape):
             raise UserError(
-                f"the policy gave actions of shape {chosen.shape[1:]} where {env_id} takes {envs.action_shape}"
+                f"the policy gave actions of shape {chosen.shape[1:]} where {name} takes {envs.action_shape}"
             )
         if not np.isfinite(chosen).all():
             at = int(np.flatnonzero(~np.isfinite(chosen).all(axis=1))[0])
             raise UserError(
-                f"the policy gave the action {chosen[at].tolist()} in {env_id} (seed {seeds[live[at]]}, "
-                f"step {step + 1})"
+                f"the policy gave the action {chosen[at].tolist()} in {name} (seed {seeds[live[at]]}, step {step + 1})"
             )
         observations[live, step], actions[live, step] = newest[live], chosen
         outcome = envs.step(live, chosen)

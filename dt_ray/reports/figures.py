@@ -16,6 +16,7 @@ from numpy import ndarray
 from dt_ray.errors import UserError
 from dt_ray.play.rollout import Rollouts
 from dt_ray.reports.records import Group, ReturnsByTarget, interval_of, mean_curve
+from dt_ray.runs.evaluation_report import EvaluationReport
 from dt_ray.sweeps.tables import Row
 
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -44,12 +45,12 @@ def colors_of(groups: Collection[Any]) -> list[Any]:
 
 
 def draw_learning(groups: Sequence[Group]) -> Figure:
-    """Loss and return by update; bands are 95% intervals over seeds."""
+    """Loss and return, or error of actions, by update; bands are 95% intervals over seeds."""
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
     for group, color in zip(groups, colors_of(groups), strict=True):
         losses = [{line["step"]: line["train/loss"] for line in run.metrics} for run in group.runs if run.metrics]
-        returns = [{report.step: report.score for report in run.evaluations} for run in group.runs]
+        returns = [{report.step: _reached(report) for report in run.evaluations} for run in group.runs]
         for axes, curves in ((left, losses), (right, returns)):
             if curves:
                 steps, means, half = mean_curve(curves)
@@ -57,12 +58,17 @@ def draw_learning(groups: Sequence[Group]) -> Figure:
                 if half is not None:
                     axes.fill_between(steps, means - half, means + half, color=color, alpha=0.2, linewidth=0)
     left.set(ylabel="training loss (squared, of actions in [-1, 1])", yscale="log")
-    right.set(ylabel="mean return at the highest target")
+    is_played = any(report.targets for group in groups for report in group.last)
+    right.set(ylabel="mean return at the highest target" if is_played else "error of actions in held-out episodes")
     for axes in (left, right):
         axes.set_xlabel("gradient updates")
         axes.grid(alpha=0.25)
     _legend(figure, right)
     return figure
+
+
+def _reached(report: EvaluationReport) -> float:
+    return report.score if report.held_out is None else report.held_out.action_error
 
 
 def draw_obedience(

@@ -16,12 +16,17 @@ import torch
 from matplotlib.figure import Figure
 
 from dt_ray.config.schema import EvaluationConfig
+from dt_ray.data.spaces import needed_environment
+from dt_ray.environments import pendulum
 from dt_ray.errors import RunError
 from dt_ray.play.rollout import rollout
 from dt_ray.reports import figures
 from dt_ray.reports.animations import record_episodes
+from dt_ray.reports.held_out import TEXT as HELD_OUT_TEXT
+from dt_ray.reports.held_out import action_error_rows, draw_action_errors
 from dt_ray.reports.records import (
     Group,
+    ReturnsByTarget,
     RunRecord,
     aggregate_rows,
     data_returns,
@@ -94,29 +99,55 @@ def write_report(places: Sequence[str], out: Folder, *, video: bool = False) -> 
         RunError: a place is neither a run nor a sweep, or nothing was evaluated there.
     """
     groups, sweeps = read_groups(places)
-    results = {group.label: group.by_target() for group in groups}
     report = Report(out)
-    dataset = data_returns(groups[0].runs[0].config)
-    aggregates = aggregate_rows(groups)
-    report.add_figure(
-        "obedience", "Obedience", figures.draw_obedience(results, dataset),
-        "The mean return of the newest evaluation against the return that was asked for. Small dots are single seeds, "
-        "or the episodes where there is one run; bars 95% intervals of the mean: over seeds where there are several, "
-        "else over episodes. Above, the returns of the episodes in the data; shaded, targets beyond them.",
-    )  # fmt: skip
+    played = [group for group in groups if all(each.targets for each in group.last)]
+    replayed = [group for group in groups if all(each.held_out for each in group.last)]
+    if replayed:
+        rows = action_error_rows(replayed)
+        report.add_figure("action_errors", "Held-out actions", draw_action_errors(replayed), HELD_OUT_TEXT, rows)
+    if played:
+        _add_obedience(report, played)
     for sweep, folder in sweeps:
         _add_sweep(report, sweep, folder)
     report.add_figure(
         "learning", "Learning", figures.draw_learning(groups),
         "Bands are 95% intervals of the mean over seeds (Student's t).", learning_rows(groups),
     )  # fmt: skip
+    if played:
+        _add_returns(report, played)
+    times = time_rows(groups)
+    report.add_figure("time", "Time", figures.draw_time(times, groups), "", times)
+    if played:
+        _add_episodes(report, _best_run(played), video=video)
+    elif video:
+        needed_environment(None, "a video")
+    names = ", ".join(Folder.at(place).name for place in places)
+    report.write_page(f"{groups[0].runs[0].config.env_id or 'held-out episodes'}: {names}", _summary(groups))
+    return report.files
+
+
+def _by_target(groups: Sequence[Group]) -> dict[str, ReturnsByTarget]:
+    return {group.label: group.by_target() for group in groups}
+
+
+def _add_obedience(report: Report, groups: Sequence[Group]) -> None:
+    dataset = data_returns(groups[0].runs[0].config)
+    report.add_figure(
+        "obedience", "Obedience", figures.draw_obedience(_by_target(groups), dataset),
+        "The mean return of the newest evaluation against the return that was asked for. Small dots are single seeds, "
+        "or the episodes where there is one run; bars 95% intervals of the mean: over seeds where there are several, "
+        "else over episodes. Above, the returns of the episodes in the data; shaded, targets beyond them.",
+    )  # fmt: skip
+
+
+def _add_returns(report: Report, groups: Sequence[Group]) -> None:
     shown = f" The first {figures.MAX_VIOLIN_GROUPS} groups." if len(groups) > figures.MAX_VIOLIN_GROUPS else ""
     report.add_figure(
-        "returns", "Returns of episodes", figures.draw_episode_returns(results),
+        "returns", "Returns of episodes", figures.draw_episode_returns(_by_target(groups)),
         f"Every episode of the newest evaluations; the black line is the median.{shown}",
     )  # fmt: skip
     report.add_table(
-        "aggregates", "Aggregates", aggregates,
+        "aggregates", "Aggregates", aggregate_rows(groups),
         "iqm: the mean of the middle half of all episodes (Agarwal et al. 2021), with its 95% interval over that many "
         "seeds (Student's t over the jackknife); of one seed, over its episodes alone.",
     )  # fmt: skip
@@ -125,12 +156,6 @@ def write_report(places: Sequence[str], out: Folder, *, video: bool = False) -> 
             "improvement", "Probability of improvement", improvement_rows(groups),
             "How likely an episode of the row's group gets more than one of the column's, at the highest target.",
         )  # fmt: skip
-    times = time_rows(groups)
-    report.add_figure("time", "Time", figures.draw_time(times, groups), "", times)
-    _add_episodes(report, _best_run(groups), video=video)
-    names = ", ".join(Folder.at(place).name for place in places)
-    report.write_page(f"{groups[0].runs[0].config.env_id}: {names}", _summary(groups))
-    return report.files
 
 
 def _add_sweep(report: Report, sweep: SweepConfig, folder: SweepFolder) -> None:
@@ -146,10 +171,13 @@ def _add_sweep(report: Report, sweep: SweepConfig, folder: SweepFolder) -> None:
         for each in over_seeds(read_rows(sweep, folder), sweep)
     ]
     keys = [axis.key for axis in sweep.axes if axis.key in rows[0]]
-    labels = [", ".join(f"{key.rpartition('.')[2]} {_cell(row[key])}" for key in keys) for row in rows]
-    cells = pd.DataFrame(rows).assign(label=[label or folder.folder.name for label in labels])
-    cells = cells.pivot_table(metric, "label", "target_return", sort=False).sort_index(axis=1)
     name = folder.folder.name
+    if sweep.base.env_id is None:
+        report.add_table(f"sweep-{name}", f"{name}: {metric.replace('_', ' ')}", rows, "Means over seeds.")
+        return
+    labels = [", ".join(f"{key.rpartition('.')[2]} {_cell(row[key])}" for key in keys) for row in rows]
+    cells = pd.DataFrame(rows).assign(label=[label or name for label in labels])
+    cells = cells.pivot_table(metric, "label", "target_return", sort=False).sort_index(axis=1)
     report.add_figure(
         f"heatmap-{name}", f"{name}: {metric.replace('_', ' ')}", figures.draw_heatmap(cells, metric=metric),
         "Each row was trained once a seed; the columns are evaluations of the same models.", rows,
@@ -167,8 +195,8 @@ def _best_run(groups: Sequence[Group]) -> RunRecord:
 
 def _add_episodes(report: Report, run: RunRecord, *, video: bool) -> None:
     """The policy at work, in the first evaluation episode."""
-    config = run.config
-    is_pendulum = config.env_id == "Pendulum-v1"
+    config, env_id = run.config, needed_environment(run.config.env_id, "an episode to show")
+    is_pendulum = config.env_id == pendulum.ENV_ID
     if not (video or is_pendulum):
         return
     torch.set_num_threads(1)
@@ -185,7 +213,7 @@ def _add_episodes(report: Report, run: RunRecord, *, video: bool) -> None:
         played = {
             target: rollout(
                 policy,
-                config.env_id,
+                env_id,
                 seeds=[config.evaluation.seed],
                 target_returns=[target],
                 max_timesteps=config.evaluation.max_timesteps,
@@ -208,7 +236,8 @@ def _add_episodes(report: Report, run: RunRecord, *, video: bool) -> None:
 def _record(policy: Any, facts: PolicyFacts, evaluation: EvaluationConfig) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "episode.gif"
-        record_episodes(policy, facts.env_id, evaluation, str(file), env_kwargs=facts.env_kwargs)
+        env_id = needed_environment(facts.env_id, "a video")
+        record_episodes(policy, env_id, evaluation, str(file), env_kwargs=facts.env_kwargs)
         return file.read_bytes()
 
 
@@ -223,7 +252,7 @@ def _summary(groups: Sequence[Group]) -> list[tuple[str, str]]:
     config = groups[0].runs[0].config
     lengths = sorted({len(group.runs) for group in groups})
     return [
-        ("environment", config.env_id),
+        ("environment", config.env_id or "none: evaluated on held-out episodes of the log"),
         ("algorithm", ", ".join(sorted({run.config.algorithm for group in groups for run in group.runs}))),
         ("data", ", ".join(config.data.paths)),
         ("groups", f"{len(groups)}, of {' to '.join(map(str, {lengths[0], lengths[-1]}))} run(s)"),

@@ -151,6 +151,7 @@ def learning_rows(groups: Sequence[Group]) -> list[Row]:
                     **common,
                     "step": report.step,
                     **{f"return at {target:g}": mean for target, mean in report.return_means.items()},
+                    **({"action error": report.held_out.action_error} if report.held_out else {}),
                 }
                 for report in run.evaluations
             ]

@@ -37,7 +37,7 @@ class PolicyFacts:
     format_version: int
     algorithm: str
     step: int
-    env_id: str
+    env_id: str | None
     spec: SpaceSpec
     model: ModelConfig
     normalizer: dict[str, Any]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Any
@@ -35,6 +35,41 @@ class TargetResult:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ActionErrors:
+    """Errors of actions over a group of logged steps, as in `HeldOutResult`."""
+
+    lowest: float  # of what tells the groups apart: the number of the step, or the return of its episode
+    highest: float
+    num_steps: int
+    action_error: Number
+    cloning_error: Number
+    constant_error: Number
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOutResult:
+    """How far a policy's actions are from those of logged episodes that nothing was trained on.
+
+    Errors are root mean squares over steps and dimensions; 1 is half of the width of the action bounds.
+    """
+
+    num_steps: int
+    action_error: Number  # of the policy
+    cloning_error: Number  # of the cheapest behaviour cloning: ridge regression of actions on observations
+    constant_error: Number  # of the mean action
+    by_step: tuple[ActionErrors, ...]
+    by_return: tuple[ActionErrors, ...]
+
+    def rows(self) -> Iterator[tuple[str, tuple[float, float, float]]]:
+        """Groups of steps in words, with the errors of the policy, of cloning and of the mean action."""
+        yield "all", (self.action_error, self.cloning_error, self.constant_error)
+        for name, groups in (("step", self.by_step), ("return", self.by_return)):
+            for group in groups:
+                errors = (group.action_error, group.cloning_error, group.constant_error)
+                yield f"{name} {group.lowest:.4g} .. {group.highest:.4g}", errors
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvaluationReport:
     """An evaluation after `step` updates: the same episodes for every target return."""
 
@@ -45,6 +80,7 @@ class EvaluationReport:
     wall_s: Number
     env_steps_per_s: Number
     targets: tuple[TargetResult, ...]  # empty where no episode was played
+    held_out: HeldOutResult | None = None  # where there is no environment
 
     @classmethod
     def from_json(cls, text: str) -> EvaluationReport:
@@ -60,14 +96,20 @@ class EvaluationReport:
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form; numbers that are not finite stay as they are."""
-        return _adapter().dump_python(self, mode="json")
+        values = _adapter().dump_python(self, mode="json")
+        return values if self.held_out is not None else {key: values[key] for key in values if key != "held_out"}
 
     def to_json(self) -> str:
         return to_json(self.to_dict(), indent=1)
 
     @property
     def score(self) -> float:
-        """What makes one evaluation better than another: the mean return at the highest target return, or NaN."""
+        """What makes one evaluation better than another: the mean return at the highest target return, or NaN.
+
+        Without an environment the smaller error of its actions on held-out episodes.
+        """
+        if self.held_out is not None:
+            return -self.held_out.action_error
         if not self.targets:
             return math.nan
         return max(self.targets, key=lambda target: target.target_return).return_mean

@@ -11,8 +11,9 @@ import dataclasses
 import difflib
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -21,17 +22,23 @@ from annotated_types import Ge
 from pydantic import TypeAdapter, ValidationError
 
 from dt_ray.config.loading import (
+    check_environment,
     decode_config,
     dotted_keys,
     find_config,
     read_overrides,
     read_yaml,
+    start_from,
     to_plain,
     with_values,
 )
-from dt_ray.config.schema import DEFAULT_CONFIG, EvaluationConfig, RunConfig
+from dt_ray.config.schema import NEUTRAL_CONFIG, EvaluationConfig, RunConfig
 from dt_ray.errors import ConfigError
+from dt_ray.runs.folder import default_name as run_name
 
+Resolve = Callable[[Mapping[str, Any]], RunConfig]
+
+DEFAULT_SWEEP, NEUTRAL_SWEEP = "target_return_context_length", "context_length"
 KINDS = ("grid", "choice", "uniform", "log_uniform")
 EVALUATION_KEYS = tuple(
     f"evaluation.{key}" for key in ("target_returns", "num_episodes", "seed", "max_timesteps", "context_length")
@@ -44,7 +51,8 @@ MUTABLE_KEYS = ("optim.learning_rate", "optim.gradient_clip", "data.return_noise
 class SweepSettings:
     num_samples: Annotated[int, Ge(1)] = 1  # draws of what isn't a grid, for each point of the grid
     num_seeds: Annotated[int, Ge(1)] = 1  # trainings of each setting, with seeds from `seed` on
-    metric: Literal["return_mean", "normalized_score", "obedience_error"] = "return_mean"
+    metric: Literal["return_mean", "normalized_score", "obedience_error", "action_error"] = "return_mean"
+    # action_error: of held-out episodes, the one that there is without an environment
     mode: Literal["max", "min"] | None = None  # which of its values is best; null: the lowest error, the highest else
     scheduler: Literal["none", "asha", "median", "pbt"] = "none"  # what ends trials early, or changes them
     search: Literal["random", "optuna"] = "random"  # who draws
@@ -52,7 +60,7 @@ class SweepSettings:
 
     @property
     def direction(self) -> Literal["max", "min"]:
-        return self.mode or ("min" if self.metric == "obedience_error" else "max")
+        return self.mode or ("min" if self.metric.endswith("_error") else "max")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,22 +161,43 @@ class SweepConfig:
         )
 
 
-def load_sweep(sweep: str, config: str | None, overrides: Sequence[str], *, default_name: str) -> SweepConfig:
+def load_sweep(
+    sweep: str | None,
+    config: str | None,
+    overrides: Sequence[str],
+    *,
+    default_name: str | None = None,
+    resolve: Resolve = decode_config,
+) -> SweepConfig:
     """A sweep by the name or file of it and of the configuration that it starts from, with overrides.
 
     An override gives a plain value, which is then no longer swept, or `{grid: [...]}` and the like, which sweeps it.
+    Without names both are Pendulum's, or the neutral ones where the overrides name a log or an environment. `resolve`
+    makes a configuration of plain values of which some say `auto`.
 
     Raises:
-        ConfigError: all of the problems in one message.
+        ConfigError: all of the problems in one message, or a preset with another environment than its own.
     """
-    tree = read_yaml(find_config(sweep, "sweep"))
+    changes, _ = read_overrides(overrides)
+    start = config or start_from(changes)
+    name = sweep or (NEUTRAL_SWEEP if start == NEUTRAL_CONFIG else DEFAULT_SWEEP)
+    tree = read_yaml(find_config(name, "sweep"))
     within = tree.pop("config", None)
-    values = within if within is not None and config is None else read_yaml(find_config(config or DEFAULT_CONFIG))
-    return decode_sweep(tree, values, overrides, default_name=default_name)
+    values = within if within is not None and config is None else read_yaml(find_config(start))
+    for preset, own in ((start, values), (name, tree)):
+        if not Path(preset).is_file():
+            check_environment(own, changes.get("env_id", tree.get("env_id")), preset=preset)
+    called = default_name or run_name(name)
+    return decode_sweep(tree, values, overrides, default_name=called, resolve=resolve)
 
 
 def decode_sweep(
-    tree: Mapping[str, Any], config: Mapping[str, Any], overrides: Sequence[str], *, default_name: str
+    tree: Mapping[str, Any],
+    config: Mapping[str, Any],
+    overrides: Sequence[str],
+    *,
+    default_name: str,
+    resolve: Resolve = decode_config,
 ) -> SweepConfig:
     """A sweep from the plain values of its file and of the configuration that it starts from.
 
@@ -180,7 +209,9 @@ def decode_sweep(
     names = {field.name for field in dataclasses.fields(SweepSettings)}
     settings = {key: value for key, value in given.items() if key in names}
     swept = {key: value for key, value in given.items() if key not in names and _is_axis(value)}
-    base = decode_config(with_values(config, {k: v for k, v in given.items() if k not in names and k not in swept}))
+    base = resolve(with_values(config, {k: v for k, v in given.items() if k not in names and k not in swept}))
+    if base.env_id is None:
+        settings = {"metric": "action_error", **settings}
     decoded = SweepSettings()
     try:
         decoded = TypeAdapter(SweepSettings).validate_python(settings)
@@ -294,6 +325,13 @@ def _find_conflicts(sweep: SweepConfig) -> list[str]:
         )
     if settings.metric == "normalized_score" and base.evaluation.reference_return is None:
         problems.append("metric: normalized_score needs evaluation.random_return and evaluation.reference_return")
+    if (settings.metric == "action_error") != (base.env_id is None):
+        allowed = "action_error, of held-out episodes" if base.env_id is None else "of returns reached in it"
+        problems.append(f"metric: with env_id={base.env_id} it is {allowed}, got {settings.metric}")
+    if base.env_id is None and base.data.validation_fraction == 0:
+        problems.append("data.validation_fraction: without an environment trials are compared on held-out episodes")
+    if base.env_id is None and (asked := [axis.key for axis in sweep.axes if axis.is_evaluation]):
+        problems.append(f"{', '.join(asked)}: only an environment is evaluated in several ways, and there is none")
     if base.scaling.is_elastic:
         problems.append("scaling.num_workers: trials have a fixed number of workers, got [min, max]")
     if settings.scheduler == "pbt":

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from dt_ray.config.loading import parse_yaml
 from dt_ray.config.schema import EvaluationConfig
+from dt_ray.data.spaces import needed_environment
 from dt_ray.errors import ConfigError, RunError
 from dt_ray.play.evaluation import evaluate
 from dt_ray.runs.checkpoint import checkpoint_name, load_policy
@@ -129,4 +130,5 @@ def further_evaluations(sweep: SweepConfig, folder: SweepFolder) -> list[tuple[s
 def evaluate_checkpoint(checkpoint: str, evaluation: EvaluationConfig) -> EvaluationReport:
     """The report on a checkpoint under these settings, played in this process."""
     policy, facts = load_policy(Folder(checkpoint), evaluation)
-    return evaluate(policy, facts.env_id, evaluation, step=facts.step, env_kwargs=facts.env_kwargs)
+    env_id = needed_environment(facts.env_id, "an evaluation of another kind")
+    return evaluate(policy, env_id, evaluation, step=facts.step, env_kwargs=facts.env_kwargs)

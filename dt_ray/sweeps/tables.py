@@ -16,6 +16,7 @@ import pandas as pd
 from dt_ray.config.schema import EvaluationConfig
 from dt_ray.errors import RunError
 from dt_ray.runs.evaluation_report import EvaluationReport
+from dt_ray.runs.folder import RunFolder
 from dt_ray.runs.intervals import student_interval
 from dt_ray.runs.storage import Folder
 from dt_ray.sweeps.config import SweepConfig, value_of
@@ -49,6 +50,9 @@ def _rows_of(sweep: SweepConfig, folder: SweepFolder, name: str) -> list[Row]:
                 continue
             report = EvaluationReport.from_json(file.read_text())
         asked = value_of_evaluation(evaluation, sweep)
+        if (held_out := report.held_out) is not None:
+            errors = {name: getattr(held_out, name) for name in ("action_error", "cloning_error", "constant_error")}
+            rows.append({**common, **errors, **_costs(run, report, summary)})
         rows += [
             {
                 **common,
@@ -60,9 +64,7 @@ def _rows_of(sweep: SweepConfig, folder: SweepFolder, name: str) -> list[Row]:
                 "return_ci95_high": target.return_ci95[1],
                 "normalized_score": target.normalized_score,
                 "obedience_error": target.obedience_error,
-                "updates": report.step,
-                "train_wall_s": summary.get("train_wall_s"),
-                "checkpoint": str(run.checkpoint(report.step)),
+                **_costs(run, report, summary),
             }
             for target in report.targets
         ]
@@ -75,6 +77,14 @@ def value_of_evaluation(evaluation: EvaluationConfig, sweep: SweepConfig) -> Row
     return {key: getattr(evaluation, key.removeprefix("evaluation.")) for key in keys}
 
 
+def _costs(run: RunFolder, report: EvaluationReport, summary: Mapping[str, Any]) -> Row:
+    return {
+        "updates": report.step,
+        "train_wall_s": summary.get("train_wall_s"),
+        "checkpoint": str(run.checkpoint(report.step)),
+    }
+
+
 def write_table(rows: Sequence[Row], file: Folder) -> None:
     """Writes rows as CSV, empty where a row has no value."""
     table = pd.DataFrame(list(rows), dtype=object)  # a whole number stays one beside missing values
@@ -84,7 +94,8 @@ def write_table(rows: Sequence[Row], file: Folder) -> None:
 def settings_of(row: Row, sweep: SweepConfig) -> Row:
     """What a row was trained and evaluated with, but for its seed."""
     keys = [axis.key for axis in sweep.axes if axis.key not in ("evaluation.target_returns", "seed")]
-    return {key: row.get(key) for key in keys} | {"target_return": row["target_return"]}
+    target = {"target_return": row["target_return"]} if "target_return" in row else {}
+    return {key: row.get(key) for key in keys} | target
 
 
 @dataclass(frozen=True, kw_only=True)

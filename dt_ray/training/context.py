@@ -12,10 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from dt_ray.config.schema import RunConfig
+from dt_ray.data.held_out import HeldOutEpisodes
 from dt_ray.errors import UserError
 from dt_ray.learners import Policy
 from dt_ray.models.batch import WindowBatch
 from dt_ray.play.evaluation import evaluate
+from dt_ray.play.held_out import evaluate_held_out
 from dt_ray.runs.evaluation_report import EvaluationReport
 from dt_ray.runs.folder import RunFolder
 from dt_ray.runs.storage import Folder
@@ -73,10 +75,13 @@ class TrainContext(Protocol):
         """Whether evaluations are played in this process."""
         ...
 
-    def evaluate(self, policy: Policy, *, step: int, again: bool = False) -> Future[EvaluationReport]:
+    def evaluate(
+        self, policy: Policy, held_out: HeldOutEpisodes | None, *, step: int, again: bool = False
+    ) -> Future[EvaluationReport]:
         """Begins an evaluation; its report comes when the future is done.
 
-        `again`: it was begun before and not finished, perhaps because the environment ended the process.
+        `held_out` takes the place of the environment where there is none. `again`: it was begun before and not
+        finished, perhaps because the environment ended the process.
         """
         ...
 
@@ -118,8 +123,10 @@ class LocalContext:
     def latest_checkpoint(self) -> Folder | None:
         return RunFolder.of(self.config).latest_checkpoint()[0]
 
-    def evaluate(self, policy: Policy, *, step: int, again: bool = False) -> Future[EvaluationReport]:
-        return evaluate_here(policy, self.config, step=step)
+    def evaluate(
+        self, policy: Policy, held_out: HeldOutEpisodes | None, *, step: int, again: bool = False
+    ) -> Future[EvaluationReport]:
+        return evaluate_here(policy, held_out, self.config, step=step)
 
 
 class Failures:
@@ -173,11 +180,17 @@ def together(context: TrainContext, work: Callable[[], T]) -> T:
     return cast("T", results[0])
 
 
-def evaluate_here(policy: Policy, config: RunConfig, *, step: int) -> Future[EvaluationReport]:
+def evaluate_here(
+    policy: Policy, held_out: HeldOutEpisodes | None, config: RunConfig, *, step: int
+) -> Future[EvaluationReport]:
     """A finished evaluation, for a context without actors."""
     future: Future[EvaluationReport] = Future()
     try:
-        report = evaluate(policy, config.env_id, config.evaluation, step=step, env_kwargs=config.env_kwargs)
+        if config.env_id is None:
+            assert held_out is not None, "without an environment nothing else can be evaluated on"
+            report = evaluate_held_out(policy, held_out, config.evaluation, step=step)
+        else:
+            report = evaluate(policy, config.env_id, config.evaluation, step=step, env_kwargs=config.env_kwargs)
     except UserError as fault:
         future.set_exception(fault)
     else:

@@ -7,8 +7,8 @@ Legend: E episodes of all blocks, T of them to train on, H held out, C chunks of
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import reduce
 
 import numpy as np
@@ -17,12 +17,19 @@ from numpy import ndarray
 
 from dt_ray.config.schema import RunConfig
 from dt_ray.data.blocks import EpisodeBlocks
+from dt_ray.data.held_out import HeldOutEpisodes, LinearCloning, replayed_part
 from dt_ray.data.normalizer import Normalizer, mean_and_std
 from dt_ray.data.ranges import Ranges, find_range_traps
 from dt_ray.data.returns import Tail, find_tails
 from dt_ray.data.row_traps import find_other_returns
 from dt_ray.data.spaces import SpaceSpec, with_data_bounds
-from dt_ray.data.transitions import SOURCE_BITS, chosen_episodes, held_out_episodes
+from dt_ray.data.transitions import (
+    SOURCE_BITS,
+    TransitionDataset,
+    chosen_episodes,
+    held_out_episodes,
+    join_episodes,
+)
 from dt_ray.data.windows import HIDDEN, WindowTable, write_part
 from dt_ray.errors import DataError
 from dt_ray.learners import declaration_of, return_source_of, window_length_of
@@ -46,6 +53,7 @@ class Layout:
     takes_logged_returns: bool  # as returns-to-go; else they are summed from the rewards
     discount: float
     length: int  # of windows
+    held_out: HeldOutEpisodes | None = None  # what evaluations replay
 
     def write(self, blocks: EpisodeBlocks, episodes: Int[ndarray, "_"], *, last_use: bool = False) -> WindowTable:
         """The table of these episodes, in one part; after its `last_use` the blocks are empty."""
@@ -148,8 +156,25 @@ def plan_layout(blocks: EpisodeBlocks, spec: SpaceSpec, config: RunConfig) -> tu
         takes_logged_returns=blocks.has_returns,
         discount=settings.discount,
         length=window_length_of(config),
+        held_out=hold_out(
+            map(blocks.take, blocks.chunks(validation)), map(blocks.take, blocks.chunks(train)), normalizer, config
+        ),
     )
     return layout, blocks
+
+
+def hold_out(
+    held_out: Iterable[TransitionDataset], train: Iterable[TransitionDataset], normalizer: Normalizer, config: RunConfig
+) -> HeldOutEpisodes | None:
+    """What evaluations replay: some held-out episodes, where there are any and there is no environment to play in."""
+    if config.env_id is not None:
+        return None
+    discount = config.data.discount
+    kept = [replace(part, returns_to_go=part.to_go(discount)) for part in held_out if part.num_episodes]
+    if not kept:
+        return None
+    cloning = LinearCloning.fit(train, normalizer)
+    return HeldOutEpisodes(episodes=replayed_part(join_episodes(kept)), cloning=cloning, normalizer=normalizer)
 
 
 def _sizes(blocks: EpisodeBlocks, train: Int[ndarray, "T"], config: RunConfig) -> Int[ndarray, "D"]:

@@ -98,6 +98,11 @@ class Recorder:
     def is_writer(self) -> bool:
         return self.context.rank == 0
 
+    @property
+    def can_evaluate(self) -> bool:
+        """Whether there is anything to evaluate on: an environment, or held-out episodes."""
+        return self.config.env_id is not None or self.source.held_out is not None
+
     def keep_loss(self, metrics: Metrics) -> None:
         """Keeps the loss of an update on its device, until `check_losses`."""
         self.losses.append(metrics["loss"])
@@ -152,21 +157,21 @@ class Recorder:
     def begin_evaluation(self) -> None:
         """Begins an evaluation of the present weights."""
         step = self.learner.step
-        if self.is_writer:
+        if self.is_writer and self.can_evaluate:
             if self.context.evaluates_here:
                 self.writer.wait()  # should the environment end this process, its successor goes on from here
-            self.evaluations[step] = self.context.evaluate(self.learner.policy(), step=step)
+            self.evaluations[step] = self.context.evaluate(self.learner.policy(), self.source.held_out, step=step)
 
     def make_up_evaluations(self, is_due: Callable[[int], bool]) -> None:
         """Begins those that a run which stopped left undone, from the checkpoints that waited for them."""
-        if not self.is_writer:
+        if not self.is_writer or not self.can_evaluate:
             return
         for step in self.run.checkpoint_steps():
             checkpoint = self.run.checkpoint(step)
             is_undone = step <= self.learner.step and is_due(step) and not self.run.has_evaluation(step)
             if is_undone and find_fault(checkpoint) is None:
                 policy, _ = load_policy(checkpoint, self.config.evaluation)
-                self.evaluations[step] = self.context.evaluate(policy, step=step, again=True)
+                self.evaluations[step] = self.context.evaluate(policy, self.source.held_out, step=step, again=True)
 
     def collect_evaluations(self, *, wait: bool = False) -> bool:
         """Writes the evaluations that are done, or waits for all; returns whether there were any."""

@@ -14,6 +14,7 @@ from numpy import ndarray
 
 from dt_ray.config.schema import RunConfig
 from dt_ray.data.blocks import EpisodeBlocks
+from dt_ray.data.held_out import HeldOutEpisodes
 from dt_ray.data.normalizer import Normalizer
 from dt_ray.data.spaces import SpaceSpec
 from dt_ray.data.transitions import TransitionDataset
@@ -32,6 +33,7 @@ class BatchSource(Protocol):
     normalizer: Normalizer
     values: StateValues | None  # that returns are counted from, in the model's units
     num_skipped_files: int  # that `data.on_corrupt=skip` left out
+    held_out: HeldOutEpisodes | None  # that evaluations replay where there is no environment
 
     def batch(self, step: int) -> WindowBatch:
         """This worker's share of the global batch of update `step`."""
@@ -54,6 +56,7 @@ class ResidentData:
     sizes: Int[ndarray, "D"]  # transitions of each dataset in `train`
     num_skipped_files: int
     notes: tuple[str, ...] = ()  # what looks wrong with the data, though it can be trained on
+    held_out: HeldOutEpisodes | None = None
 
     @classmethod
     def build(
@@ -90,6 +93,7 @@ class ResidentData:
             sizes=layout.sizes,
             num_skipped_files=num_skipped_files,
             notes=layout.notes,
+            held_out=layout.held_out,
         )
 
 
@@ -123,6 +127,7 @@ class ResidentSource:
         device: torch.device | str = "cpu",
     ) -> None:
         self.spec, self.normalizer, self.values = data.spec, data.normalizer, data.values
+        self.held_out = data.held_out
         self.num_skipped_files = data.num_skipped_files
         self.batch_size = config.optim.batch_size
         self.noise = ReturnNoise(config, data.normalizer, rank=rank, world_size=world_size)

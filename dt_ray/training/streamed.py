@@ -15,6 +15,7 @@ from numpy import ndarray
 
 from dt_ray.config.schema import DataConfig, RunConfig
 from dt_ray.data.files import DatasetFile
+from dt_ray.data.held_out import HeldOutEpisodes
 from dt_ray.data.normalizer import Normalizer
 from dt_ray.data.ranges import Ranges
 from dt_ray.data.reading import read_episodes
@@ -23,7 +24,7 @@ from dt_ray.data.transitions import TransitionDataset, chosen_episodes, held_out
 from dt_ray.data.windows import WindowTable
 from dt_ray.errors import DataError
 from dt_ray.learners import return_source_of, window_length_of
-from dt_ray.training.layout import check_length, find_notes
+from dt_ray.training.layout import check_length, find_notes, hold_out
 
 VALIDATION_SHARE = 1 / 12  # of a node's memory
 
@@ -76,6 +77,7 @@ class StreamingData:
     validation: WindowTable | None
     num_skipped_files: int
     notes: tuple[str, ...] = ()  # what looks wrong with the data, though it can be trained on
+    held_out: HeldOutEpisodes | None = None
 
     @classmethod
     def build(
@@ -98,8 +100,8 @@ class StreamingData:
         chosen = chosen_episodes(
             ids, statistics["return"].to_numpy(), max_episodes=settings.max_episodes, top_fraction=settings.top_fraction
         )
-        held_out = held_out_episodes(len(chosen), settings.validation_fraction, seed=config.seed)
-        train = np.delete(chosen, held_out)
+        are_held_out = held_out_episodes(len(chosen), settings.validation_fraction, seed=config.seed)
+        train = np.delete(chosen, are_held_out)
         train_files = _files_at(files, places[train])
         if len(train_files) < (num := config.scaling.max_workers):
             raise DataError(
@@ -111,12 +113,11 @@ class StreamingData:
         normalizer = _fit(statistics, train, spec, settings)
         num_known = int((lengths[train] - 1 + statistics["is_end_known"].to_numpy()[train]).sum())
         notes = find_notes(ranges, spec, config, num_known=num_known, num_transitions=int(lengths[train].sum()))
-        shown = _first_within(chosen[held_out], lengths, capacity_of(config, spec, share=VALIDATION_SHARE))
-        validation = [
-            piece
-            for file in _files_at(files, places[shown])
-            for piece in prepare_pieces(file, np.sort(ids[shown]), config, spec, normalizer)
-        ]
+        most = capacity_of(config, spec, share=VALIDATION_SHARE)
+        shown, fitted = (_first_within(episodes, lengths, most) for episodes in (chosen[are_held_out], train))
+        held_out = list(read_chosen(_files_at(files, places[shown]), ids[shown], config, spec))
+        validation = [in_units(part, config, normalizer) for part in held_out]
+        baseline = read_chosen(_files_at(files, places[fitted]), ids[fitted], config, spec)  # not read where not needed
         return cls(
             spec=spec,
             normalizer=normalizer,
@@ -126,6 +127,7 @@ class StreamingData:
             validation=lay_out(validation, config) if validation else None,
             num_skipped_files=num_skipped_files,
             notes=notes,
+            held_out=hold_out(held_out, baseline, normalizer, config),
         )
 
 
@@ -145,16 +147,23 @@ def capacity_of(config: RunConfig, spec: SpaceSpec, *, share: float) -> int:
     return max(config.optim.batch_size, int(share * config.data.memory_mb * 2**20 / (4 * width)))
 
 
-def prepare_pieces(
-    file: DatasetFile, ids: Int[ndarray, "E"], config: RunConfig, spec: SpaceSpec, normalizer: Normalizer
+def read_chosen(
+    files: Sequence[DatasetFile], ids: Int[ndarray, "E"], config: RunConfig, spec: SpaceSpec
 ) -> Iterator[TransitionDataset]:
-    """The file's episodes among these sorted ids, in the model's units and with their returns-to-go."""
-    data = read_episodes(file, config.data, spec)
-    places = np.minimum(np.searchsorted(ids, data.episode_ids), len(ids) - 1)
-    data = data.select(np.flatnonzero(ids[places] == data.episode_ids)).with_return_source(return_source_of(config))
-    if data.num_episodes:
-        data = normalizer.normalize(data)
-        yield replace(data, returns_to_go=data.to_go(config.data.discount))
+    """The files' episodes among these ids, file by file, of files that have any."""
+    ids = np.sort(ids)
+    for file in files:
+        data = read_episodes(file, config.data, spec)
+        places = np.minimum(np.searchsorted(ids, data.episode_ids), len(ids) - 1)
+        data = data.select(np.flatnonzero(ids[places] == data.episode_ids))
+        if data.num_episodes:
+            yield data.with_return_source(return_source_of(config))
+
+
+def in_units(data: TransitionDataset, config: RunConfig, normalizer: Normalizer) -> TransitionDataset:
+    """The same episodes in the model's units and with their returns-to-go."""
+    data = normalizer.normalize(data)
+    return replace(data, returns_to_go=data.to_go(config.data.discount))
 
 
 def lay_out(parts: Sequence[TransitionDataset], config: RunConfig) -> WindowTable:

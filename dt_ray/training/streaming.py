@@ -21,7 +21,7 @@ from dt_ray.models.batch import WindowBatch
 from dt_ray.models.state_values import StateValues
 from dt_ray.training.cutting import WindowCutter, WindowLocations
 from dt_ray.training.resident import ReturnNoise
-from dt_ray.training.streamed import StreamingData, capacity_of, cut_long, lay_out, prepare_pieces
+from dt_ray.training.streamed import StreamingData, capacity_of, cut_long, in_units, lay_out, read_chosen
 
 POOL_SHARE = 1 / 6  # of a node's memory, for all its workers: one pool is used, and one is read and laid out
 
@@ -40,6 +40,7 @@ class StreamingSource:
         workers_on_node: int = 1,
     ) -> None:
         self.spec, self.normalizer, self.num_skipped_files = data.spec, data.normalizer, data.num_skipped_files
+        self.held_out = data.held_out
         self.values: StateValues | None = None  # relabelling needs all data at once
         self.data, self.config, self.device = data, config, device
         self.rank, self.world_size = rank, world_size
@@ -102,8 +103,8 @@ class StreamingSource:
         order = np.random.default_rng([self.config.seed, number]).permutation(len(self.data.files))
         for index in order[self.rank :: self.world_size]:
             file = self.data.files[index]
-            for piece in prepare_pieces(file, self.data.train_ids, self.config, self.spec, self.normalizer):
-                yield from cut_long(piece, self.capacity)
+            for piece in read_chosen([file], self.data.train_ids, self.config, self.spec):
+                yield from cut_long(in_units(piece, self.config, self.normalizer), self.capacity)
 
     def _cutter(self, table: WindowTable) -> WindowCutter:
         share = self.noise.share

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.environments import collect, env_id, settings_of
+from support.environments import collect, config_of, env_id, settings_of
 from support.examples import make_episodes, write_episodes
 from support.folders import contents
 from support.quirky_environments import FAULTY_STEP
 
 from dt_ray.cli.command import run_command
 from dt_ray.cli.data import main as data_main
-from dt_ray.config.loading import load_config, to_plain
+from dt_ray.config.loading import to_plain
 from dt_ray.config.schema import DataConfig, RunConfig
 from dt_ray.data import read_dataset
 from dt_ray.errors import BrokenEnvironmentError, RunError
@@ -88,7 +88,7 @@ def test_a_refused_resume_on_ray_changes_nothing(tiny_config: RunConfig, tank_da
 def test_a_simulator_that_can_be_opened_once_is_played_on_one_actor(tank_data: Path, tmp_path: Path) -> None:
     def returns(name: str, *overrides: str) -> list:
         values = settings_of(tank_data, tmp_path, "Plain", "scaling.num_workers=1", f"name={name}", *overrides)
-        config = name_run(load_config("decision_transformer/pendulum", values), name)
+        config = name_run(config_of(values), name)
         return [target["episode_returns"] for target in start_run(config).summary["last"]["targets"]]
 
     one = returns("one", "evaluation.max_envs=1", "evaluation.num_actors=2")
@@ -105,7 +105,7 @@ def test_collecting_on_ray_opens_as_many_as_it_may(tmp_path: Path) -> None:
 
 def test_a_sweep_tells_an_environments_fault_before_its_trials_or_of_each(tank_data: Path, tmp_path: Path) -> None:
     def sweep_of(name: str):
-        config = load_config("decision_transformer/pendulum", settings_of(tank_data, tmp_path, name))
+        config = config_of(settings_of(tank_data, tmp_path, name))
         config = replace(config, scaling=replace(config.scaling, num_workers=1))
         return decode_sweep({"model.context_length": {"grid": [2, 3]}}, to_plain(config), (), default_name=name)
 
@@ -123,7 +123,7 @@ def test_a_sweep_tells_an_environments_fault_before_its_trials_or_of_each(tank_d
 def test_a_sweep_goes_on_where_its_folder_and_its_data_are_now(tank_data: Path, tmp_path: Path) -> None:
     shutil.copytree(tank_data, tmp_path / "data")
     values = settings_of(tmp_path / "data", tmp_path, "Plain", "scaling.num_workers=1")
-    config = to_plain(load_config("decision_transformer/pendulum", values))
+    config = to_plain(config_of(values))
     sweep = decode_sweep({"model.context_length": {"grid": [2, 3]}}, config, (), default_name="Plain")
     best = run_sweep(sweep)
     assert best is not None

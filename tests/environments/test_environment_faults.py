@@ -11,12 +11,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.environments import Constant, collect, env_id, settings_of
+from support.environments import Constant, collect, config_of, env_id, settings_of
 from support.quirky_environments import FAULTY_STEP, LostSimulator, Tank
 
 from dt_ray.api import DecisionTransformer
 from dt_ray.cli.data import main as data_main
-from dt_ray.config.loading import load_config
 from dt_ray.config.schema import DataConfig, EvaluationConfig, RunConfig
 from dt_ray.data import read_dataset
 from dt_ray.data.spaces import read_spaces
@@ -198,20 +197,14 @@ def test_an_environment_without_action_bounds_gets_them_by_a_setting(name: str, 
     collect(name, tmp_path / "data", "--action-bounds", bounds)
     data_main(["validate", str(tmp_path / "data"), "--env", env_id(name)])
     with pytest.raises(UnsupportedSpaceError, match=f"{name}-v0 takes actions of .*data.action_bounds=data"):
-        train_main(settings_of(tmp_path / "data", tmp_path, name))
+        train_main(settings_of(tmp_path / "data", tmp_path, name, "data.action_bounds=environment"))
     logged = read_dataset(DataConfig(path=str(tmp_path / "data"))).actions
     for number, (given_bounds, low, high) in enumerate(
         [("data", float(logged.min()), float(logged.max())), (bounds, 0.0, 0.5)]
     ):
         overrides = [f"data.action_bounds={given_bounds}", f"name=run{number}"]
-        result = start_run(
-            name_run(
-                load_config(
-                    "decision_transformer/pendulum", settings_of(tmp_path / "data", tmp_path, name, *overrides)
-                ),
-                "run",
-            )
-        )
+        config = config_of(settings_of(tmp_path / "data", tmp_path, name, *overrides))
+        result = start_run(name_run(config, "run"))
         facts = json.loads((Path(result.run) / "checkpoints/step-00000004/policy/policy.json").read_text())
         assert facts["spec"]["action_low"] == [pytest.approx(low)]
         assert facts["spec"]["action_high"] == [pytest.approx(high)]

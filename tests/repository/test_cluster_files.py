@@ -98,11 +98,11 @@ def test_commands_in_the_files_are_ones_that_we_have(file: Path) -> None:
         arguments = [each for each in shlex.split(line) if "$" not in each and "…" not in each]
         overrides = [each for each in arguments if re.match(r"[a-z_.]+=", each)]
         if "num_seeds" in line:
-            load_sweep("target_return_context_length", None, overrides, default_name="x")
+            load_sweep("target_return_context_length", "decision_transformer/pendulum", overrides, default_name="x")
         else:
             load_config("decision_transformer/pendulum", overrides)
         options = {each for each in arguments if each.startswith("--")}
-        assert options <= {"--resume", "--overwrite", "--plan"}, line
+        assert options <= {"--config", "--resume", "--overwrite", "--plan"}, line
 
 
 @pytest.mark.slow

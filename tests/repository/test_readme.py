@@ -14,6 +14,7 @@ README = ROOT / "README.md"
 SHORTER = {  # the same command with less to do
     "python -m dt_ray.train name=pendulum": "total_timesteps=300 data.collect.num_episodes=100",
     "python -m dt_ray.evaluate runs/pendulum": "--episodes 10",
+    "python -m dt_ray.train name=hall": "total_timesteps=50",
 }
 
 
@@ -30,6 +31,7 @@ def commands() -> list[str]:
 def run_commands(lines: list[str], folder: Path, variables: Mapping[str, str]) -> None:
     """In a folder whose `.venv` is the environment of the tests."""
     (folder / ".venv").symlink_to(sys.prefix)
+    (folder / "examples").symlink_to(ROOT / "examples")
     environment = {name: value for name, value in variables.items() if name != "VIRTUAL_ENV"}
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", "\n".join(lines)],
@@ -42,6 +44,7 @@ def run_commands(lines: list[str], folder: Path, variables: Mapping[str, str]) -
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "Traceback" not in done.stderr
     assert (folder / "obedience.png").stat().st_size > 10_000
+    assert (folder / "runs/hall/report/action_errors.png").stat().st_size > 10_000
     for block in blocks("python"):
         python = [sys.executable, "-c", block]
         subprocess.run(python, cwd=folder, env=environment | {"PYTHONPATH": str(ROOT)}, check=True, capture_output=True)

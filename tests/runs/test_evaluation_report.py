@@ -62,7 +62,7 @@ def test_the_dictionary_of_a_report_holds_lists_as_json_does() -> None:
     assert form == json.loads(json.dumps(form))
 
 
-@pytest.mark.parametrize("missing", [field.name for field in fields(EvaluationReport)])
+@pytest.mark.parametrize("missing", [field.name for field in fields(EvaluationReport) if field.name != "held_out"])
 def test_a_report_without_one_of_its_parts_is_refused(missing: str) -> None:
     form: dict[str, Any] = make_report(7, -150.0).to_dict()
     del form[missing]

@@ -8,6 +8,9 @@ from typing import Any
 import numpy as np
 
 from dt_ray.cli.data import main as data_main
+from dt_ray.config.loading import read_settings
+from dt_ray.config.schema import RunConfig
+from dt_ray.jobs.deriving import resolve_settings
 
 
 def env_id(name: str) -> str:
@@ -31,6 +34,11 @@ def settings_of(data: Path, storage: Path, name: str, *overrides: str) -> list[s
         "checkpoint={every: 2, keep: 2}",
         *overrides,
     ]
+
+
+def config_of(settings: list[str]) -> RunConfig:
+    """The configuration that the training command makes of these settings."""
+    return resolve_settings(read_settings(None, settings)).config
 
 
 def collect(name: str, out: Path, *options: str) -> None:

@@ -24,7 +24,11 @@ from dt_ray.sweeps.config import SweepConfig, decode_sweep, load_sweep
 from dt_ray.sweeps.folder import SweepFolder, evaluate_checkpoint, further_evaluations
 from dt_ray.sweeps.tables import evaluate_best, find_best, read_rows, settings_of, write_table
 
-CONFIG = {"model": {"context_length": 5, "max_timesteps": 200}, "evaluation": {"num_episodes": 3, "every": 10}}
+CONFIG = {
+    "env_id": "Pendulum-v1",
+    "model": {"context_length": 5, "max_timesteps": 200},
+    "evaluation": {"target_returns": [-130, -300], "num_episodes": 3, "every": 10, "max_timesteps": 200},
+}
 
 
 def sweep_of(tree: dict, *overrides: str) -> SweepConfig:
@@ -33,7 +37,7 @@ def sweep_of(tree: dict, *overrides: str) -> SweepConfig:
 
 @pytest.mark.parametrize("name", packaged_names("sweep"))
 def test_every_packaged_sweep_can_be_run(name: str) -> None:
-    assert load_sweep(name, None, (), default_name=name).trials()
+    assert load_sweep(name, "decision_transformer/pendulum", (), default_name=name).trials()
 
 
 @settings(max_examples=25)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from pyarrow import fs
@@ -11,6 +12,17 @@ from dt_ray.data.files import DatasetFile
 from dt_ray.data.formats.pickles import as_vector
 from dt_ray.data.transitions import TransitionDataset, join_episodes
 from dt_ray.errors import DataError
+
+
+def read_minari_environment(file: DatasetFile) -> tuple[str | None, dict[str, Any]]:
+    """The id and the arguments of the environment that a dataset was recorded in; None where it says nothing."""
+    try:
+        from minari import MinariDataset
+
+        spec = MinariDataset(Path(file.path) / "data").env_spec
+    except Exception:  # which reading the episodes says
+        return None, {}
+    return (None, {}) if spec is None else (spec.id, dict(spec.kwargs))
 
 
 def read_minari(file: DatasetFile) -> TransitionDataset:

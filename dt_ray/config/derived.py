@@ -1,0 +1,262 @@
+"""Settings that say `auto`, out of facts of a log and of an environment: each with the reason for its value.
+
+Legend: E episodes, A action dimension.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from numpy import ndarray
+
+from dt_ray.config.schema import RunConfig
+
+AUTO = "auto"
+KEYS = (
+    *("env_id", "total_timesteps"),
+    *("data.action_bounds", "data.return_scale", "data.validation_fraction"),
+    *("model.context_length", "model.num_layers", "model.width", "model.max_timesteps", "model.clamp_timesteps"),
+    *("evaluation.target_returns", "evaluation.max_timesteps", "evaluation.every"),
+    *("evaluation.random_return", "evaluation.reference_return", "checkpoint.every"),
+)  # that may say `auto`
+DERIVED_WHEN_ABSENT = ("env_id", "evaluation.target_returns", "evaluation.max_timesteps")
+
+BOUNDS_MARGIN = 0.05  # of a dimension's logged range, on either side: the best action may lie a little outside
+BATCH_SIZE, CONTEXT_LENGTH = 64, 20  # of the neutral configuration
+HELD_OUT = 0.05  # of the episodes, for the validation loss
+HELD_OUT_ALONE = 0.1  # where they are all that an evaluation has
+MAX_TIMESTEPS = 10_000  # rows of the timestep table: later steps share the last one
+NUM_PASSES = 50  # over the log's steps
+FEWEST_UPDATES, MOST_UPDATES = 1000, 5000
+SMALL_LOG = 20_000  # steps: a log of fewer trains the small model
+SMALL_MODEL, MODEL = {"width": 64, "num_layers": 2}, {"width": 128, "num_layers": 2}
+NUM_EVALUATIONS = 5
+QUANTILES = {"best": 1.0, "90%": 0.9, "median": 0.5}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogOutline:
+    """What the settings of a run are derived from."""
+
+    observation_dim: int
+    action_low: Float[ndarray, "A"]  # smallest logged action of each dimension
+    action_high: Float[ndarray, "A"]
+    is_low_a_limit: Bool[ndarray, "A"]  # many actions are exactly the smallest one
+    is_high_a_limit: Bool[ndarray, "A"]
+    lengths: Int[ndarray, "E"]
+    returns: Float[ndarray, "E"]  # that a policy is asked for to do as the episode did
+    largest_to_go: float  # size of a return-to-go
+    env_id: str | None = None  # that the log names
+    env_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    is_relabeled: bool = False  # learned values take the place of the logged returns-to-go
+
+    @property
+    def num_steps(self) -> int:
+        return int(self.lengths.sum())
+
+    @property
+    def longest(self) -> int:
+        return int(self.lengths.max())
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnvironmentFacts:
+    """What an environment says of itself, and what has been published of it."""
+
+    env_id: str
+    time_limit: int | None  # steps
+    has_bounds: bool  # of its actions, in every dimension
+    action_low: tuple[float, ...]  # infinite where there is none
+    action_high: tuple[float, ...]
+    reference_returns: tuple[float, float] | None = None  # random and reference
+    reference_source: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Derived:
+    """A setting, its value and the reason for it."""
+
+    key: str
+    value: Any
+    why: str
+
+    @property
+    def shown(self) -> str:
+        """The value as YAML writes it, floats shortened."""
+        return _show(self.value)
+
+
+def undecided_keys(tree: Mapping[str, Any]) -> list[str]:
+    """The keys of a configuration's plain values that say `auto`, or mean it by being left out."""
+    return [key for key in KEYS if _value(tree, key) == AUTO]
+
+
+def without_auto(tree: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """A configuration's plain values without those that say `auto`, and the keys of these."""
+    rest: dict[str, Any] = {}
+    keys = []
+    for name, value in tree.items():
+        inner = value if isinstance(value, Mapping) else {}
+        said = [f"{name}.{key}" for key, each in inner.items() if each == AUTO and f"{name}.{key}" in KEYS]
+        if value == AUTO and name in KEYS:
+            keys.append(name)
+            continue
+        keys += said
+        rest[name] = {key: each for key, each in inner.items() if f"{name}.{key}" not in said} if said else value
+    return rest, keys
+
+
+def _value(tree: Mapping[str, Any], key: str) -> Any:
+    section, dot, name = key.rpartition(".")
+    values = (tree.get(section) or {}) if dot else tree
+    absent = AUTO if key in DERIVED_WHEN_ABSENT else None
+    return values.get(name, absent) if isinstance(values, Mapping) else None
+
+
+def derive(
+    keys: Collection[str], log: LogOutline, environment: EnvironmentFacts | None, *, given: RunConfig
+) -> list[Derived]:
+    """Values for the settings `keys`, but for `env_id`, which decides what `environment` is.
+
+    Settings of `given` that are not among `keys` are the user's, and what depends on them follows them.
+    """
+    played = None if "evaluation.max_timesteps" in keys else given.evaluation.max_timesteps
+    num_updates = None if "total_timesteps" in keys else given.total_timesteps
+    found = [
+        _bounds(log, environment),
+        _held_out(log, environment),
+        _return_scale(log),
+        _targets(log),
+        *_time_limits(log, environment, played=played),
+        *_references(environment),
+        *_size(log, num_updates=num_updates),
+    ]
+    return [each for each in found if each.key in keys]
+
+
+def beyond_the_log(target_returns: Sequence[float], log: LogOutline) -> Derived | None:
+    """What to say of target returns, given by the user, that no logged episode supports."""
+    low, high = float(log.returns.min()), float(log.returns.max())
+    beyond = [target for target in target_returns if not low <= target <= high]
+    if not beyond:
+        return None
+    listed = ", ".join(f"{target:g}" for target in beyond)
+    why = f"as given; beyond the data, whose returns are {low:.4g} .. {high:.4g}: {listed}"
+    return Derived(key="evaluation.target_returns", value=list(target_returns), why=why)
+
+
+def weighted_quantile(values: Float[ndarray, "E"], weights: Float[ndarray, "E"], share: float) -> float:
+    """The smallest value up to which a share of the weights lies."""
+    order = np.argsort(values, kind="stable")
+    below = np.cumsum(weights[order])
+    return float(values[order][min(np.searchsorted(below, share * below[-1]), len(values) - 1)])
+
+
+def _bounds(log: LogOutline, environment: EnvironmentFacts | None) -> Derived:
+    key = "data.action_bounds"
+    if environment is not None and environment.has_bounds:
+        return Derived(key=key, value="environment", why=f"those of {environment.env_id}")
+    margin = BOUNDS_MARGIN * (log.action_high - log.action_low)
+    low = log.action_low - np.where(log.is_low_a_limit, 0, margin)
+    high = log.action_high + np.where(log.is_high_a_limit, 0, margin)
+    if environment is not None:
+        low, high = np.maximum(low, environment.action_low), np.minimum(high, environment.action_high)
+    why = f"the log's smallest and largest, and {BOUNDS_MARGIN:.0%} of its range beyond those that are no limits"
+    return Derived(key=key, value=[_rounded(low, 6), _rounded(high, 6)], why=why)
+
+
+def _held_out(log: LogOutline, environment: EnvironmentFacts | None) -> Derived:
+    key, num = "data.validation_fraction", len(log.lengths)
+    if environment is not None:
+        return Derived(key=key, value=HELD_OUT, why="of the episodes, for the validation loss")
+    if num == 1:
+        return Derived(key=key, value=0.0, why="the log is one episode: none can be held out, so nothing is evaluated")
+    fraction = max(HELD_OUT_ALONE, math.ceil(1000 / num) / 1000)
+    return Derived(key=key, value=fraction, why="of the episodes: without an environment they are what is evaluated on")
+
+
+def _return_scale(log: LogOutline) -> Derived:
+    key = "data.return_scale"
+    if log.is_relabeled:
+        return Derived(key=key, value=None, why="1 / the largest return-to-go, once the values are learned")
+    if log.largest_to_go == 0:
+        return Derived(key=key, value=1.0, why="every return-to-go is 0")
+    return Derived(
+        key=key, value=1 / log.largest_to_go, why=f"1 / the largest return-to-go, {_short(log.largest_to_go)}"
+    )
+
+
+def _targets(log: LogOutline) -> Derived:
+    weights = log.lengths.astype(np.float64)
+    found = {name: weighted_quantile(log.returns, weights, share) for name, share in QUANTILES.items()}
+    targets = list(dict.fromkeys(_rounded(list(found.values()), 4)))
+    return Derived(
+        key="evaluation.target_returns",
+        value=targets,
+        why=f"{', '.join(found)} of the log's returns, an episode counted by its steps",
+    )
+
+
+def _time_limits(log: LogOutline, environment: EnvironmentFacts | None, *, played: int | None) -> Iterator[Derived]:
+    limit = None if environment is None else environment.time_limit
+    played = played or limit or log.longest
+    longest = f"the longest episode of the log has {log.longest} steps"
+    yield Derived(
+        key="evaluation.max_timesteps",
+        value=played,
+        why=longest if limit is None or environment is None else f"the limit of {environment.env_id}",
+    )
+    needed = max(played, log.longest)
+    is_clamped = needed > MAX_TIMESTEPS
+    shared = "" if not is_clamped else f", and steps from {MAX_TIMESTEPS} on share the last row"
+    yield Derived(key="model.max_timesteps", value=min(needed, MAX_TIMESTEPS), why=f"a row for each step{shared}")
+    why = "the timestep table would be larger than the rest of the model" if is_clamped else "the table has every step"
+    yield Derived(key="model.clamp_timesteps", value=is_clamped, why=why)
+    yield Derived(
+        key="model.context_length", value=min(CONTEXT_LENGTH, log.longest),
+        why=f"{CONTEXT_LENGTH} steps" if log.longest >= CONTEXT_LENGTH else longest,
+    )  # fmt: skip
+
+
+def _references(environment: EnvironmentFacts | None) -> Iterator[Derived]:
+    keys = ("evaluation.random_return", "evaluation.reference_return")
+    if environment is None or environment.reference_returns is None:
+        name = "there is no environment" if environment is None else f"none are published for {environment.env_id}"
+        yield from (Derived(key=key, value=None, why=f"{name}: no score") for key in keys)
+        return
+    for key, value, score in zip(keys, environment.reference_returns, (0, 1), strict=True):
+        yield Derived(key=key, value=value, why=f"score {score}, {environment.reference_source}")
+
+
+def _size(log: LogOutline, *, num_updates: int | None) -> Iterator[Derived]:
+    is_small = log.num_steps < SMALL_LOG
+    size = "fewer than" if is_small else "at least"
+    for name, value in (SMALL_MODEL if is_small else MODEL).items():
+        yield Derived(key=f"model.{name}", value=value, why=f"{log.num_steps} steps, {size} {SMALL_LOG}")
+    wanted = math.ceil(NUM_PASSES * log.num_steps / (BATCH_SIZE * CONTEXT_LENGTH) / FEWEST_UPDATES) * FEWEST_UPDATES
+    num = num_updates or min(max(wanted, FEWEST_UPDATES), MOST_UPDATES)
+    why = f"{NUM_PASSES} passes over the log, within {FEWEST_UPDATES} .. {MOST_UPDATES}: minutes on two cores"
+    yield Derived(key="total_timesteps", value=num, why=f"{why}; raise it, then model.width, for a better policy")
+    for key in ("evaluation.every", "checkpoint.every"):
+        yield Derived(key=key, value=max(1, num // NUM_EVALUATIONS), why=f"{NUM_EVALUATIONS} times")
+
+
+def _rounded(values: Sequence[float] | Float[ndarray, "N"], digits: int) -> list[float]:
+    return [float(f"{value:.{digits}g}") for value in values]
+
+
+def _show(value: Any) -> str:
+    if isinstance(value, list):
+        return f"[{', '.join(map(_show, value))}]"
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "null"}[value]
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _short(value: float) -> str:
+    return f"{value:.4g}"

@@ -1,0 +1,83 @@
+"""Episodes that nothing is trained on, and what simple rules fitted to the training episodes do at each of their steps.
+
+Legend: N steps, S observation, A action dimension.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+from numpy import ndarray
+
+from dt_ray.data.normalizer import Normalizer
+from dt_ray.data.transitions import TransitionDataset
+
+RIDGE = 1e-3  # of the mean square of a normalised observation, which is 1
+MAX_EPISODES, MAX_STEPS = 100, 20_000  # that an evaluation replays
+MAX_EPISODE_STEPS = 2000  # of one episode: an action is computed for each, one after the other
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearCloning:
+    """Actions as a linear function of the observation, and as a constant: least squares, in the model's units."""
+
+    weights: Float[ndarray, "S+1 A"]  # the last row is the offset
+    mean: Float[ndarray, "A"]
+
+    @classmethod
+    def fit(cls, parts: Iterable[TransitionDataset], normalizer: Normalizer) -> LinearCloning:
+        """Ridge regression on the training episodes, gathered part by part."""
+        squares = products = np.zeros(())
+        for part in parts:
+            inputs, actions = _inputs(part, normalizer), normalizer.normalize_actions(part.actions).astype(np.float64)
+            squares, products = squares + inputs.T @ inputs, products + inputs.T @ actions
+        num = squares[-1, -1]
+        penalty = RIDGE * num * np.eye(len(squares))
+        penalty[-1, -1] = 0.0  # the offset is free
+        return cls(weights=np.linalg.solve(squares + penalty, products), mean=products[-1] / num)
+
+    def predict(self, data: TransitionDataset, normalizer: Normalizer) -> Float[ndarray, "N A"]:
+        return np.clip(_inputs(data, normalizer) @ self.weights, -1.0, 1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOutEpisodes:
+    """What an evaluation without an environment replays, in the environment's units with returns-to-go."""
+
+    episodes: TransitionDataset
+    cloning: LinearCloning
+    normalizer: Normalizer
+
+
+def replayed_part(data: TransitionDataset, *, seed: int = 0) -> TransitionDataset:
+    """Some of the episodes, drawn at random, and of long ones the first steps: what an evaluation has time for."""
+    order = np.random.default_rng(seed).permutation(data.num_episodes)[:MAX_EPISODES]
+    steps = np.minimum(data.lengths, MAX_EPISODE_STEPS)[order].cumsum()
+    return first_steps(data.select(np.sort(order[: max(1, int(np.searchsorted(steps, MAX_STEPS, side="right")))])))
+
+
+def first_steps(data: TransitionDataset) -> TransitionDataset:
+    """The first `MAX_EPISODE_STEPS` of each episode; returns-to-go are those of the whole episodes."""
+    assert data.returns_to_go is not None
+    if data.lengths.max(initial=0) <= MAX_EPISODE_STEPS:
+        return data
+    parts = data.timesteps < MAX_EPISODE_STEPS
+    lengths = np.minimum(data.lengths, MAX_EPISODE_STEPS)
+    return TransitionDataset(
+        observations=data.observations[parts],
+        actions=data.actions[parts],
+        rewards=data.rewards[parts],
+        terminated=data.terminated[parts],
+        truncated=data.truncated[parts],
+        returns_to_go=data.returns_to_go[parts],
+        starts=np.cumsum(lengths) - lengths,
+        episode_ids=data.episode_ids,
+    )
+
+
+def _inputs(data: TransitionDataset, normalizer: Normalizer) -> Float[ndarray, "N S+1"]:
+    normalized = normalizer.normalize_observations(data.observations).astype(np.float64)
+    return np.concatenate([normalized, np.ones((len(normalized), 1))], axis=1)

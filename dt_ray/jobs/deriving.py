@@ -1,0 +1,132 @@
+"""From settings that may say `auto` to a configuration: the log is looked at, the environment asked."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dt_ray.config.derived import (
+    Derived,
+    EnvironmentFacts,
+    LogOutline,
+    beyond_the_log,
+    derive,
+    undecided_keys,
+    without_auto,
+)
+from dt_ray.config.loading import decode_config, with_values
+from dt_ray.config.modules import allow_modules, check_names
+from dt_ray.config.schema import RunConfig
+from dt_ray.data.datasets import read_parts
+from dt_ray.data.files import find_files
+from dt_ray.data.outline import make_outline, outline_rows
+from dt_ray.environments.batched import read_environment
+from dt_ray.errors import ConfigError, UnsupportedSpaceError
+from dt_ray.jobs.dataset import needs_dataset
+from dt_ray.learners import return_source_of
+
+log = logging.getLogger("dt_ray")
+
+LARGE = 2**29  # bytes of a log that Ray's tasks look at, where the run uses Ray
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResolvedSettings:
+    """A configuration without `auto`, and what was derived for it."""
+
+    config: RunConfig
+    derived: tuple[Derived, ...] = ()
+
+
+def resolve_settings(tree: Mapping[str, Any], *, verbose: bool = False) -> ResolvedSettings:
+    """The configuration of plain values, of which those that say `auto` are derived from the log and the environment.
+
+    Raises:
+        ConfigError: what is wrong with the settings, all of it in one message, before the log is looked at.
+        UserError: the log can't be read, or the environment not be made.
+    """
+    keys = undecided_keys(tree)
+    if not keys:
+        return ResolvedSettings(config=decode_config(tree))
+    draft = _draft(tree, keys)
+    if not draft.data.paths:
+        raise ConfigError(
+            "data.path: there is no log to train on; name one by data.path=LOG, or make one: python -m dt_ray.data "
+            f"collect --env {draft.env_id or 'ID'} --out DIR"
+        )
+    if needs_dataset(draft):
+        raise ConfigError(
+            f"data.collect: settings are derived from the log, and there is none at {draft.data.path} yet; make it "
+            f"first: python -m dt_ray.data collect --env {draft.env_id} --out {draft.data.path}"
+        )
+    allow_modules(*draft.named_code.values())
+    outline = _outline(draft, verbose=verbose)
+    values: dict[str, Any] = {}
+    derived: list[Derived] = []
+    env_id, env_kwargs = draft.env_id, tree.get("env_kwargs") or {}
+    if "env_id" in keys:
+        env_id, env_kwargs = outline.env_id, env_kwargs or dict(outline.env_kwargs)
+        why = "the log says so" if env_id else "the log names none: evaluation is on held-out episodes; or env_id=ID"
+        derived.append(Derived(key="env_id", value=env_id, why=why))
+        values["env_kwargs"] = env_kwargs
+    environment = _environment(env_id, env_kwargs, outline, is_derived="env_id" in keys)
+    derived += derive(keys, outline, environment, given=draft)
+    values |= {each.key: each.value for each in derived}
+    config = decode_config(with_values(without_auto(tree)[0], values))
+    if "evaluation.target_returns" not in keys and (note := beyond_the_log(config.evaluation.target_returns, outline)):
+        derived.append(note)
+    return ResolvedSettings(config=config, derived=tuple(derived))
+
+
+def name_of_log(config: RunConfig) -> str:
+    """What a run on a log is called after where it has no name."""
+    return Path(config.data.paths[0].removeprefix("minari:").rstrip("/")).stem
+
+
+def _draft(tree: Mapping[str, Any], keys: list[str]) -> RunConfig:
+    """The configuration with something harmless in the place of what is not derived yet.
+
+    Raises:
+        ConfigError: what is wrong with the rest.
+    """
+    stand_ins: dict[str, Any] = {}
+    if "env_id" in keys:
+        stand_ins["env_kwargs"] = {}
+    if "evaluation.target_returns" in keys:
+        stand_ins["evaluation.target_returns"] = [0.0]
+    if "evaluation.max_timesteps" in keys:
+        stand_ins["evaluation.max_timesteps"] = 1
+    if "model.max_timesteps" in keys:
+        stand_ins["model.clamp_timesteps"] = True
+    return decode_config(with_values(without_auto(tree)[0], stand_ins))
+
+
+def _outline(config: RunConfig, *, verbose: bool) -> LogOutline:
+    size = sum(file.size for path in config.data.paths for file in find_files(path, config.data.format))
+    if size < LARGE or config.scaling.num_workers == 0:
+        source = return_source_of(config)
+        return make_outline((outline_rows(part, config, source) for part in read_parts(config.data)), config)
+    from dt_ray.distributed.cluster import connection
+    from dt_ray.distributed.data import outline_tables
+
+    log.info("looking at %.0f MB of data", size / 2**20)
+    with connection(verbose=verbose):
+        return make_outline(outline_tables(config), config)
+
+
+def _environment(
+    env_id: str | None, env_kwargs: Mapping[str, Any], outline: LogOutline, *, is_derived: bool
+) -> EnvironmentFacts | None:
+    if env_id is None:
+        return None
+    if is_derived:
+        check_names({"env_id": env_id}, source="the log")
+    try:
+        return read_environment(env_id, env_kwargs)
+    except UnsupportedSpaceError as error:
+        if not is_derived:
+            raise
+        raise UnsupportedSpaceError(f"{error}. The log names it; to train without it, env_id=null") from None
