@@ -102,7 +102,8 @@ def prepare_layouts(configs: Sequence[RunConfig], spec: SpaceSpec) -> list[Share
                 found[at], warnings = _share(configs[at], spec, num_skipped, blocks)
                 notes |= dict.fromkeys(warnings)
             del blocks  # only the tasks that write parts hold them now
-        ray.wait([part for data in found.values() for part in data.parts] or [ray.put(None)], num_returns=1)
+        if parts := [part for data in found.values() for part in data.parts]:
+            ray.wait(parts, num_returns=len(parts), fetch_local=False)  # while there are CPUs for them
     for note in notes:
         log.warning("%s", note)
     return [found[at] for at in range(len(configs))]

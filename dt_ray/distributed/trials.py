@@ -29,7 +29,7 @@ from dt_ray.distributed.preparing import SharedData
 from dt_ray.distributed.resources import ResourcePlan
 from dt_ray.distributed.training import train_on_ray
 from dt_ray.errors import StorageError, UserError
-from dt_ray.learners import Policy, declaration_of, return_source_of
+from dt_ray.learners import Policy, check_settings, declaration_of, return_source_of
 from dt_ray.runs.checkpoint import find_fault, read_facts
 from dt_ray.runs.evaluation_report import EvaluationReport
 from dt_ray.runs.folder import RunFolder
@@ -169,6 +169,7 @@ def train_trial(
     run = folder.trial(name)
     try:
         config = sweep.run_config(name, chosen, storage_path=str(folder.trials))
+        check_settings(config, every_section=False)
         run.write_config(config)
         data = layouts[layout_key(config)]
         train = _train_with_workers if config.scaling.max_workers > 1 else _train_here

@@ -16,9 +16,10 @@ from dt_ray.config.schema import EvaluationConfig
 from dt_ray.errors import RunError
 from dt_ray.jobs.execution import prepared_cluster
 from dt_ray.jobs.training import check_inputs_are_there, check_run, name_run
+from dt_ray.learners import check_settings
 from dt_ray.runs.lease import Lease
 from dt_ray.runs.writing import to_json
-from dt_ray.sweeps.config import SweepConfig
+from dt_ray.sweeps.config import SweepConfig, configure
 from dt_ray.sweeps.folder import SweepFolder
 from dt_ray.sweeps.tables import evaluate_best, find_best, read_rows, write_table
 from dt_ray.training.interrupts import raise_on_sigterm
@@ -52,6 +53,8 @@ def run_sweep(
     spec = check_run(sweep.base, is_new=not resume and "algorithm" not in axes)
     for names in named_code(sweep):
         allow_modules(*names.values())
+    for chosen in [] if sweep.is_searched else sweep.trials().values():
+        check_settings(configure(sweep.base, chosen), every_section=False)
     lease = Lease(folder.folder)
     lease.check_free()
     if not resume and not overwrite:

@@ -11,11 +11,13 @@ import torch
 from support.examples import make_episodes
 from torch import nn
 
+from dt_ray.config.loading import to_plain
 from dt_ray.config.schema import IQLConfig, RunConfig
 from dt_ray.data.normalizer import Normalizer
 from dt_ray.data.spaces import SpaceSpec
 from dt_ray.errors import ConfigError, UserError
 from dt_ray.interchange.exporting import export_policy, largest_difference, load_exported
+from dt_ray.jobs.sweep import run_sweep
 from dt_ray.jobs.training import check_run, start_run
 from dt_ray.learners import LEARNERS, check_settings, declaration_of, return_source_of, window_length_of
 from dt_ray.learners.base import Declaration, ValueFunction
@@ -25,6 +27,7 @@ from dt_ray.play.sessions import Sessions
 from dt_ray.runs.checkpoint import load_policy
 from dt_ray.runs.folder import find_checkpoint
 from dt_ray.runs.storage import Folder
+from dt_ray.sweeps.config import decode_sweep
 from dt_ray.training.resident import ResidentData, ResidentSource
 
 
@@ -154,3 +157,16 @@ def test_a_model_that_cannot_be_exported_is_named_in_one_sentence(pendulum_spec:
     policy = UnreadablePolicy(Normalizer.fit(make_episodes([30]), pendulum_spec))
     with pytest.raises(UserError, match=r"torch\.export can't read the model of UnreadablePolicy: \S+"):
         export_policy(policy, "torch", {})
+
+
+def test_the_trials_of_a_sweep_are_checked_by_their_own_learners(tiny_config: RunConfig, tmp_path: Path) -> None:
+    """Before a cluster is started; the sections of all of them may be set."""
+    config = replace(tiny_config, iql=IQLConfig(temperature=3.0), data=replace(tiny_config.data, return_noise=1.0))
+    sweep = decode_sweep(
+        {"algorithm": {"grid": ["decision_transformer", "iql"]}},
+        to_plain(config) | {"name": "both"},
+        (),
+        default_name="x",
+    )
+    with pytest.raises(ConfigError, match=r"^1 problem\(s\) in the configuration:\n  algorithm: iql takes rewards"):
+        run_sweep(sweep)
