@@ -36,6 +36,7 @@ FEWEST_UPDATES, MOST_UPDATES = 1000, 5000
 SMALL_LOG = 20_000  # steps: a log of fewer trains the small model
 SMALL_MODEL, MODEL = {"width": 64, "num_layers": 2}, {"width": 128, "num_layers": 2}
 NUM_EVALUATIONS = 5
+MAX_DISPLAYED = 6  # values of a list that a table shows
 QUANTILES = {"best": 1.0, "90%": 0.9, "median": 0.5}
 
 
@@ -87,7 +88,7 @@ class Derived:
 
     @property
     def shown(self) -> str:
-        """The value as YAML writes it, floats shortened."""
+        """The value as YAML writes it, numbers and long lists shortened."""
         return _show(self.value)
 
 
@@ -252,7 +253,10 @@ def _rounded(values: Sequence[float] | Float[ndarray, "N"], digits: int) -> list
 
 def _show(value: Any) -> str:
     if isinstance(value, list):
-        return f"[{', '.join(map(_show, value))}]"
+        listed = [_show(each) for each in value]
+        if len(listed) > MAX_DISPLAYED:
+            listed = [*listed[: MAX_DISPLAYED // 2], f"… {len(listed)} in all"]
+        return f"[{', '.join(listed)}]"
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "null"}[value]
     return f"{value:.6g}" if isinstance(value, float) else str(value)

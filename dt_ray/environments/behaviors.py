@@ -18,14 +18,13 @@ from jaxtyping import Float, Int
 from numpy import ndarray
 
 from dt_ray.data.spaces import SpaceSpec
+from dt_ray.environments import pendulum
 from dt_ray.errors import UserError
 
 Controller = Callable[[Float[ndarray, "N S"]], Float[ndarray, "N A"]]
 
-# Chance of a random action at each step of an episode; None: drawn for each episode.
-PENDULUM_RANDOMNESS: dict[str, float | None] = {"expert": 0.0, "medium": 0.65, "mixed": None}
 MIXED_POWER = 4  # of a uniform draw: all of 0..1 occurs, half of the episodes are below 6%, one in eight above 60%
-NAMES = ("random", *PENDULUM_RANDOMNESS)
+NAMES = ("random", *pendulum.RANDOMNESS)
 
 
 def make_behavior(name: str, env_id: str, spec: SpaceSpec, *, seeds: Sequence[int]) -> NoisyBehavior | FunctionBehavior:
@@ -36,13 +35,13 @@ def make_behavior(name: str, env_id: str, spec: SpaceSpec, *, seeds: Sequence[in
     """
     if name == "random":
         return NoisyBehavior(None, spec, seeds=seeds, randomness=1.0)
-    if name in PENDULUM_RANDOMNESS:
-        if not env_id.startswith("Pendulum"):
+    if name in pendulum.RANDOMNESS:
+        if not env_id.startswith(pendulum.ENV_ID.partition("-")[0]):
             raise UserError(
-                f"the behaviour {name!r} exists for Pendulum-v1 only, not for {env_id}; use random, "
+                f"the behaviour {name!r} exists for {pendulum.ENV_ID} only, not for {env_id}; use random, "
                 f"a run of ours, or module:function"
             )
-        return NoisyBehavior(swing_up, spec, seeds=seeds, randomness=PENDULUM_RANDOMNESS[name])
+        return NoisyBehavior(pendulum.swing_up, spec, seeds=seeds, randomness=pendulum.RANDOMNESS[name])
     if ":" in name:
         return FunctionBehavior(load_function(name), name, seeds=seeds)
     raise UserError(
@@ -57,23 +56,6 @@ def load_function(name: str) -> Callable[..., Any]:
         return getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as error:
         raise UserError(f"can't load the behaviour {name!r}: {error}") from None
-
-
-def swing_up(observations: Float[ndarray, "N 3"]) -> Float[ndarray, "N 1"]:
-    """Torques that swing Pendulum-v1 up by its energy and hold it there with a linear controller.
-
-    Energy shaping after Åström and Furuta (2000), with E = v²/2 + 15 (cos θ - 1), 0 at rest upright. The gains were
-    searched at random on 800 seeds from 100,000: mean return -145 there, and -139 on the seeds 0..99, where the best
-    control known reaches -132.
-    """
-    angle = np.arctan2(observations[:, 1], observations[:, 0])
-    velocity = observations[:, 2]
-    missing = 1.70 + 0.19 * np.abs(angle) - (velocity**2 / 2 + 15 * (np.cos(angle) - 1))
-    # Near a turning point gravity says where the next swing goes; elsewhere the velocity does.
-    direction = np.where(np.abs(velocity) < 0.6, np.where(angle > 0, 1.0, -1.0), np.sign(velocity))
-    pump = 0.6 * np.maximum(np.abs(velocity), 0.6) * direction * missing
-    hold = -(16.4 * angle + 4.78 * velocity)
-    return np.clip(np.where(np.abs(hold) < 7.1, hold, pump), -2.0, 2.0)[:, None]
 
 
 class NoisyBehavior:

@@ -1,4 +1,4 @@
-"""All that is Pendulum's: what returns mean there, and an exact batched copy of Gymnasium's environment.
+"""All that is Pendulum's: what returns mean there, who collects data, and an exact batched copy of Gymnasium's own.
 
 Legend: N episodes, M those still live, S observation, A action dimension.
 """
@@ -19,6 +19,25 @@ from dt_ray.environments.steps import Steps
 ENV_ID = "Pendulum-v1"
 RANDOM_RETURN = -1197.0  # uniform actions, seeds 0..99
 REFERENCE_RETURN = -132.4  # the best control found for seeds 0..99
+# Behaviours to collect with: chance of a random action at each step of an episode; None: drawn for each episode.
+RANDOMNESS: dict[str, float | None] = {"expert": 0.0, "medium": 0.65, "mixed": None}
+
+
+def swing_up(observations: Float[ndarray, "N 3"]) -> Float[ndarray, "N 1"]:
+    """Torques that swing Pendulum-v1 up by its energy and hold it there with a linear controller.
+
+    Energy shaping after Åström and Furuta (2000), with E = v²/2 + 15 (cos θ - 1), 0 at rest upright. The gains were
+    searched at random on 800 seeds from 100,000: mean return -145 there, and -139 on the seeds 0..99, where the best
+    control known reaches -132.
+    """
+    angle = np.arctan2(observations[:, 1], observations[:, 0])
+    velocity = observations[:, 2]
+    missing = 1.70 + 0.19 * np.abs(angle) - (velocity**2 / 2 + 15 * (np.cos(angle) - 1))
+    # Near a turning point gravity says where the next swing goes; elsewhere the velocity does.
+    direction = np.where(np.abs(velocity) < 0.6, np.where(angle > 0, 1.0, -1.0), np.sign(velocity))
+    pump = 0.6 * np.maximum(np.abs(velocity), 0.6) * direction * missing
+    hold = -(16.4 * angle + 4.78 * velocity)
+    return np.clip(np.where(np.abs(hold) < 7.1, hold, pump), -2.0, 2.0)[:, None]
 
 
 class PendulumEnvironments:
