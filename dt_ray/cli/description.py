@@ -37,9 +37,10 @@ def gather(
     env_kwargs: Mapping[str, Any],
 ) -> tuple[LogDescription, str]:
     """The description of a log, and the command to type next."""
-    from dt_ray.data.description import LogDescriber, next_command
+    from dt_ray.data.description import LogDescriber
     from dt_ray.data.episodes import read_metadata
     from dt_ray.data.formats.tables import read_schema
+    from dt_ray.data.next_command import next_command
     from dt_ray.data.spaces import read_observation_bounds, read_spaces
 
     spec = read_spaces(env_id, env_kwargs) if env_id else None
@@ -57,7 +58,8 @@ def gather(
     bounds = (named["action_low"], named["action_high"]) if {"action_low", "action_high"} <= set(named) else None
     log = describer.finish(files, clocks, bounds)
     is_slow = files[0].format not in PACKED and (len(files) >= MANY_FILES or sum(file.size for file in files) >= LARGE)
-    return log, next_command(log, imports=is_slow, settings=_settings_of(config), env_id=env_id)
+    settings = {**log.suggested_settings, **_settings_of(config)}
+    return log, next_command(config.path, imports=is_slow, settings=settings, env_id=env_id)
 
 
 def print_description(log: LogDescription, command: str) -> None:

@@ -5,7 +5,7 @@ Legend: E episodes of a file.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,9 +15,11 @@ from numpy import ndarray
 
 from dt_ray.config.schema import DataConfig
 from dt_ray.data.columns import plain_array
+from dt_ray.data.episodes import episode_ids_of
 from dt_ray.data.files import DatasetFile
 from dt_ray.data.flat import find_episodes
 from dt_ray.data.formats import has_rows, read_rows
+from dt_ray.data.formats.tables import read_parquet
 from dt_ray.data.names import SIGNALS
 from dt_ray.data.plan import FILE_BITS
 
@@ -39,12 +41,12 @@ class Gap:
 
 @dataclass(frozen=True, kw_only=True)
 class FileClock:
-    """What a file's column of times says, in seconds where it is known to count them."""
+    """What a file's columns of ids and times say; times are in seconds where the column is known to count them."""
 
     path: str
     labels: Sequence[int | str]  # of its episodes
     are_logged: bool  # the labels; else they are counted
-    num_ended: int  # episodes with a logged end of any kind
+    num_ended: int | None = None  # episodes with a logged end of any kind; None: the episodes themselves say it
     column: str | None = None  # None: no times
     is_in_seconds: bool = False
     counts_steps: bool = False  # an index and no clock
@@ -56,13 +58,16 @@ class FileClock:
 
 
 def read_clock(file: DatasetFile, config: DataConfig) -> FileClock | None:
-    """Reads the columns of ids, times and ends of one file; None: it has whole episodes, which have no times.
+    """Reads the columns of ids, times and ends of one file; None: its episodes have neither.
 
     Raises:
         DataError: as `data.reading.read_file`.
     """
     if not has_rows(file):
-        return None
+        if file.format != "parquet":
+            return None
+        ids = episode_ids_of(read_parquet(file, ["episode_id"]), source=file.path)
+        return FileClock(path=file.path, labels=ids.tolist(), are_logged=True)
     rows, names = read_rows(file, config, ["episode_id", "timestep", *SIGNALS])
     found, ends, times, _ = find_episodes(rows, names, time_limit=config.time_limit, source=file.path)
     num = len(rows)
@@ -129,38 +134,28 @@ def _seconds(kind: pa.DataType) -> float | None:
 
 
 def name_episodes(
-    ids: Int[ndarray, "E"], files: Sequence[DatasetFile], clocks: Iterable[FileClock | None]
+    ids: Int[ndarray, "E"], files: Sequence[DatasetFile], clocks: Sequence[FileClock | None]
 ) -> list[tuple[str, str | None]]:
-    """What the log calls each of these episodes, and the path of the file that it is in; None: in several, or unknown."""
-    known = list(clocks)
-    all_labels = [label for clock in known if clock is not None for label in clock.labels]
-    are_unique = len(set(all_labels)) == len(all_labels)
-    are_texts = bool(all_labels) and all(isinstance(label, str) for label in all_labels)
-    ranked = sorted(map(str, all_labels)) if are_texts and are_unique else None
-    owner = {label: clock.path for clock in known if clock is not None for label in clock.labels} if are_unique else {}
-    offsets = np.cumsum([0, *(0 if clock is None else len(clock.labels) for clock in known)])
-    are_logged = all(clock is not None and clock.are_logged for clock in known)
-    return [_name(int(number), files, known, ranked, owner, offsets if not are_logged else None) for number in ids]
+    """What the log calls each of these episodes, and the path of the file that it is in; None: it isn't known.
 
-
-def _name(
-    number: int,
-    files: Sequence[DatasetFile],
-    clocks: Sequence[FileClock | None],
-    ranked: Sequence[str] | None,
-    owner: dict[int | str, str],
-    offsets: ndarray | None,
-) -> tuple[str, str | None]:
-    place, within = number >> FILE_BITS, number & (2**FILE_BITS - 1)
-    if 0 < place < len(files) or (len(files) > 1 and 0 <= number < 2**FILE_BITS and not owner and offsets is None):
-        clock = clocks[place] if place < len(clocks) else None
-        texts = clock is not None and bool(clock.labels) and isinstance(clock.labels[0], str)
-        label = sorted(map(str, clock.labels))[within] if texts and clock is not None else f"{within}"
-        return label, files[place].path
-    if len(files) == 1:
-        return (ranked[number] if ranked is not None and number < len(ranked) else f"{number}"), files[0].path
-    if ranked is not None and number < len(ranked):
-        return ranked[number], owner.get(ranked[number])
-    if offsets is not None and 0 <= number < offsets[-1]:
-        return f"{number}", files[int(np.searchsorted(offsets, number, side="right")) - 1].path
-    return f"{number}", owner.get(number)
+    The other way round than `data.plan` numbers them.
+    """
+    known = [clock for clock in clocks if clock is not None]
+    if len(known) < len(files):
+        return [(f"{number}", files[0].path if len(files) == 1 else None) for number in ids]
+    labels = [label for clock in known for label in clock.labels]
+    paths = [clock.path for clock in known for _ in clock.labels]
+    are_logged = all(clock.are_logged for clock in known)
+    if are_logged and len(set(labels)) == len(labels):
+        owner = dict(zip(labels, paths, strict=True))
+        sorted_texts = sorted(each for each in labels if isinstance(each, str))
+        names = [sorted_texts[number] if len(sorted_texts) == len(labels) else int(number) for number in ids]
+        return [(f"{name}", owner.get(name)) for name in names]
+    if len(files) == 1 or not are_logged:
+        return [(f"{labels[number] if are_logged else number}", paths[number]) for number in ids]
+    found = []
+    for number in ids:
+        clock, within = known[int(number) >> FILE_BITS], int(number) & (2**FILE_BITS - 1)
+        is_number = isinstance(clock.labels[0], int)
+        found.append((f"{within if is_number else clock.labels[within]}", clock.path))
+    return found

@@ -19,6 +19,7 @@ from dt_ray.data.transitions import TransitionDataset
 
 NUM_SAMPLED = 64  # steps of an episode
 MAX_SAMPLED = 2**25  # numbers in the samples of all episodes, 128 MB; beyond it each keeps every second one
+TAKEN_BACK = 0.5  # of a move by the next one: a spike, and no jump
 FEWEST_SAMPLED = 6  # steps of an episode, however many episodes there are
 
 
@@ -62,7 +63,8 @@ class EpisodeFeatures:
         moves = np.diff(wide, axis=0, prepend=wide[:1])
         moves[starts] = 0
         following = np.append(moves[1:], np.zeros((1, wide.shape[1])), axis=0)
-        taken_back = np.where(moves * following < 0, np.minimum(np.abs(moves), np.abs(following)), 0.0)
+        smaller, larger = (pick(np.abs(moves), np.abs(following)) for pick in (np.minimum, np.maximum))
+        taken_back = np.where((moves * following < 0) & (smaller >= TAKEN_BACK * larger), smaller, 0.0)
         bends = np.abs(moves - np.append(np.zeros((1, wide.shape[1])), moves[:-1], axis=0))
         bends[steps < 2] = 0
         runs = _runs(moves, steps)
@@ -198,7 +200,7 @@ def _repeats(
 def _sample(
     columns: Float[ndarray, "N C"], starts: ndarray, lengths: ndarray, num: int
 ) -> tuple[Float[ndarray, "E K C"], Float[ndarray, "E K C"]]:
-    """Steps at equal distances from those that another one follows, and the rows that follow them; NaN past the last."""
+    """Steps at equal distances, of those that another one follows, and the rows that follow them; NaN past the last."""
     kept = np.minimum(lengths - 1, num)
     place = np.arange(num)[None, :]
     offsets = place * (lengths - 1)[:, None] // np.maximum(kept, 1)[:, None]

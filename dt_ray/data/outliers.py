@@ -20,7 +20,7 @@ FEWEST_EPISODES = 10  # with fewer there are no others to be unlike
 THRESHOLD = 5.0  # robust standard deviations from the median
 GROUP_SHARE = 0.05  # of the episodes: more of them, unusual in the same way, are a group and no outliers
 KIND_SHARE = 0.01  # of the episodes: so many outliers of a kind are listed, the strongest, and at least `FEWEST_LISTED`
-FEWEST_LISTED = 3
+FEWEST_LISTED = 3  # so many are no group, and are listed
 CERTAIN = 2.0  # times the threshold: outliers that are listed however many there are
 DEVIATION = 1.4826  # of a normal distribution over its median absolute deviation
 NORMAL_TENTH = 1.2816  # standard deviations that a tenth of a normal distribution lies beyond
@@ -45,7 +45,7 @@ class Signal:
         scores = self._sizes(self.values)
         if self.also is not None:
             scores = np.where(self._sizes(self.also) > THRESHOLD / 2, scores, 0.0)
-        is_group = (scores > THRESHOLD).mean(axis=0) > GROUP_SHARE
+        is_group = (scores > THRESHOLD).sum(axis=0) > max(FEWEST_LISTED, GROUP_SHARE * len(scores))
         return np.where(is_group, 0.0, scores)
 
     def _sizes(self, values: Float[ndarray, "E D"]) -> Float[ndarray, "E D"]:
@@ -68,8 +68,8 @@ def rank_outliers(signals: Sequence[Signal]) -> list[Outlier]:
     """The outliers, the most unusual ones first.
 
     Signals stand in the order in which they explain an episode: a sensor that is stuck also breaks the dynamics, and is
-    then said to be stuck. Scores above `CERTAIN` thresholds are always listed; of the others at most `KIND_SHARE` of the
-    episodes for each kind, since what many episodes have is no fault of one.
+    then said to be stuck. Scores above `CERTAIN` thresholds are always listed. Of the others at most `KIND_SHARE` of
+    the episodes are, for each kind: what many episodes have is no fault of one.
     """
     scores = [signal.scores() for signal in signals]
     best = np.max([each.max(axis=1) for each in scores], axis=0)

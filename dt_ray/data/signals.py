@@ -42,8 +42,8 @@ def find_outliers(features: EpisodeFeatures, names: Sequence[str]) -> list[Outli
         *_find_cuts(features),
         *_find_odd_actions(features, names),
         *_find_broken_dynamics(features, names),
-        *_find_levels(features, names, size),
         *_find_broken_rewards(features),
+        *_find_levels(features, names, size),
     ]
     return rank_outliers(signals)
 
@@ -260,8 +260,8 @@ def _slopes(
 ) -> Float[ndarray, "E 1"]:
     """By how much of an expected effect each episode differs from it: 0 as expected, -1 no effect, 1 twice of it.
 
-    The least-squares slope of the errors over the effects, each divided by the usual error of its dimension and clipped,
-    so that no single step decides. NaN where hardly any effect is expected.
+    The least-squares slope of the errors over the effects, each divided by the usual error of its dimension, and
+    clipped, so that no single step decides. NaN where hardly any effect is expected.
     """
     weights = 1 / np.maximum(model.usual, EXACT)
     limit = 20 * np.nanmedian(np.abs(effects), axis=(0, 1)) * weights + 1

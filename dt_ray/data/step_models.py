@@ -7,7 +7,7 @@ predicts, S observation dimension.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Float
@@ -21,6 +21,7 @@ MAX_FITTED = 30_000  # steps that a model is fitted to
 RIDGE = 1e-4  # times the number of steps, added to the squares of each standardised term
 NUM_FITS = 3  # each without the tenth of the episodes that the one before missed by most
 KEPT_SHARE = 0.9
+USUAL_SHARE = 0.75  # of the episodes miss the model by less than what is usual
 WIDEST = 6.0  # standard deviations: a term of a model sees no value that is further away
 FACTORS = {  # by which a column may be in another unit
     180 / np.pi: "degrees for radians", 1000.0: "thousandths", 100.0: "hundredths", 10.0: "tenths", 3.6: "km/h for m/s",
@@ -62,7 +63,7 @@ def fit_model(inputs: Float[ndarray, "E K C"], outputs: Float[ndarray, "E K D"])
     if num < 2 * num_terms:
         return None
     _, spread = _center_and_scale(outputs[is_there])
-    keep = np.ones(len(inputs), bool)
+    keep, model = np.ones(len(inputs), bool), None
     every = max(1, num // MAX_FITTED)
     for _ in range(NUM_FITS):
         used = is_there & keep[:, None]
@@ -73,8 +74,8 @@ def fit_model(inputs: Float[ndarray, "E K C"], outputs: Float[ndarray, "E K D"])
         typical = median_sizes(model, inputs, outputs)
         worst = np.nan_to_num(np.nanmax(typical, axis=1, initial=0.0), nan=np.inf)
         keep = worst <= np.quantile(worst, KEPT_SHARE)
-    usual = np.nanquantile(typical, 0.75, axis=0)
-    return StepModel(center=center, scale=scale, weights=weights, spread=spread, usual=usual)
+        model = replace(model, usual=np.nanquantile(typical, USUAL_SHARE, axis=0))
+    return model
 
 
 def median_sizes(

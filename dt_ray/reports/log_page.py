@@ -26,7 +26,7 @@ def write_log_page(log: LogDescription, out: Folder, *, command: str) -> list[st
         if table.name == "actions":
             report.add_figure(
                 "action_values", "Actions of bad and good episodes", log_figures.draw_actions(log),
-                "Each tenth of the episodes by itself; bright: often. From the lowest returns (left) to the highest (right).",
+                "Each tenth of the episodes by itself, from the lowest returns to the highest. Bright: often.",
             )  # fmt: skip
     summary = [(name, f"{value}") for name, value in log.facts.items()]
     summary += [("looks wrong", trap) for trap in log.traps]

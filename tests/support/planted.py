@@ -12,12 +12,11 @@ from numpy.random import Generator
 from dt_ray.data import TransitionDataset
 from dt_ray.data.transitions import join_episodes
 
-Fault = Callable[[TransitionDataset, Generator, TransitionDataset], TransitionDataset]  # an episode, and all of its log
+Log = TransitionDataset
+Fault = Callable[[Log, Generator, Log], Log]  # of an episode and the log that it is in
 
 
-def _episode(
-    observations: ndarray, actions: ndarray, rewards: ndarray, *, terminated: bool = False
-) -> TransitionDataset:
+def _episode(observations: ndarray, actions: ndarray, rewards: ndarray, *, terminated: bool = False) -> Log:
     num = len(rewards)
     last = np.arange(num) == num - 1
     return TransitionDataset(
@@ -139,7 +138,7 @@ def moving_columns(episode: TransitionDataset) -> ndarray:
     return np.flatnonzero(np.ptp(episode.observations, axis=0) > 0)
 
 
-def stuck_sensor(episode: TransitionDataset, generator: Generator, every: TransitionDataset) -> TransitionDataset:
+def stuck_sensor(episode: Log, generator: Generator, log: Log) -> Log:
     """From some step in the first half on a sensor shows the same number."""
     observations = episode.observations.copy()
     column = generator.choice(moving_columns(episode))
@@ -148,23 +147,23 @@ def stuck_sensor(episode: TransitionDataset, generator: Generator, every: Transi
     return replace(episode, observations=observations)
 
 
-def spike(episode: TransitionDataset, generator: Generator, every: TransitionDataset) -> TransitionDataset:
+def spike(episode: Log, generator: Generator, log: Log) -> Log:
     """One number of a sensor lies ten of its standard deviations off."""
     observations = episode.observations.copy()
     column = generator.choice(moving_columns(episode))
     step = int(generator.integers(1, episode.num_transitions - 1))
-    observations[step, column] += 10 * every.observations[:, column].std() * generator.choice([-1, 1])
+    observations[step, column] += 10 * log.observations[:, column].std() * generator.choice([-1, 1])
     return replace(episode, observations=observations)
 
 
-def swapped_columns(episode: TransitionDataset, generator: Generator, every: TransitionDataset) -> TransitionDataset:
+def swapped_columns(episode: Log, generator: Generator, log: Log) -> Log:
     observations = episode.observations.copy()
     one, other = generator.choice(moving_columns(episode), 2, replace=False)
     observations[:, [one, other]] = observations[:, [other, one]]
     return replace(episode, observations=observations)
 
 
-def other_units(episode: TransitionDataset, generator: Generator, every: TransitionDataset) -> TransitionDataset:
+def other_units(episode: Log, generator: Generator, log: Log) -> Log:
     """A column in degrees, percent, millimetres or Fahrenheit."""
     observations = episode.observations.copy()
     column = generator.choice(moving_columns(episode))
@@ -173,56 +172,53 @@ def other_units(episode: TransitionDataset, generator: Generator, every: Transit
     return replace(episode, observations=observations)
 
 
-def shifted_rewards(episode: TransitionDataset, generator: Generator, every: TransitionDataset) -> TransitionDataset:
-    shift = generator.choice([-2, 2]) * every.rewards.std()
+def shifted_rewards(episode: Log, generator: Generator, log: Log) -> Log:
+    shift = generator.choice([-2, 2]) * log.rewards.std()
     return replace(episode, rewards=(episode.rewards + shift).astype(np.float32))
 
 
-def scaled_rewards(episode: TransitionDataset, generator: Generator, every: TransitionDataset) -> TransitionDataset:
+def scaled_rewards(episode: Log, generator: Generator, log: Log) -> Log:
     return replace(episode, rewards=episode.rewards * np.float32(generator.choice([0.1, 10, 100, -1])))
 
 
-def idle_actions(episode: TransitionDataset, generator: Generator, every: TransitionDataset) -> TransitionDataset:
+def idle_actions(episode: Log, generator: Generator, log: Log) -> Log:
     """The log has zeros where the plant was driven."""
     return replace(episode, actions=np.zeros_like(episode.actions))
 
 
-def unconnected_actions(
-    episode: TransitionDataset, generator: Generator, every: TransitionDataset
-) -> TransitionDataset:
+def unconnected_actions(episode: Log, generator: Generator, log: Log) -> Log:
     """The logged actions are others than those that drove the plant."""
     return replace(episode, actions=generator.permutation(episode.actions))
 
 
-def saturated_actions(episode: TransitionDataset, generator: Generator, every: TransitionDataset) -> TransitionDataset:
-    low, high = every.actions.min(axis=0), every.actions.max(axis=0)
+def saturated_actions(episode: Log, generator: Generator, log: Log) -> Log:
+    low, high = log.actions.min(axis=0), log.actions.max(axis=0)
     return replace(episode, actions=np.where(episode.actions > (low + high) / 2, high, low).astype(np.float32))
 
 
-def cut_episode(episode: TransitionDataset, generator: Generator, every: TransitionDataset) -> TransitionDataset:
+def cut_episode(episode: Log, generator: Generator, log: Log) -> Log:
     """The log stops in the first tenth to half of it."""
     num = max(3, int(episode.num_transitions * generator.uniform(0.1, 0.5)))
     return _rows(episode, np.arange(num), ended=False)
 
 
-def repeated_rows(episode: TransitionDataset, generator: Generator, every: TransitionDataset) -> TransitionDataset:
+def repeated_rows(episode: Log, generator: Generator, log: Log) -> Log:
     """Five to twenty rows are there twice, one after the other."""
     num = episode.num_transitions
     twice = generator.choice(num - 1, min(num // 3, int(generator.integers(5, 20))), replace=False)
     return _rows(episode, np.sort(np.concatenate([np.arange(num), twice])))
 
 
-def jump(episode: TransitionDataset, generator: Generator, every: TransitionDataset) -> TransitionDataset:
-    """From some step on the plant is somewhere else: the rest is another episode's."""
-    other = np.delete(np.arange(every.num_episodes), 0)
+def jump(episode: Log, generator: Generator, log: Log) -> Log:
+    """From some step on, a sensor is four of its standard deviations off."""
     column = generator.choice(moving_columns(episode))
     observations = episode.observations.copy()
     step = int(generator.integers(episode.num_transitions // 4, 3 * episode.num_transitions // 4 + 1))
-    observations[step:, column] += 4 * every.observations[:, column].std() * generator.choice([-1, 1])
-    return replace(episode, observations=observations) if len(other) else episode
+    observations[step:, column] += 4 * log.observations[:, column].std() * generator.choice([-1, 1])
+    return replace(episode, observations=observations)
 
 
-FAULTS = {
+FAULTS: dict[str, Fault] = {
     each.__name__: each
     for each in (
         stuck_sensor, spike, swapped_columns, other_units, shifted_rewards, scaled_rewards, idle_actions,
@@ -231,7 +227,7 @@ FAULTS = {
 }  # fmt: skip
 
 
-def plant(data: TransitionDataset, faults: dict[int, str], generator: Generator) -> TransitionDataset:
+def plant(data: TransitionDataset, faults: dict[int, str], generator: Generator) -> Log:
     """The same log with these faults, by episode."""
     episodes = [data.select([index]) for index in range(data.num_episodes)]
     for index, fault in faults.items():
@@ -239,11 +235,11 @@ def plant(data: TransitionDataset, faults: dict[int, str], generator: Generator)
     return join_episodes(episodes)
 
 
-def make_log(plant_name: str, seed: int, num: int) -> TransitionDataset:
+def make_log(plant_name: str, seed: int, num: int) -> Log:
     return join_episodes(PLANTS[plant_name](np.random.default_rng(seed), num))
 
 
-def _rows(episode: TransitionDataset, rows: ndarray, *, ended: bool = True) -> TransitionDataset:
+def _rows(episode: TransitionDataset, rows: ndarray, *, ended: bool = True) -> Log:
     last = np.arange(len(rows)) == len(rows) - 1
     is_terminated = ended and bool(episode.terminated[-1])
     return TransitionDataset(
