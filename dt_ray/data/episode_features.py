@@ -20,6 +20,7 @@ from dt_ray.data.transitions import TransitionDataset
 NUM_SAMPLED = 64  # steps of an episode
 MAX_SAMPLED = 2**25  # numbers in the samples of all episodes, 128 MB; beyond it each keeps every second one
 TAKEN_BACK = 0.5  # of a move by the next one: a spike, and no jump
+MAX_STEPS = 2**18  # whose numbers are looked at at once
 FEWEST_SAMPLED = 6  # steps of an episode, however many episodes there are
 
 
@@ -139,7 +140,11 @@ class FeatureCollector:
         self._num_sampled = NUM_SAMPLED
 
     def add(self, data: TransitionDataset) -> None:
-        self._parts.append(EpisodeFeatures.of(data, num_sampled=self._num_sampled))
+        """Looks at these episodes, at `MAX_STEPS` steps at once or at one episode."""
+        pieces = np.unique(data.starts // MAX_STEPS, return_index=True)[1]
+        for begin, end in zip(pieces, [*pieces[1:], data.num_episodes], strict=True):
+            piece = data if len(pieces) == 1 else data.select(np.arange(begin, end))
+            self._parts.append(EpisodeFeatures.of(piece, num_sampled=self._num_sampled))
         while self._num_sampled > FEWEST_SAMPLED and self._size() > MAX_SAMPLED:
             self._parts = [part.thinned() for part in self._parts]
             self._num_sampled = (self._num_sampled + 1) // 2

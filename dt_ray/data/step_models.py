@@ -18,15 +18,13 @@ from dt_ray.data.outliers import DEVIATION
 
 MAX_PRODUCTS = 14  # columns: with more of them a model has their squares, but not the products of two
 MAX_FITTED = 30_000  # steps that a model is fitted to
+MAX_TERMS = 2**24  # numbers that are computed at once
 RIDGE = 1e-4  # times the number of steps, added to the squares of each standardised term
 NUM_FITS = 3  # each without the tenth of the episodes that the one before missed by most
 KEPT_SHARE = 0.9
 USUAL_SHARE = 0.75  # of the episodes miss the model by less than what is usual
 WIDEST = 6.0  # standard deviations: a term of a model sees no value that is further away
-FACTORS = {  # by which a column may be in another unit
-    180 / np.pi: "degrees for radians", 1000.0: "thousandths", 100.0: "hundredths", 10.0: "tenths", 3.6: "km/h for m/s",
-    2.54: "inches for centimetres", -1.0: "the other sign",
-}  # fmt: skip
+FACTORS = (180 / np.pi, 1000.0, 100.0, 10.0, 3.6, 2.54)  # degrees, milli, percent, …, km/h for m/s, inches for cm
 EXPLAINED = 0.4  # of the error: a correction that leaves less explains it
 MAX_GUESSED = 24  # observations: of more no two are tried
 
@@ -43,7 +41,13 @@ class StepModel:
 
     def predict(self, inputs: Float[ndarray, "... C"]) -> Float[ndarray, "... D"]:
         """In its spread."""
-        return _terms(inputs, self.center, self.scale) @ self.weights / self.spread
+        rows = inputs.reshape(-1, inputs.shape[-1])
+        every = max(1, MAX_TERMS // len(self.weights))
+        parts = [
+            _terms(rows[begin : begin + every], self.center, self.scale) @ self.weights / self.spread
+            for begin in range(0, len(rows), every)
+        ]
+        return np.concatenate(parts).reshape(*inputs.shape[:-1], -1)
 
     def errors(self, inputs: Float[ndarray, "... C"], outputs: Float[ndarray, "... D"]) -> Float[ndarray, "... D"]:
         """What each step misses the model by, in the spread of what it predicts."""
@@ -64,7 +68,7 @@ def fit_model(inputs: Float[ndarray, "E K C"], outputs: Float[ndarray, "E K D"])
         return None
     _, spread = _center_and_scale(outputs[is_there])
     keep, model = np.ones(len(inputs), bool), None
-    every = max(1, num // MAX_FITTED)
+    every = max(1, num // min(MAX_FITTED, MAX_TERMS // num_terms))
     for _ in range(NUM_FITS):
         used = is_there & keep[:, None]
         terms = _terms(inputs[used][::every], center, scale)
@@ -161,12 +165,11 @@ def _corrections(
             order[[one, other]] = other, one
             swapped = np.concatenate([before[:, :num][:, order], before[:, num:]], axis=1)
             yield f"{names[other]} and {names[one]} look swapped", (swapped, after[:, order])
-        for factor, words in FACTORS.items():
-            for times in {factor, 1 / factor}:
-                put_right, follows = before.copy(), after.copy()
-                put_right[:, one] /= times
-                follows[:, one] /= times
-                yield f"{names[one]} looks {times:.4g} times too large ({words})", (put_right, follows)
+        for times in (-1.0, *FACTORS, *(1 / factor for factor in FACTORS)):
+            put_right, follows = before.copy(), after.copy()
+            put_right[:, one] /= times
+            follows[:, one] /= times
+            yield f"{names[one]} looks multiplied by {times:.4g}", (put_right, follows)
     idle = before.copy()
     idle[:, num:] = 0
     yield "it moves as if all actions had been 0", (idle, after)

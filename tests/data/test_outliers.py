@@ -138,6 +138,14 @@ def test_features_do_not_depend_on_how_a_log_is_cut_into_parts() -> None:
         np.testing.assert_allclose(getattr(joined, name), getattr(whole, name), rtol=1e-12, err_msg=name)
 
 
+def test_a_large_part_is_looked_at_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = make_log("point_mass", 1, 12)
+    collector = FeatureCollector()
+    monkeypatch.setattr("dt_ray.data.episode_features.MAX_STEPS", 100)
+    collector.add(data)
+    np.testing.assert_array_equal(collector.joined().digests, EpisodeFeatures.of(data).digests)
+
+
 def test_the_samples_of_many_episodes_stay_within_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dt_ray.data.episode_features.MAX_SAMPLED", 20_000)
     collector = FeatureCollector()
