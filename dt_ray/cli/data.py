@@ -4,7 +4,7 @@ python -m dt_ray.data collect --behavior mixed --episodes 600 --out data/pendulu
 python -m dt_ray.data collect --env MyEnv-v0 --behavior my_module:act --out data/mine
 python -m dt_ray.data import rows.csv --out data/mine --column observation=x,y,theta --column action=torque
 python -m dt_ray.data import minari:mujoco/hopper/medium-v0 --out data/hopper
-python -m dt_ray.data describe data/pendulum-mixed --plot returns.png
+python -m dt_ray.data describe data/pendulum-mixed --out look
 python -m dt_ray.data validate data/pendulum-mixed --env Pendulum-v1
 
 SOURCE and DATASET: Parquet or CSV with a row per step, Parquet with a row per episode, and the logs of Minari, D4RL,
@@ -71,7 +71,7 @@ def make_parser() -> argparse.ArgumentParser:
 
     for name, run, text in (
         ("import", import_dataset, "pack a log into a dataset of episodes"),
-        ("describe", describe, "print what a dataset holds"),
+        ("describe", describe, "say what a log holds, and which episodes are unlike the others"),
         ("validate", validate, "look for faults"),
     ):
         command = commands.add_parser(name, help=text)
@@ -98,12 +98,14 @@ def make_parser() -> argparse.ArgumentParser:
         )
         _add_cluster_arguments(command)
         command.set_defaults(run=run)
+        command.add_argument("--env", metavar="ID", help="check dimensions, bounds and dynamics against this one")
+        _add_env_kwargs(command)
         if name == "describe":
+            command.add_argument("--out", metavar="DIR", help="write the page with its pictures and tables")
+            command.add_argument("--json", metavar="FILE", help="write all that is printed as JSON")
             command.add_argument("--plot", metavar="FILE", help="draw the histogram of returns (PNG, SVG or PDF)")
         else:
-            command.add_argument("--env", metavar="ID", help="check dimensions, bounds and dynamics against this one")
             command.add_argument("--clip", action="store_true", help="clip actions to the bounds of --env")
-            _add_env_kwargs(command)
     for command in (collect, commands.choices["import"]):
         command.add_argument("--out", required=True, metavar="DIR")
         command.add_argument("--overwrite", action="store_true", help="replace the folder")
@@ -211,28 +213,22 @@ def _cluster(options: argparse.Namespace) -> Iterator[None]:
 
 
 def describe(options: argparse.Namespace) -> None:
-    import numpy as np
-    from rich.console import Console
-    from rich.table import Table
+    from dt_ray.cli.description import gather, print_description, write_description
+    from dt_ray.data.clocks import read_clock
+    from dt_ray.data.sources import sound_files_here
 
-    from dt_ray.data.summary import DatasetSummary
-
-    summary = DatasetSummary()
+    config = _config(options)
     with _parts(options, None) as parts:
-        for part in parts:
-            summary.add(part)
-    table = Table(title=options.path, show_header=False)
-    for row in summary.rows().items():
-        table.add_row(*row)
-    console = Console()
-    console.print(table)
-    for line in summary.histogram():
-        console.print(line, highlight=False)
-    if options.plot:
-        from dt_ray.reports.figures import draw_dataset_returns, save_figure
+        files = sound_files_here(config, None)[0]
+        if options.workers == 0:
+            clocks = [read_clock(file, config) for file in files]
+        else:
+            from dt_ray.distributed.data import read_clocks
 
-        returns = np.concatenate(summary.returns)
-        save_figure(draw_dataset_returns(returns, f"{options.path}: {len(returns)} episodes"), options.plot)
+            clocks = read_clocks(files, config)
+        log, command = gather(parts, files, clocks, config, env_id=options.env, env_kwargs=_env_kwargs(options))
+    print_description(log, command)
+    write_description(log, command, out=options.out, json_file=options.json, plot=options.plot)
 
 
 def validate(options: argparse.Namespace) -> None:

@@ -72,7 +72,7 @@ def find_range_traps(
             change = float(ranges.changes[i]) if is_observation else np.inf
             problem = _find_imprecise(float(low[i]), float(high[i]), change=change, is_normalised=is_observation)
             if problem is not None:
-                yield f"{_name(kind, i, len(low), columns)} {problem}"
+                yield f"{column_name(kind, i, len(low), columns)} {problem}"
     yield from _find_swallowed(ranges)
     if spec is not None:
         yield from _find_unused_bounds(ranges, spec, columns)
@@ -81,7 +81,7 @@ def find_range_traps(
 def constant_columns(ranges: Ranges, columns: Mapping[str, str | None] | None = None) -> list[str]:
     """The observations and actions that are the same at every step, by name."""
     return [
-        _name(kind, i, len(low), columns)
+        column_name(kind, i, len(low), columns)
         for kind, (low, high) in (("observation", ranges.observations), ("action", ranges.actions))
         for i in np.flatnonzero(low == high).tolist()
     ]
@@ -131,13 +131,14 @@ def _find_unused_bounds(ranges: Ranges, spec: SpaceSpec, columns: Mapping[str, s
     span = ranges.actions[1] - ranges.actions[0]
     for i in np.flatnonzero((span > 0) & (span < UNUSED * (high - low))).tolist():
         yield (
-            f"{_name('action', i, len(low), columns)} lies between {ranges.actions[0, i]:.4g} and "
+            f"{column_name('action', i, len(low), columns)} lies between {ranges.actions[0, i]:.4g} and "
             f"{ranges.actions[1, i]:.4g}, {span[i] / (high[i] - low[i]):.1g} of its bounds {low[i]:.4g}.."
             f"{high[i]:.4g}, which a policy can't tell apart; set data.action_bounds=data, or data.action_scale"
         )
 
 
-def _name(kind: str, i: int, num: int, columns: Mapping[str, str | None] | None) -> str:
+def column_name(kind: str, i: int, num: int, columns: Mapping[str, str | None] | None) -> str:
+    """What an observation or action is called: by its column where `columns` names one for each, else by its number."""
     given = [name.strip() for name in ((columns or {}).get(kind) or "").split(",")]
     return f"column {given[i]}" if len(given) == num and given[i] else f"{kind} dimension {i}"
 

@@ -127,6 +127,17 @@ def spaces_of_log(observation_dim: int, action_dim: int) -> SpaceSpec:
     )
 
 
+def read_observation_bounds(
+    env_id: str, env_kwargs: Mapping[str, Any] | None = None
+) -> tuple[Float[ndarray, "S"], Float[ndarray, "S"]]:
+    """The lowest and highest observations that an environment says it can show; may be infinite."""
+    env = make_env(env_id, env_kwargs)
+    space = env.observation_space
+    close_env(env)
+    assert isinstance(space, gym.spaces.Box)
+    return space.low, space.high
+
+
 def choose_bounds(spec: SpaceSpec, bounds: ActionBounds, *, env_id: str | None) -> SpaceSpec:
     """The environment's spaces with the action bounds that `data.action_bounds` asks for, but for those of the data.
 

@@ -12,6 +12,7 @@ import ray
 import ray.data
 
 from dt_ray.config.schema import DataConfig, RunConfig
+from dt_ray.data.clocks import FileClock, read_clock
 from dt_ray.data.episodes import from_table, to_table
 from dt_ray.data.files import DatasetFile
 from dt_ray.data.formats import has_rows, is_flat
@@ -93,6 +94,12 @@ def outline_tables(config: RunConfig) -> Iterator[pa.Table]:
         yield from (block for block in rows.iter_batches(batch_size=None, batch_format="pyarrow") if len(block))
 
 
+def read_clocks(files: Sequence[DatasetFile], config: DataConfig) -> list[FileClock | None]:
+    """`read_clock` of each file, by a task each."""
+    with user_errors(), saying_when_full("data tasks"):
+        return ray.get([_read_clock.remote(file, config) for file in files])
+
+
 def window_dataset(config: RunConfig, *, split: Literal["train", "validation"] = "train") -> ray.data.Dataset:
     """A plain Ray Dataset of windows for other trainers: one row for each transition of the split, in its order.
 
@@ -157,6 +164,11 @@ def _find_fault(file: DatasetFile, config: DataConfig, spec: SpaceSpec | None) -
 @ray.remote
 def _look_into(file: DatasetFile, config: DataConfig) -> FileEpisodes:
     return look_into(file, config)
+
+
+@ray.remote
+def _read_clock(file: DatasetFile, config: DataConfig) -> FileClock | None:
+    return read_clock(file, config)
 
 
 @ray.remote

@@ -71,7 +71,7 @@ def test_collect_import_describe_validate(tmp_path: Path) -> None:
         assert packed[name].to_pylist() == imported[name].to_pylist()
     out = succeed("data", "describe", "imported", "--plot", "returns.png", cwd=tmp_path)
     assert "80" in out
-    assert "return quantiles" in out
+    assert "Returns and lengths of episodes" in out
     assert (tmp_path / "returns.png").stat().st_size > 10_000
     assert "4 episodes, 80 steps; fits Pendulum-v1" in succeed(
         "data", "validate", "packed", "--env", "Pendulum-v1", cwd=tmp_path

@@ -1,0 +1,175 @@
+"""What usually follows a step: the next observation and the reward, by least squares over sampled steps of a log.
+
+Legend: E episodes, K sampled steps of each, R their steps in one list, C columns, F terms of a model, D what it
+predicts, S observation dimension.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from jaxtyping import Float
+from numpy import ndarray
+
+from dt_ray.data.episode_features import EpisodeFeatures
+from dt_ray.data.outliers import DEVIATION
+
+MAX_PRODUCTS = 14  # columns: with more of them a model has their squares, but not the products of two
+MAX_FITTED = 30_000  # steps that a model is fitted to
+MAX_TERMS = 2**24  # numbers that are computed at once
+RIDGE = 1e-4  # times the number of steps, added to the squares of each standardised term
+NUM_FITS = 3  # each without the tenth of the episodes that the one before missed by most
+KEPT_SHARE = 0.9
+USUAL_SHARE = 0.75  # of the episodes miss the model by less than what is usual
+WIDEST = 6.0  # standard deviations: a term of a model sees no value that is further away
+FACTORS = (180 / np.pi, 1000.0, 100.0, 10.0, 3.6, 2.54)  # degrees, milli, percent, …, km/h for m/s, inches for cm
+EXPLAINED = 0.4  # of the error: a correction that leaves less explains it
+MAX_GUESSED = 24  # observations: of more no two are tried
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepModel:
+    """Predicts what follows steps, in the robust standard deviations of what it misses it by."""
+
+    center: Float[ndarray, "C"]
+    scale: Float[ndarray, "C"]
+    weights: Float[ndarray, "F D"]
+    spread: Float[ndarray, "D"]  # of what it predicts
+    usual: Float[ndarray, "D"]  # what it misses steps by, as a share of that, in all but a quarter of the episodes
+
+    def predict(self, inputs: Float[ndarray, "... C"]) -> Float[ndarray, "... D"]:
+        """In its spread."""
+        rows = inputs.reshape(-1, inputs.shape[-1])
+        every = max(1, MAX_TERMS // len(self.weights))
+        parts = [
+            _terms(rows[begin : begin + every], self.center, self.scale) @ self.weights / self.spread
+            for begin in range(0, len(rows), every)
+        ]
+        return np.concatenate(parts).reshape(*inputs.shape[:-1], -1)
+
+    def errors(self, inputs: Float[ndarray, "... C"], outputs: Float[ndarray, "... D"]) -> Float[ndarray, "... D"]:
+        """What each step misses the model by, in the spread of what it predicts."""
+        return outputs / self.spread - self.predict(inputs)
+
+
+def fit_model(inputs: Float[ndarray, "E K C"], outputs: Float[ndarray, "E K D"]) -> StepModel | None:
+    """A quadratic model of the outputs, fitted by ridge regression to most of the episodes; None: too few steps.
+
+    Least trimmed squares in the manner of Rousseeuw and Van Driessen (2006), over episodes: fit, leave out the tenth of
+    the episodes with the largest median error, and fit again.
+    """
+    is_there = np.isfinite(inputs).all(axis=2)
+    num = int(is_there.sum())
+    center, scale = _center_and_scale(inputs[is_there])
+    num_terms = _terms(center[None], center, scale).shape[1]
+    if num < 2 * num_terms:
+        return None
+    _, spread = _center_and_scale(outputs[is_there])
+    keep, model = np.ones(len(inputs), bool), None
+    every = max(1, num // min(MAX_FITTED, MAX_TERMS // num_terms))
+    for _ in range(NUM_FITS):
+        used = is_there & keep[:, None]
+        terms = _terms(inputs[used][::every], center, scale)
+        squares = terms.T @ terms + RIDGE * len(terms) * np.diag([0.0] + [1.0] * (num_terms - 1))
+        weights = np.linalg.lstsq(squares, terms.T @ outputs[used][::every], rcond=None)[0]
+        model = StepModel(center=center, scale=scale, weights=weights, spread=spread, usual=spread)
+        typical = median_sizes(model, inputs, outputs)
+        worst = np.nan_to_num(np.nanmax(typical, axis=1, initial=0.0), nan=np.inf)
+        keep = worst <= np.quantile(worst, KEPT_SHARE)
+        model = replace(model, usual=np.nanquantile(typical, USUAL_SHARE, axis=0))
+    return model
+
+
+def median_sizes(
+    model: StepModel, inputs: Float[ndarray, "E K C"], outputs: Float[ndarray, "E K D"]
+) -> Float[ndarray, "E D"]:
+    """For each episode the median size of what its steps miss the model by; NaN where it has no sampled step."""
+    return over_steps(np.abs(model.errors(inputs, outputs)))
+
+
+def over_steps(values: Float[ndarray, "E K D"]) -> Float[ndarray, "E D"]:
+    """The median over each episode's sampled steps; NaN where it has none."""
+    result = np.full((len(values), values.shape[2]), np.nan)
+    has_steps = np.isfinite(values[:, 0]).all(axis=1)
+    if has_steps.any():
+        result[has_steps] = np.nanmedian(values[has_steps], axis=1)
+    return result
+
+
+def dynamics_of(features: EpisodeFeatures) -> tuple[Float[ndarray, "E K C"], Float[ndarray, "E K S"]]:
+    """Observations and actions, and what the observations change by until the next step."""
+    rows = features.rows.astype(np.float64)
+    return rows[:, :, :-1], features.next_observations - rows[:, :, : features.observation_dim]
+
+
+def rewards_of(features: EpisodeFeatures) -> tuple[Float[ndarray, "E K C"], Float[ndarray, "E K 1"]]:
+    """Observations, actions and next observations, and the reward."""
+    rows = features.rows.astype(np.float64)
+    return np.concatenate([rows[:, :, :-1], features.next_observations], axis=2), rows[:, :, -1:]
+
+
+def _terms(inputs: Float[ndarray, "... C"], center: ndarray, scale: ndarray) -> Float[ndarray, "... F"]:
+    """1, the standardised columns, their squares, and, of few columns, the products of two."""
+    values = np.clip((inputs - center) / scale, -WIDEST, WIDEST)
+    one = np.ones((*values.shape[:-1], 1))
+    if values.shape[-1] > MAX_PRODUCTS:
+        return np.concatenate([one, values, values**2], axis=-1)
+    first, second = np.triu_indices(values.shape[-1])
+    return np.concatenate([one, values, values[..., first] * values[..., second]], axis=-1)
+
+
+def _center_and_scale(values: Float[ndarray, "R C"]) -> tuple[Float[ndarray, "C"], Float[ndarray, "C"]]:
+    """Medians, and robust standard deviations; those of a column that hardly ever moves are the plain ones, or 1."""
+    if len(values) > MAX_FITTED:
+        values = values[:: len(values) // MAX_FITTED]
+    center = np.median(values, axis=0) if len(values) else np.zeros(values.shape[1])
+    robust = DEVIATION * np.median(np.abs(values - center), axis=0) if len(values) else np.zeros(values.shape[1])
+    plain = values.std(axis=0) if len(values) else np.zeros(values.shape[1])
+    scale = np.where(robust > 1e-3 * plain, robust, plain)
+    return center, np.where(scale > 0, scale, 1.0)
+
+
+def guess_mistake(
+    model: StepModel, inputs: Float[ndarray, "K C"], changes: Float[ndarray, "K S"], names: Sequence[str]
+) -> str | None:
+    """Which mistake, put right, makes an episode follow the others' dynamics; None: none that is known does.
+
+    Tried are two observations that are swapped, one in another unit (`FACTORS`, or one over that), and actions of 0.
+    """
+    is_there = np.isfinite(inputs).all(axis=1)
+    inputs, changes = inputs[is_there], changes[is_there]
+    num = changes.shape[1]
+    if not len(inputs) or num > MAX_GUESSED:
+        return None
+    after = inputs[:, :num] + changes
+
+    def error(before: ndarray, after: ndarray) -> float:
+        found = model.errors(before, after - before[:, :num]) / np.maximum(model.usual, 1e-3)
+        return float(np.minimum(np.abs(np.median(np.abs(found), axis=0)), 1e3).mean())
+
+    now = error(inputs, after)
+    tried = {words: error(*put_right) for words, put_right in _corrections(inputs, after, names)}
+    best = min(tried, key=lambda words: tried[words])
+    return best if tried[best] < EXPLAINED * now else None
+
+
+def _corrections(
+    before: Float[ndarray, "K C"], after: Float[ndarray, "K S"], names: Sequence[str]
+) -> Iterator[tuple[str, tuple[ndarray, ndarray]]]:
+    num = after.shape[1]
+    for one in range(num):
+        for other in range(one):
+            order = np.arange(num)
+            order[[one, other]] = other, one
+            swapped = np.concatenate([before[:, :num][:, order], before[:, num:]], axis=1)
+            yield f"{names[other]} and {names[one]} look swapped", (swapped, after[:, order])
+        for times in (-1.0, *FACTORS, *(1 / factor for factor in FACTORS)):
+            put_right, follows = before.copy(), after.copy()
+            put_right[:, one] /= times
+            follows[:, one] /= times
+            yield f"{names[one]} looks multiplied by {times:.4g}", (put_right, follows)
+    idle = before.copy()
+    idle[:, num:] = 0
+    yield "it moves as if all actions had been 0", (idle, after)
