@@ -199,6 +199,7 @@ def test_the_table_and_the_best_are_what_the_runs_say(tiny_config: RunConfig, tm
     )  # fmt: skip
     evaluation = replace(evaluation, target_returns=(best["settings"]["target_return"],))
     full = evaluate_best(best, evaluation)
+    assert full == json.loads(json.dumps(full))  # as best.json holds it
     assert full["return_mean"] == pytest.approx(best["metric_by_seed"][str(best["seed"])], rel=1e-4)
     again = subprocess.run(
         [sys.executable, *full["command"].split()[1:], "--json", tmp_path / "again.json"],
