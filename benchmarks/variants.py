@@ -82,6 +82,7 @@ def settings(variant: str) -> RunConfig:
 
 
 def make_source(config: RunConfig) -> ResidentSource:
+    assert config.env_id is not None
     spec = read_spaces(config.env_id)
     return ResidentSource(ResidentData.build(read_dataset(config.data, spec), spec, config), config)
 
@@ -116,6 +117,7 @@ def train(variant: str, num_updates: int, seed: int) -> dict[str, Any]:
     train_s = time.perf_counter() - began
     returns = []
     for first in EVALUATION_SEEDS:
+        assert config.env_id is not None
         best = max(config.evaluation.target_returns)
         evaluation = replace(config.evaluation, seed=first, target_returns=(best,))
         returns.append(evaluate(learner.policy(), config.env_id, evaluation, step=num_updates).targets[0].return_mean)
