@@ -110,7 +110,7 @@ def robust_scores(
     `isolated` also half of the distance that a twentieth is beyond: what is found then lies 2.5 times as far out as
     those, and no group of good or bad episodes is.
     """
-    known = np.isfinite(values).any(axis=0)
+    known = np.isfinite(values).sum(axis=0) >= FEWEST_EPISODES
     scores = np.zeros(values.shape)
     values = values[:, known]
     floor = np.broadcast_to(floor, scores.shape[1:])[known]

@@ -14,6 +14,7 @@ from numpy import ndarray
 from dt_ray.data.episode_features import EpisodeFeatures
 from dt_ray.data.outliers import DEVIATION, FEWEST_EPISODES, THRESHOLD, Outlier, Signal, rank_outliers
 from dt_ray.data.step_models import (
+    FEWEST_STEPS,
     StepModel,
     dynamics_of,
     fit_model,
@@ -170,13 +171,15 @@ def _find_odd_actions(features: EpisodeFeatures, names: Sequence[str]) -> Iterat
     margin = 1e-3 * (high - low)
     is_at = (features.lowest[:, acted] <= low + margin) | (features.highest[:, acted] >= high - margin)
     share = (features.at_limit * is_at).mean(axis=1, keepdims=True)
+    share[features.lengths < FEWEST_STEPS] = np.nan
     yield Signal(
         kind="saturated actions",
         values=share,
         floor=0.05,
         sign=1,
         say=lambda e, _: (
-            f"{share[e, 0]:.0%} of its actions are at the lowest or highest of the log, usually {np.median(share):.0%}"
+            f"{share[e, 0]:.0%} of its actions are at the lowest or highest of the log, usually "
+            f"{np.nanmedian(share):.0%}"
         ),
     )
 
@@ -268,4 +271,5 @@ def _slopes(
     one, other = (np.nan_to_num(np.clip(each * weights, -limit, limit)) for each in (errors, effects))
     power = (other**2).sum(axis=(1, 2))
     slope = (one * other).sum(axis=(1, 2)) / np.maximum(power, 1e-12)
-    return np.where(power > 0.05 * np.median(power), slope, np.nan)[:, None]
+    is_known = (power > 0.05 * np.median(power)) & (np.isfinite(effects).all(axis=2).sum(axis=1) >= FEWEST_STEPS)
+    return np.where(is_known, slope, np.nan)[:, None]

@@ -23,6 +23,7 @@ RIDGE = 1e-4  # times the number of steps, added to the squares of each standard
 NUM_FITS = 3  # each without the tenth of the episodes that the one before missed by most
 KEPT_SHARE = 0.9
 USUAL_SHARE = 0.75  # of the episodes miss the model by less than what is usual
+FEWEST_STEPS = 5  # of an episode, by which it can be told from others
 WIDEST = 6.0  # standard deviations: a term of a model sees no value that is further away
 FACTORS = (180 / np.pi, 1000.0, 100.0, 10.0, 3.6, 2.54)  # degrees, milli, percent, …, km/h for m/s, inches for cm
 EXPLAINED = 0.4  # of the error: a correction that leaves less explains it
@@ -64,7 +65,7 @@ def fit_model(inputs: Float[ndarray, "E K C"], outputs: Float[ndarray, "E K D"])
     num = int(is_there.sum())
     center, scale = _center_and_scale(inputs[is_there])
     num_terms = _terms(center[None], center, scale).shape[1]
-    if num < 2 * num_terms:
+    if num < 2 * num_terms or is_there.sum(axis=1).max() < FEWEST_STEPS:
         return None
     _, spread = _center_and_scale(outputs[is_there])
     keep, model = np.ones(len(inputs), bool), None
@@ -85,14 +86,14 @@ def fit_model(inputs: Float[ndarray, "E K C"], outputs: Float[ndarray, "E K D"])
 def median_sizes(
     model: StepModel, inputs: Float[ndarray, "E K C"], outputs: Float[ndarray, "E K D"]
 ) -> Float[ndarray, "E D"]:
-    """For each episode the median size of what its steps miss the model by; NaN where it has no sampled step."""
+    """For each episode the median size of what its steps miss the model by; NaN where it has too few."""
     return over_steps(np.abs(model.errors(inputs, outputs)))
 
 
 def over_steps(values: Float[ndarray, "E K D"]) -> Float[ndarray, "E D"]:
-    """The median over each episode's sampled steps; NaN where it has none."""
+    """The median over each episode's sampled steps; NaN where it has fewer than `FEWEST_STEPS`."""
     result = np.full((len(values), values.shape[2]), np.nan)
-    has_steps = np.isfinite(values[:, 0]).all(axis=1)
+    has_steps = np.isfinite(values).all(axis=2).sum(axis=1) >= FEWEST_STEPS
     if has_steps.any():
         result[has_steps] = np.nanmedian(values[has_steps], axis=1)
     return result
