@@ -37,6 +37,8 @@ class Windows:
     returns_to_go: Float[ndarray, "B T"]
     timesteps: Int[ndarray, "B T"]
     mask: Bool[ndarray, "B T"]
+    terminated: Bool[ndarray, "B"] | None = None  # the environment ended the window's episode
+    final_observations: Float[ndarray, "B S"] | None = None  # after that episode's last step; NaN where not logged
 
 
 def slice_windows(
@@ -66,6 +68,8 @@ def slice_windows(
         returns_to_go=to_go[rows] * mask,
         timesteps=(rows - data.starts[episode][:, None]) * mask,
         mask=mask,
+        terminated=data.terminated[data.ends - 1][episode],
+        final_observations=data.known_finals[episode],
     )
 
 
