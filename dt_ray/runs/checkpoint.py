@@ -6,7 +6,9 @@ import hashlib
 import io
 import json
 import pickle
-from collections.abc import Mapping
+import random
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -130,9 +132,10 @@ def load_policy(folder: Folder, evaluation: EvaluationConfig | None = None) -> t
     config = RunConfig(
         algorithm=facts.algorithm, env_id=facts.env_id, model=facts.model, evaluation=evaluation or facts.evaluation
     )
-    learner = find_learner(facts.algorithm)(config, facts.spec, _normalizer(facts))
-    _load_weights(learner, folder, files["policy/model.safetensors"])
-    return learner.policy(), facts
+    with _kept_random_state():
+        learner = find_learner(facts.algorithm)(config, facts.spec, _normalizer(facts))
+        _load_weights(learner, folder, files["policy/model.safetensors"])
+        return learner.policy(), facts
 
 
 def load_learner(folder: Folder, *, optim: OptimConfig | None = None) -> tuple[Learner, RunConfig]:
@@ -148,8 +151,9 @@ def load_learner(folder: Folder, *, optim: OptimConfig | None = None) -> tuple[L
     config = decode_config(state["config"])
     check_names(config.named_code, source=f"{folder}/training/state.json")
     config = replace(config, optim=optim or config.optim)
-    learner = find_learner(facts.algorithm)(config, facts.spec, _normalizer(facts))
-    restore_learner(folder, learner)
+    with _kept_random_state():
+        learner = find_learner(facts.algorithm)(config, facts.spec, _normalizer(facts))
+        restore_learner(folder, learner)
     return learner, config
 
 
@@ -211,6 +215,19 @@ def _verified_files(folder: Folder, prefix: str) -> dict[str, bytes]:
         if FileFacts.of(files[name]) != manifest.get(name):
             raise RunError(f"the checkpoint {folder} is damaged: {name} is not what {MANIFEST} says")
     return files
+
+
+@contextmanager
+def _kept_random_state() -> Iterator[None]:
+    """Learners seed the process when they are made, for a training; who loads one keeps the random state they had."""
+    plain, arrays = random.getstate(), np.random.get_state()
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    try:
+        with torch.random.fork_rng(devices):
+            yield
+    finally:
+        random.setstate(plain)
+        np.random.set_state(arrays)
 
 
 def _facts(folder: Folder, content: bytes) -> PolicyFacts:
