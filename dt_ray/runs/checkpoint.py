@@ -169,8 +169,8 @@ def restore_learner(folder: Folder, learner: Learner) -> dict[str, Any]:
         RunError: the checkpoint is incomplete, damaged or of another model.
     """
     files = _verified_files(folder, "")
-    fitted = asdict(_normalizer(_facts(folder, files["policy/policy.json"])))
-    if not all(np.allclose(fitted[name], value) for name, value in asdict(learner.normalizer).items()):
+    fitted = _facts(folder, files["policy/policy.json"]).normalizer
+    if not all(_are_close(value, getattr(learner.normalizer, name)) for name, value in fitted.items()):
         raise RunError(
             f"{folder} was trained on other data than this: its observations, actions or returns were in other units; "
             f"give the same data.path, or start a new run"
@@ -245,8 +245,12 @@ def _facts(folder: Folder, content: bytes) -> PolicyFacts:
 
 
 def _normalizer(facts: PolicyFacts) -> Normalizer:
-    arrays = {key: np.asarray(value, np.float32) for key, value in facts.normalizer.items() if key != "return_scale"}
-    return Normalizer(**arrays, return_scale=facts.normalizer["return_scale"])
+    fitted = facts.normalizer  # of older checkpoints without a discount, whose policies knew of none
+    return Normalizer(**{k: np.asarray(v, np.float32) if isinstance(v, list) else v for k, v in fitted.items()})
+
+
+def _are_close(one: Any, other: Any) -> bool:
+    return np.shape(one) == np.shape(other) and np.allclose(one, other)
 
 
 def _load_weights(learner: Learner, folder: Folder, content: bytes) -> None:
