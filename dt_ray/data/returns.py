@@ -96,11 +96,11 @@ def bounds_by_timestep(
 
     Timesteps from `max_timesteps` - 1 on share the last column.
     """
-    bounds = np.empty((2, 0), np.float32)
+    bounds, nothing = np.empty((2, 0), np.float32), np.array([[np.inf], [-np.inf]], np.float32)
     for to_go, timesteps in parts:
         places = np.minimum(timesteps, max_timesteps - 1)
         num_new = max(0, int(places.max(initial=-1)) + 1 - bounds.shape[1])
-        bounds = np.concatenate([bounds, np.repeat(np.float32([[np.inf], [-np.inf]]), num_new, axis=1)], axis=1)
+        bounds = np.concatenate([bounds, np.repeat(nothing, num_new, axis=1)], axis=1)
         np.minimum.at(bounds[0], places, to_go)
         np.maximum.at(bounds[1], places, to_go)
     return bounds

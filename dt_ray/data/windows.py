@@ -192,8 +192,8 @@ def write_part(
     rows, begin = np.empty((0, 0), np.float32), 0
     for piece, tail in zip(pieces, repeat(None) if tails is None else tails, strict=False):
         observation_dim = piece.observations.shape[1]
+        action_end = observation_dim + piece.actions.shape[1]
         if not rows.size:
-            action_end = observation_dim + piece.actions.shape[1]
             width = action_end + 1 + is_relabeled
             rows = np.zeros((num_transitions + num_episodes + length, width), np.float32)
         places = np.arange(piece.num_transitions) + np.repeat(begin + 1 + np.arange(piece.num_episodes), piece.lengths)

@@ -245,8 +245,11 @@ def _facts(folder: Folder, content: bytes) -> PolicyFacts:
 
 
 def _normalizer(facts: PolicyFacts) -> Normalizer:
-    fitted = facts.normalizer  # of older checkpoints without a discount, whose policies knew of none
-    return Normalizer(**{k: np.asarray(v, np.float32) if isinstance(v, list) else v for k, v in fitted.items()})
+    fitted: dict[str, Any] = {  # in older checkpoints without a discount, whose policies knew of none
+        name: np.asarray(value, np.float32) if isinstance(value, list) else value
+        for name, value in facts.normalizer.items()
+    }
+    return Normalizer(**fitted)
 
 
 def _are_close(one: Any, other: Any) -> bool:
