@@ -3,6 +3,7 @@
 python examples/act_with_onnx.py policy.onnx -130
 """
 
+import json
 import sys
 
 import gymnasium as gym
@@ -15,10 +16,18 @@ def main(file: str, target_return: float, *, seed: int = 0) -> float:
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     facts = session.get_modelmeta().custom_metadata_map
     env, context, done, step = gym.make(facts["env_id"]), int(facts["context_length"]), False, 0
-    observations, actions, missing = (
+    discount = float(facts.get("discount", 1))  # of the returns-to-go that the policy was trained with
+    lowest, highest = json.loads(facts.get("returns_to_go_bounds", "[[-Infinity], [Infinity]]"))
+
+    def bounded(return_to_go: float) -> float:
+        at = min(step, len(lowest) - 1)  # later steps have the bounds of the last one
+        return min(max(return_to_go, lowest[at]), highest[at])
+
+    observations, actions, missing, earned = (
         [env.reset(seed=seed)[0]],
         [np.zeros(env.action_space.shape or ())],
-        [target_return],
+        [bounded(target_return)],
+        0.0,
     )
     while not done:
         inputs = {
@@ -32,9 +41,9 @@ def main(file: str, target_return: float, *, seed: int = 0) -> float:
         observation, reward, terminated, truncated, _ = env.step(action)
         observations.append(observation)
         actions.append(action)
-        missing.append(missing[-1] - float(reward))
-        done, step = terminated or truncated, step + 1
-    return target_return - missing[-1]
+        done, step, earned = terminated or truncated, step + 1, earned + float(reward)
+        missing.append(bounded((missing[-1] - float(reward)) / discount))
+    return earned
 
 
 if __name__ == "__main__":

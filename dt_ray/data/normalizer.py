@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
 
+from dt_ray.data.returns import ReturnRecursion, bounds_by_timestep
 from dt_ray.data.spaces import SpaceSpec
 from dt_ray.data.transitions import TransitionDataset
 
@@ -23,6 +24,9 @@ class Normalizer:
     action_low: Float[ndarray, "A"]
     action_high: Float[ndarray, "A"]
     return_scale: float
+    discount: float = 1.0  # of returns-to-go
+    to_go_bounds: Float[ndarray, "2 K"] = field(default_factory=lambda: np.empty((2, 0), np.float32))
+    # the lowest and the highest return-to-go at each timestep, in the environment's units; K = 0 without a discount
 
     @classmethod
     def fit(
@@ -32,7 +36,12 @@ class Normalizer:
         if return_scale is None:
             largest = float(np.abs(data.to_go(discount)).max(initial=0.0))
             return_scale = 1 / largest if largest > 0 else 1.0
-        return cls.of(*mean_and_std(lambda: [data.observations]), spec, return_scale=return_scale)
+        units = cls.of(*mean_and_std(lambda: [data.observations]), spec, return_scale=return_scale)
+        if discount == 1.0:
+            return units
+        shown = [(data.to_go(discount), data.timesteps)]
+        bounds = bounds_by_timestep(shown, max_timesteps=int(data.lengths.max()))
+        return replace(units, discount=discount, to_go_bounds=bounds)
 
     @classmethod
     def of(
@@ -59,6 +68,10 @@ class Normalizer:
             if data.final_observations is None
             else self.normalize_observations(data.final_observations),
         )
+
+    def returns_while_acting(self, return_scale: float) -> ReturnRecursion:
+        """How the returns-to-go that a policy is shown follow one another, times `return_scale`."""
+        return ReturnRecursion(discount=self.discount, bounds=self.to_go_bounds * np.float64(return_scale))
 
     def normalize_observations(self, observations: Float[ndarray, "*B S"]) -> Float[ndarray, "*B S"]:
         return standardize(observations, self.observation_mean, self.observation_std).astype(np.float32)

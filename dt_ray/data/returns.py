@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -61,6 +62,55 @@ def find_tails(parts: Iterable[tuple[Float[ndarray, "N"], Int[ndarray, "E"]]]) -
         totals.append(float(sums[0]))
     is_swallowed = bool(highest * ROUNDING > FORGOTTEN * smallest)
     return [Tail(total, is_swallowed) for total in totals[:-1]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReturnRecursion:
+    """The returns-to-go that a policy is shown while it acts: R_{t+1} = (R_t - r_t) / discount, as in training windows.
+
+    Dividing lets an error grow without end. With a discount below 1, what is shown therefore stays between the lowest
+    and the highest return-to-go that the training data had at that timestep.
+    """
+
+    discount: float
+    bounds: Float[ndarray, "2 K"]  # by timestep; later timesteps have those of the last one. K = 0: none
+
+    def start(self, target_returns: Float[ndarray, "N"]) -> Float[ndarray, "N"]:
+        """What is shown at the first step."""
+        return self._bounded(target_returns, 0)
+
+    def follow(self, returns_to_go: Float[ndarray, "N"], rewards: Float[ndarray, "N"], timestep: int) -> ndarray:
+        """What is shown at `timestep`, after these returns-to-go and rewards of the step before."""
+        missing = returns_to_go - rewards
+        return missing if self.discount == 1.0 else self._bounded(missing / self.discount, timestep)
+
+    def _bounded(self, returns_to_go: Float[ndarray, "N"], timestep: int) -> Float[ndarray, "N"]:
+        num = self.bounds.shape[1]
+        return np.clip(returns_to_go, *self.bounds[:, min(timestep, num - 1)]) if num else returns_to_go
+
+
+def bounds_by_timestep(
+    parts: Iterable[tuple[Float[ndarray, "N"], Int[ndarray, "N"]]], *, max_timesteps: int
+) -> Float[ndarray, "2 K"]:
+    """The lowest and the highest return-to-go at each timestep, of parts that are returns-to-go and their timesteps.
+
+    Timesteps from `max_timesteps` - 1 on share the last column.
+    """
+    bounds, nothing = np.empty((2, 0), np.float32), np.array([[np.inf], [-np.inf]], np.float32)
+    for to_go, timesteps in parts:
+        places = np.minimum(timesteps, max_timesteps - 1)
+        num_new = max(0, int(places.max(initial=-1)) + 1 - bounds.shape[1])
+        bounds = np.concatenate([bounds, np.repeat(nothing, num_new, axis=1)], axis=1)
+        np.minimum.at(bounds[0], places, to_go)
+        np.maximum.at(bounds[1], places, to_go)
+    return bounds
+
+
+def join_bounds(found: Iterable[Float[ndarray, "2 K"]]) -> Float[ndarray, "2 K"]:
+    """The bounds of all parts whose bounds these are."""
+    every = [each for each in found if each.shape[1]]
+    columns = [(each[side], np.arange(each.shape[1])) for each in every for side in (0, 1)]
+    return bounds_by_timestep(columns, max_timesteps=max((each.shape[1] for each in every), default=1))
 
 
 def _sums_from_the_back(rewards: Float[ndarray, "N"], behind: float | None) -> Float[ndarray, "N"]:

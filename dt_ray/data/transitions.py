@@ -5,7 +5,6 @@ Legend: N transitions, E episodes, S observation dimension, A action dimension.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -168,6 +167,13 @@ class TransitionDataset:
         finals = self.final_observations
         return ended if finals is None else ended | np.isfinite(finals).all(axis=1)
 
+    @property
+    def known_finals(self) -> Float[ndarray, "E S"]:
+        """The observation after each last step; NaN where it was not logged."""
+        if self.final_observations is not None:
+            return self.final_observations
+        return np.full((self.num_episodes, self.observations.shape[1]), np.nan, np.float32)
+
     def split(self, fraction: float, *, seed: int) -> tuple[TransitionDataset, TransitionDataset]:
         """(the rest, `fraction` of the episodes drawn at random): whole episodes, so that none leaks.
 
@@ -216,7 +222,7 @@ def join_episodes(parts: Sequence[TransitionDataset]) -> TransitionDataset:
         for part in parts
     ]
     to_go = [part.returns_to_go for part in parts]
-    finals = [_known_finals(part) for part in parts]
+    finals = [part.known_finals for part in parts]
     return TransitionDataset(
         **{name: np.concatenate([getattr(part, name) for part in parts]) for name in STEP_FIELDS},
         returns_to_go=None if any(each is None for each in to_go) else np.concatenate(to_go),  # type: ignore[arg-type]
@@ -228,12 +234,6 @@ def join_episodes(parts: Sequence[TransitionDataset]) -> TransitionDataset:
     )
 
 
-def _known_finals(data: TransitionDataset) -> Float[ndarray, "E S"]:
-    if data.final_observations is not None:
-        return data.final_observations
-    return np.full((data.num_episodes, data.observations.shape[1]), np.nan, np.float32)
-
-
 def chosen_episodes(
     episode_ids: Int[ndarray, "E"],
     episode_returns: Float[ndarray, "E"],
@@ -241,9 +241,13 @@ def chosen_episodes(
     max_episodes: int | None,
     top_fraction: float,
 ) -> Int[ndarray, "C"]:
-    """The first `max_episodes` by id, of those the `top_fraction` with the highest returns, in their ids' order."""
+    """The first `max_episodes` by id, of those the `top_fraction` with the highest returns, in their ids' order.
+
+    Of equal returns the first by id count as higher: ids sort as the log's do, in whatever order it was read.
+    """
     first = np.argsort(episode_ids, kind="stable")[:max_episodes]
-    num = math.ceil(top_fraction * len(first))
+    # The fewest whose share is as large. Of 100 episodes 0.07 are 7, though 0.07 * 100 is above 7 in floats.
+    num = int(np.searchsorted(np.arange(len(first) + 1) / max(1, len(first)), top_fraction))
     best = np.argsort(-episode_returns[first], kind="stable")[:num]
     return first[np.sort(best)]
 

@@ -6,15 +6,16 @@ R rows, P parts, U updates a draw.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import repeat
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 
-from dt_ray.data.returns import Tail
+from dt_ray.data.returns import Tail, returns_to_go
 from dt_ray.data.transitions import TransitionDataset
 
 # How an episode ends in the log: cut, and nothing tells what came next; by the environment; cut, and what came next is
@@ -37,6 +38,8 @@ class Windows:
     returns_to_go: Float[ndarray, "B T"]
     timesteps: Int[ndarray, "B T"]
     mask: Bool[ndarray, "B T"]
+    terminated: Bool[ndarray, "B"] | None = None  # the environment ended the window's episode
+    final_observations: Float[ndarray, "B S"] | None = None  # after that episode's last step; NaN where not logged
 
 
 def slice_windows(
@@ -66,6 +69,8 @@ def slice_windows(
         returns_to_go=to_go[rows] * mask,
         timesteps=(rows - data.starts[episode][:, None]) * mask,
         mask=mask,
+        terminated=data.terminated[data.ends - 1][episode],
+        final_observations=data.known_finals[episode],
     )
 
 
@@ -91,11 +96,11 @@ def draw_mixed_anchors(
 class WindowTable:
     """A dataset laid out so that each window is one contiguous run of floats, and nothing is held twice.
 
-    A row is (observation, action, return-to-go). One row of zeros stands before each episode and `length` of them at
-    the end; the first one behind an episode shows the observation after its last step, where that is known. The window
-    of T steps at transition i of episode e is the T + 1 rows from i + e on: the extra row in front holds the action
-    before its first step. Behind an episode's end a window reads on into the next one: its mask, which `bounds` tells,
-    says where to stop.
+    A row is (observation, action, return-to-go), and of relabelled data the return-to-go of the rewards too. One row of
+    zeros stands before each episode and `length` of them at the end; the first one behind an episode shows the
+    observation after its last step, where that is known. The window of T steps at transition i of episode e is the
+    T + 1 rows from i + e on: the extra row in front holds the action before its first step. Behind an episode's end a
+    window reads on into the next one: its mask, which `bounds` tells, says where to stop.
 
     The rows may lie in several parts, each of whole episodes and with `length` rows of zeros at its own end.
     """
@@ -108,6 +113,7 @@ class WindowTable:
     length: int  # longest window that can be cut
     observation_dim: int
     action_dim: int
+    relabeled_with: float | None = None  # the discount, of relabelled data: see `relabeled_returns`
 
     @property
     def num_transitions(self) -> int:
@@ -116,7 +122,7 @@ class WindowTable:
     @property
     def width(self) -> int:
         """Floats of a row."""
-        return self.observation_dim + self.action_dim + 1
+        return self.observation_dim + self.action_dim + (1 if self.relabeled_with is None else 2)
 
     @property
     def part_rows(self) -> Int[ndarray, "P"]:
@@ -180,23 +186,53 @@ def write_part(
     length: int,
     discount: float,
     tails: Iterable[Tail | None] | None = None,
+    is_relabeled: bool = False,
 ) -> Float[ndarray, "_ W"]:
     """The rows of a part of a table, written piece by piece; `tails` are the pieces' own, as for `returns_to_go`."""
     rows, begin = np.empty((0, 0), np.float32), 0
     for piece, tail in zip(pieces, repeat(None) if tails is None else tails, strict=False):
         observation_dim = piece.observations.shape[1]
+        action_end = observation_dim + piece.actions.shape[1]
         if not rows.size:
-            width = observation_dim + piece.actions.shape[1] + 1
+            width = action_end + 1 + is_relabeled
             rows = np.zeros((num_transitions + num_episodes + length, width), np.float32)
         places = np.arange(piece.num_transitions) + np.repeat(begin + 1 + np.arange(piece.num_episodes), piece.lengths)
         rows[places, :observation_dim] = piece.observations
-        rows[places, observation_dim:-1] = piece.actions
-        rows[places, -1] = piece.to_go(discount, tail)
+        rows[places, observation_dim:action_end] = piece.actions
+        rows[places, action_end] = piece.to_go(discount, tail)
+        if is_relabeled:
+            rows[places, -1] = returns_to_go(piece.rewards, piece.starts, discount=discount)
         if piece.final_observations is not None:
             is_known = np.isfinite(piece.final_observations).all(axis=1)
             rows[(places[piece.ends - 1] + 1)[is_known], :observation_dim] = piece.final_observations[is_known]
         begin += piece.num_transitions + piece.num_episodes
     return rows
+
+
+def relabeled_returns(newest: Any, earned: Any, earned_newest: Any, ahead: Any, *, discount: float) -> Any:
+    """The return-to-go of a step in a window of relabelled data: rewards up to the newest step, and what is there.
+
+    `newest` is the relabelled return-to-go of the window's newest step, `ahead` steps later; `earned` and
+    `earned_newest` are those of the rewards at both steps. So R_t = r_t + discount * R_{t+1} holds inside a window, as
+    it does while a policy acts (Yamagata et al. 2023). The formula for NumPy's arrays and torch's tensors alike.
+    """
+    weight = discount**ahead
+    return (earned - weight * earned_newest) + weight * newest
+
+
+def places_in_windows(
+    data: TransitionDataset, *, length: int, discount: float
+) -> Iterator[tuple[Int[ndarray, "R"], Float[ndarray, "R"]]]:
+    """The transitions of relabelled data that have so many steps of their window after them, and their returns-to-go.
+
+    For 0, 1, ..., `length` - 1 steps: together all returns-to-go that windows show.
+    """
+    earned, relabeled = returns_to_go(data.rewards, data.starts, discount=discount), data.to_go()
+    rows, ends = np.arange(data.num_transitions), np.repeat(data.ends, data.lengths)
+    for ahead in range(length):
+        rows = rows[rows + ahead < ends[rows]]
+        newest = rows + ahead
+        yield rows, relabeled_returns(relabeled[newest], earned[rows], earned[newest], ahead, discount=discount)
 
 
 def endings_of(data: TransitionDataset) -> Int[ndarray, "E"]:

@@ -7,7 +7,7 @@ blocks of its own episodes only. When all parts are asked for nobody holds the b
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -90,7 +90,9 @@ def prepare_layouts(configs: Sequence[RunConfig], spec: SpaceSpec) -> list[Share
             streamed = [at for at in group if streams(files, configs[at])]
             for at in streamed:
                 statistics = pa.concat_tables(ray.get([_statistics.remote(file, configs[at], spec) for file in files]))
-                data = StreamingData.build(files, statistics, spec, configs[at], num_skipped_files=num_skipped)
+                data = StreamingData.build(
+                    files, statistics, spec, configs[at], num_skipped_files=num_skipped, for_each=_for_each
+                )
                 notes |= dict.fromkeys(data.notes)
                 found[at] = SharedData(ray.put(data))
             if len(streamed) == len(group):
@@ -171,6 +173,15 @@ def _write_part(part: Part, *tables: pa.Table) -> ndarray:
 @ray.remote
 def _statistics(file: DatasetFile, config: RunConfig, spec: SpaceSpec) -> pa.Table:
     return episode_statistics(file, config, spec)
+
+
+def _for_each(function: Callable[[DatasetFile], Any], files: Sequence[DatasetFile]) -> list[Any]:
+    return ray.get([_of_file.remote(function, file) for file in files])
+
+
+@ray.remote
+def _of_file(function: Callable[[DatasetFile], Any], file: DatasetFile) -> Any:
+    return function(file)
 
 
 def check_checkpoint_on_ray(checkpoint: Folder, config: RunConfig, data: SharedData) -> None:

@@ -37,6 +37,9 @@ class ExportedPolicy(nn.Module):
     `observations` [N, T, S]; `previous_actions` [N, T, A], of the step before each, whatever at an episode's first;
     `returns_to_go` [N, T], what was still missing of the target return at each step; `timesteps` [N, T] from 0. T goes
     up to the context length: of longer episodes, the newest steps.
+
+    The first return-to-go is the target; each next one is (the one before - its reward) / discount. With a discount
+    below 1, each of them, the first one too, is held between the bounds of its timestep before it is used.
     """
 
     def __init__(self, policy: WindowPolicy) -> None:
@@ -105,13 +108,19 @@ class Units(nn.Module):
 def export_policy(policy: Policy, format: Literal["onnx", "torch"], facts: Mapping[str, Any]) -> bytes:
     """The policy as the content of one file; `facts` go into it as metadata, with the context length.
 
+    Where returns-to-go have a discount below 1 it is there too, with `returns_to_go_bounds`, which is JSON: the lowest
+    and the highest ones by timestep; later timesteps have those of the last one.
+
     Raises:
         UserError: the format needs a package that is not installed, or the policy is of a kind that can't be exported.
     """
     windowed = as_window_policy(policy)
     make = _observation_policy if isinstance(policy, ObservationPolicy) else _window_policy
     module, example, dynamic = make(windowed)  # type: ignore[operator]
-    facts = {name: str(value) for name, value in {**facts, "context_length": windowed.history_length}.items()}
+    told: dict[str, Any] = {"context_length": windowed.history_length}
+    if windowed.return_scale and (units := windowed.normalizer).discount < 1.0:
+        told |= {"discount": units.discount, "returns_to_go_bounds": json.dumps(units.to_go_bounds.tolist())}
+    facts = {name: str(value) for name, value in {**facts, **told}.items()}
     try:
         with torch.no_grad():
             program = torch.export.export(module.eval(), tuple(example.values()), dynamic_shapes=dynamic)
@@ -198,8 +207,7 @@ def largest_difference(
         )
     observations, actions = played.observations[0], played.actions[0]
     previous_actions = np.concatenate([np.zeros_like(actions[:1]), actions[:-1]])
-    earned = np.concatenate([[0.0], np.cumsum(played.rewards[0, :-1])])  # before each step
-    to_go, timesteps = (target_return - earned).astype(np.float32), np.arange(len(actions))
+    to_go, timesteps = _returns_to_go(policy, target_return, played.rewards[0]), np.arange(len(actions))
     width = units.action_high - units.action_low
     largest = 0.0
     for step, action in enumerate(actions):
@@ -208,6 +216,16 @@ def largest_difference(
         difference = np.abs(act(dict(zip(INPUTS, inputs, strict=True))) - action)
         largest = max(largest, float((difference / np.where(width > 0, width, 1.0)).max()))
     return largest
+
+
+def _returns_to_go(policy: Any, target_return: float, rewards: Float[ndarray, "T"]) -> Float[ndarray, "T"]:
+    """What a policy that looks at returns is shown at each step, in the environment's units."""
+    scale = policy.return_scale or 1.0  # counted in the policy's units: dividing makes much of a rounding
+    recursion = policy.normalizer.returns_while_acting(scale)
+    shown = [recursion.start(np.array([target_return]) * scale)]
+    for step, reward in enumerate(rewards[:-1], start=1):
+        shown.append(recursion.follow(shown[-1], reward * scale, step))
+    return (np.concatenate(shown) / scale).astype(np.float32)
 
 
 def load_exported(content: bytes, format: Literal["onnx", "torch"]) -> Any:

@@ -16,6 +16,7 @@ from numpy import ndarray
 from torch import Tensor
 
 from dt_ray.data.normalizer import Normalizer
+from dt_ray.data.returns import ReturnRecursion
 from dt_ray.models.batch import WindowBatch
 from dt_ray.models.decision_transformer import DecisionTransformerModel
 from dt_ray.models.transformer import KeyValueCache
@@ -60,6 +61,7 @@ class DecisionTransformerPolicy:
         self._context: Context = make_context(
             self.normalizer.normalize_observations(observations),
             np.asarray(target_returns, np.float64) * self.return_scale,
+            self.normalizer.returns_while_acting(self.return_scale),
             action_dim=self.model.action_dim,
             context_length=self.context_length,
         )
@@ -108,12 +110,14 @@ class CachedContext:
         self,
         observations: Float[ndarray, "N S"],
         targets: Float[ndarray, "N"],
+        recursion: ReturnRecursion,
         *,
         action_dim: int,
         context_length: int,
     ) -> None:
         self._cache = KeyValueCache(context_length)
-        self._returns_to_go = targets  # float64: 1,000 subtractions lose nothing
+        self._recursion = recursion
+        self._returns_to_go = recursion.start(targets)  # float64: 1,000 subtractions lose nothing
         self._timestep = -1
         self._begin_step(np.zeros((len(observations), action_dim), np.float32), observations)
 
@@ -123,7 +127,7 @@ class CachedContext:
     def append(
         self, actions: Float[ndarray, "N A"], rewards: Float[ndarray, "N"], observations: Float[ndarray, "N S"]
     ) -> None:
-        self._returns_to_go = self._returns_to_go - rewards
+        self._returns_to_go = self._recursion.follow(self._returns_to_go, rewards, self._timestep + 1)
         self._begin_step(actions, observations)
 
     def keep(self, episodes: Sequence[int] | Int[ndarray, "M"]) -> None:
@@ -158,6 +162,7 @@ class WindowContext:
         self,
         observations: Float[ndarray, "N S"],
         targets: Float[ndarray, "N"],
+        recursion: ReturnRecursion,
         *,
         action_dim: int,
         context_length: int,
@@ -165,7 +170,8 @@ class WindowContext:
         num, self.observation_dim = observations.shape
         self.action_dim, self.context_length = action_dim, context_length
         self._steps = torch.zeros(num, 2 * context_length, self.observation_dim + 2 * self.action_dim + 1)
-        self._returns_to_go = targets  # float64: 1,000 subtractions lose nothing
+        self._recursion = recursion
+        self._returns_to_go = recursion.start(targets)  # float64: 1,000 subtractions lose nothing
         self._timestep, self._end = 0, 0
         self._write(np.zeros((num, self.action_dim), np.float32), observations)
 
@@ -181,8 +187,8 @@ class WindowContext:
             kept = self.context_length - 1
             self._steps[:, :kept] = self._steps[:, self._end - kept :].clone()
             self._end = kept
-        self._returns_to_go = self._returns_to_go - rewards
         self._timestep += 1
+        self._returns_to_go = self._recursion.follow(self._returns_to_go, rewards, self._timestep)
         self._write(actions, observations)
 
     def keep(self, episodes: Sequence[int] | Int[ndarray, "M"]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -38,14 +39,24 @@ class WindowBatch:
     def from_windows(cls, windows: Windows, normalizer: Normalizer, device: torch.device | str = "cpu") -> WindowBatch:
         """Windows in the environment's units, as `slice_windows` of raw data gives them, in the model's."""
         first = windows.timesteps == 0  # there is no previous action, and none is 0 in the model's units too
+        observations, followed = normalizer.normalize_observations(windows.observations), None
+        if windows.final_observations is not None:
+            finals, lengths = windows.final_observations, windows.mask.sum(axis=1)
+            followed = np.isfinite(finals).all(axis=1)
+            if windows.terminated is not None:
+                followed &= ~windows.terminated
+            shown = np.flatnonzero(followed & (lengths < windows.mask.shape[1]))  # behind the last step, as in a table
+            observations[shown, lengths[shown]] = normalizer.normalize_observations(finals[shown])
         columns = {
-            "observations": normalizer.normalize_observations(windows.observations),
+            "observations": observations,
             "actions": normalizer.normalize_actions(windows.actions),
             "previous_actions": normalizer.normalize_actions(windows.previous_actions) * ~first[..., None],
             "returns_to_go": windows.returns_to_go * normalizer.return_scale,
             "timesteps": windows.timesteps,
             "mask": windows.mask,
+            "terminated": windows.terminated,
+            "followed": followed,
         }
-        tensors = {name: torch.as_tensor(values, device=device) for name, values in columns.items()}
+        tensors = {name: torch.as_tensor(each, device=device) for name, each in columns.items() if each is not None}
         tensors["returns_to_go"] = tensors["returns_to_go"].float()
         return cls(**tensors)

@@ -79,6 +79,7 @@ class Sessions:
         steps = WindowContext(
             self.policy.normalizer.normalize_observations(first[None]),
             np.array([wanted]) * self.policy.return_scale,
+            self.policy.normalizer.returns_while_acting(self.policy.return_scale),
             action_dim=self.spec.action_dim,
             context_length=self.policy.history_length,
         )

@@ -6,7 +6,9 @@ import hashlib
 import io
 import json
 import pickle
-from collections.abc import Mapping
+import random
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -130,9 +132,10 @@ def load_policy(folder: Folder, evaluation: EvaluationConfig | None = None) -> t
     config = RunConfig(
         algorithm=facts.algorithm, env_id=facts.env_id, model=facts.model, evaluation=evaluation or facts.evaluation
     )
-    learner = find_learner(facts.algorithm)(config, facts.spec, _normalizer(facts))
-    _load_weights(learner, folder, files["policy/model.safetensors"])
-    return learner.policy(), facts
+    with _kept_random_state():
+        learner = find_learner(facts.algorithm)(config, facts.spec, _normalizer(facts))
+        _load_weights(learner, folder, files["policy/model.safetensors"])
+        return learner.policy(), facts
 
 
 def load_learner(folder: Folder, *, optim: OptimConfig | None = None) -> tuple[Learner, RunConfig]:
@@ -148,8 +151,9 @@ def load_learner(folder: Folder, *, optim: OptimConfig | None = None) -> tuple[L
     config = decode_config(state["config"])
     check_names(config.named_code, source=f"{folder}/training/state.json")
     config = replace(config, optim=optim or config.optim)
-    learner = find_learner(facts.algorithm)(config, facts.spec, _normalizer(facts))
-    restore_learner(folder, learner)
+    with _kept_random_state():
+        learner = find_learner(facts.algorithm)(config, facts.spec, _normalizer(facts))
+        restore_learner(folder, learner)
     return learner, config
 
 
@@ -165,8 +169,8 @@ def restore_learner(folder: Folder, learner: Learner) -> dict[str, Any]:
         RunError: the checkpoint is incomplete, damaged or of another model.
     """
     files = _verified_files(folder, "")
-    fitted = asdict(_normalizer(_facts(folder, files["policy/policy.json"])))
-    if not all(np.allclose(fitted[name], value) for name, value in asdict(learner.normalizer).items()):
+    fitted = _facts(folder, files["policy/policy.json"]).normalizer
+    if not all(_are_close(value, getattr(learner.normalizer, name)) for name, value in fitted.items()):
         raise RunError(
             f"{folder} was trained on other data than this: its observations, actions or returns were in other units; "
             f"give the same data.path, or start a new run"
@@ -213,6 +217,19 @@ def _verified_files(folder: Folder, prefix: str) -> dict[str, bytes]:
     return files
 
 
+@contextmanager
+def _kept_random_state() -> Iterator[None]:
+    """Learners seed the process when they are made, for a training; who loads one keeps the random state they had."""
+    plain, arrays = random.getstate(), np.random.get_state()
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    try:
+        with torch.random.fork_rng(devices):
+            yield
+    finally:
+        random.setstate(plain)
+        np.random.set_state(arrays)
+
+
 def _facts(folder: Folder, content: bytes) -> PolicyFacts:
     values = json.loads(content)
     if (version := values.get("format_version")) != FORMAT_VERSION:
@@ -228,8 +245,15 @@ def _facts(folder: Folder, content: bytes) -> PolicyFacts:
 
 
 def _normalizer(facts: PolicyFacts) -> Normalizer:
-    arrays = {key: np.asarray(value, np.float32) for key, value in facts.normalizer.items() if key != "return_scale"}
-    return Normalizer(**arrays, return_scale=facts.normalizer["return_scale"])
+    fitted: dict[str, Any] = {  # in older checkpoints without a discount, whose policies knew of none
+        name: np.asarray(value, np.float32) if isinstance(value, list) else value
+        for name, value in facts.normalizer.items()
+    }
+    return Normalizer(**fitted)
+
+
+def _are_close(one: Any, other: Any) -> bool:
+    return np.shape(one) == np.shape(other) and np.allclose(one, other)
 
 
 def _load_weights(learner: Learner, folder: Folder, content: bytes) -> None:

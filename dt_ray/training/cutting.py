@@ -16,7 +16,14 @@ from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 from torch import Tensor
 
-from dt_ray.data.windows import FOLLOWED, TERMINATED, UPDATES_A_DRAW, WindowTable, draw_anchors
+from dt_ray.data.windows import (
+    FOLLOWED,
+    TERMINATED,
+    UPDATES_A_DRAW,
+    WindowTable,
+    draw_anchors,
+    relabeled_returns,
+)
 from dt_ray.models.batch import WindowBatch
 
 FLOAT_BYTES = 4
@@ -100,12 +107,23 @@ class WindowCutter:
         """The windows of one batch of several; what stands at their padding is no zero but other steps."""
         table = self.table
         block = self.blocks.index_select(0, locations.begins[number]).unflatten(1, (table.length + 1, -1))
-        actions = block[:, :, table.observation_dim : -1]
+        action_end = table.observation_dim + table.action_dim
+        actions, returns_to_go = block[:, :, table.observation_dim : action_end], block[:, 1:, action_end]
+        if table.relabeled_with is not None:
+            newest = locations.mask[number].sum(dim=1, keepdim=True) - 1
+            earned = block[:, 1:, -1]
+            returns_to_go = relabeled_returns(
+                returns_to_go.gather(1, newest),
+                earned,
+                earned.gather(1, newest),
+                (newest - self.offsets).clamp(min=0),
+                discount=table.relabeled_with,
+            )
         return WindowBatch(
             observations=block[:, 1:, : table.observation_dim],
             actions=actions[:, 1:],
             previous_actions=actions[:, :-1],
-            returns_to_go=block[:, 1:, -1],
+            returns_to_go=returns_to_go,
             timesteps=locations.timesteps[number],
             mask=locations.mask[number],
             terminated=locations.terminated[number],

@@ -20,7 +20,7 @@ from dt_ray.data.blocks import EpisodeBlocks
 from dt_ray.data.held_out import HeldOutEpisodes, LinearCloning, replayed_part
 from dt_ray.data.normalizer import Normalizer, mean_and_std
 from dt_ray.data.ranges import Ranges, find_range_traps
-from dt_ray.data.returns import Tail, find_tails
+from dt_ray.data.returns import Tail, bounds_by_timestep, find_tails
 from dt_ray.data.row_traps import find_other_returns
 from dt_ray.data.spaces import SpaceSpec, with_data_bounds
 from dt_ray.data.transitions import (
@@ -30,7 +30,7 @@ from dt_ray.data.transitions import (
     held_out_episodes,
     join_episodes,
 )
-from dt_ray.data.windows import HIDDEN, WindowTable, write_part
+from dt_ray.data.windows import HIDDEN, WindowTable, places_in_windows, write_part
 from dt_ray.errors import DataError
 from dt_ray.learners import declaration_of, return_source_of, window_length_of
 from dt_ray.models.state_values import StateValues
@@ -84,6 +84,7 @@ class Layout:
             length=self.length,
             discount=self.discount,
             tails=tails,
+            is_relabeled=self.values is not None,
         )
 
     def table(
@@ -103,6 +104,7 @@ class Layout:
             length=self.length,
             observation_dim=blocks.observation_dim,
             action_dim=blocks.action_dim,
+            relabeled_with=None if self.values is None else self.discount,
         )
 
 
@@ -135,7 +137,7 @@ def plan_layout(blocks: EpisodeBlocks, spec: SpaceSpec, config: RunConfig) -> tu
     if config.relabels:
         assert settings.values is not None
         learned = LearnedValues(settings.values)
-        blocks = EpisodeBlocks([learned.relabel(blocks.take(chosen))])
+        blocks = EpisodeBlocks([learned.relabel(blocks.take(chosen), discount=settings.discount)])
         chosen = np.arange(blocks.num_episodes)
     else:
         blocks = blocks.with_return_source(return_source_of(config))
@@ -145,17 +147,20 @@ def plan_layout(blocks: EpisodeBlocks, spec: SpaceSpec, config: RunConfig) -> tu
     lengths = blocks.lengths[train]
     num_known = int(lengths.sum() - (blocks.endings[train] == HIDDEN).sum())
     notes = find_notes(ranges, spec, config, num_known=num_known, num_transitions=int(lengths.sum())) + notes
+    values, length = None, window_length_of(config)
+    if learned is not None:
+        values = learned.inside(normalizer, blocks.take(train), length=length, discount=settings.discount)
     layout = Layout(
         spec=spec,
         normalizer=normalizer,
-        values=learned and learned.inside(normalizer, blocks.take(train)),
+        values=values,
         train=train,
         validation=validation,
         sizes=_sizes(blocks, train, config),
         notes=notes,
         takes_logged_returns=blocks.has_returns,
         discount=settings.discount,
-        length=window_length_of(config),
+        length=length,
         held_out=hold_out(
             map(blocks.take, blocks.chunks(validation)), map(blocks.take, blocks.chunks(train)), normalizer, config
         ),
@@ -204,7 +209,24 @@ def _fit(blocks: EpisodeBlocks, train: Int[ndarray, "T"], spec: SpaceSpec, confi
         for chunk in chunks:
             yield blocks.columns(["observations"], chunk)[0]
 
-    return Normalizer.of(*mean_and_std(observations), spec, return_scale=scale)
+    units = Normalizer.of(*mean_and_std(observations), spec, return_scale=scale)
+    if discount == 1.0:
+        return units
+    shown = _shown_returns(map(blocks.take_rewards, chunks), config)
+    return replace(
+        units, discount=discount, to_go_bounds=bounds_by_timestep(shown, max_timesteps=config.model.max_timesteps)
+    )
+
+
+def _shown_returns(parts: Iterable[TransitionDataset], config: RunConfig) -> Iterator[tuple[ndarray, ndarray]]:
+    """The returns-to-go that windows of these episodes show, and their timesteps."""
+    discount, length = config.data.discount, window_length_of(config)
+    for part in parts:
+        if config.relabels:
+            for rows, returns in places_in_windows(part, length=length, discount=discount):
+                yield returns, part.timesteps[rows]
+        else:
+            yield part.to_go(discount), part.timesteps
 
 
 def _find_tails(

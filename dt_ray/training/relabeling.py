@@ -16,6 +16,7 @@ from torch import nn
 from dt_ray.config.schema import OptimConfig
 from dt_ray.data.normalizer import Normalizer
 from dt_ray.data.transitions import TransitionDataset
+from dt_ray.data.windows import places_in_windows
 from dt_ray.errors import ConfigError
 from dt_ray.learners import declaration_of, givers_of_values
 from dt_ray.models.state_values import StateValues
@@ -47,9 +48,10 @@ class LearnedValues:
         normalized = torch.from_numpy(self.normalizer.normalize_observations(observations))
         return self.network(normalized)[:, 0].double().numpy() / self.scale
 
-    def relabel(self, data: TransitionDataset) -> TransitionDataset:
-        """The same steps with returns-to-go r + V(s'), or r where the environment ended the episode.
+    def relabel(self, data: TransitionDataset, *, discount: float = 1.0) -> TransitionDataset:
+        """The same steps with returns-to-go r + discount V(s'), or r where the environment ended the episode.
 
+        They hold at the newest step of a window; before it, windows count the rewards up to there.
         The last step of an episode is left out where a limit cut it and what came next was not logged; so are episodes
         of which nothing remains.
         """
@@ -60,11 +62,11 @@ class LearnedValues:
         if finals is not None:
             cut = np.flatnonzero(known & ~data.terminated[data.ends - 1])
             next_values[data.ends[cut] - 1] = self(finals[cut])
-        relabeled = replace(data, returns_to_go=(data.rewards + next_values).astype(np.float32))
+        relabeled = replace(data, returns_to_go=(data.rewards + discount * next_values).astype(np.float32))
         return relabeled.without_last_steps(~known)
 
-    def inside(self, normalizer: Normalizer, shown: TransitionDataset) -> StateValues:
-        """The values in the units of a model, with bounds from the relabelled data that it is trained on."""
+    def inside(self, normalizer: Normalizer, shown: TransitionDataset, *, length: int, discount: float) -> StateValues:
+        """The values in the units of a model, with bounds from the windows of relabelled data that it is trained on."""
         values = StateValues(len(normalizer.observation_mean), self.config)
         values.network.load_state_dict(self.network.state_dict())
         first, last = values.network[0], values.network[-1]
@@ -77,6 +79,8 @@ class LearnedValues:
             first.weight.mul_(torch.from_numpy(stretch))
             last.weight.mul_(normalizer.return_scale / self.scale)
             last.bias.mul_(normalizer.return_scale / self.scale)
-        above = (shown.to_go() - self(shown.observations)) * normalizer.return_scale
+        worth = self(shown.observations)
+        places = places_in_windows(shown, length=length, discount=discount)
+        above = np.concatenate([returns - worth[rows] for rows, returns in places]) * normalizer.return_scale
         values.bounds.copy_(torch.from_numpy(np.quantile(above, SHOWN)))
         return values

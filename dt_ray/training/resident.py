@@ -102,15 +102,18 @@ class ReturnNoise:
 
     def __init__(self, config: RunConfig, normalizer: Normalizer, *, rank: int, world_size: int) -> None:
         self.seed, self.batch_size = config.seed, config.optim.batch_size
-        self.scale = config.data.return_noise * normalizer.return_scale
+        self.scale, self.discount = config.data.return_noise * normalizer.return_scale, config.data.discount
         self.share = slice(rank * self.batch_size // world_size, (rank + 1) * self.batch_size // world_size)
 
     def __call__(self, batch: WindowBatch, step: int) -> WindowBatch:
         if self.scale == 0.0:
             return batch
-        # One error for all steps of a window: the differences between its returns-to-go are its rewards, and stay so.
+        # One error for all steps of a window, less far from its newest place with a discount: what is left between its
+        # returns-to-go are its rewards, and stays so.
         errors = np.random.default_rng([self.seed, step, 1]).normal(scale=self.scale, size=self.batch_size)
-        blurred = batch.returns_to_go + torch.from_numpy(errors[self.share, None]).to(batch.returns_to_go)
+        ahead = np.arange(batch.mask.shape[1])[::-1]
+        errors = errors[self.share, None] * self.discount**ahead
+        blurred = batch.returns_to_go + torch.from_numpy(errors).to(batch.returns_to_go)
         return replace(batch, returns_to_go=blurred)
 
 

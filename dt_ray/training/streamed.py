@@ -5,8 +5,10 @@ Legend: E episodes, T of them to train on, H held out, W shown of those, S obser
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +21,7 @@ from dt_ray.data.held_out import HeldOutEpisodes
 from dt_ray.data.normalizer import Normalizer
 from dt_ray.data.ranges import Ranges
 from dt_ray.data.reading import read_episodes
+from dt_ray.data.returns import bounds_by_timestep, join_bounds
 from dt_ray.data.spaces import SpaceSpec, with_data_bounds
 from dt_ray.data.transitions import TransitionDataset, chosen_episodes, held_out_episodes
 from dt_ray.data.windows import WindowTable
@@ -65,6 +68,13 @@ def episode_statistics(file: DatasetFile, config: RunConfig, spec: SpaceSpec) ->
     )
 
 
+def file_bounds(file: DatasetFile, *, ids: Int[ndarray, "E"], config: RunConfig, spec: SpaceSpec) -> ndarray:
+    """`bounds_by_timestep` of the file's episodes among these sorted ids, in the environment's units."""
+    data = _chosen(read_episodes(file, config.data, spec), ids, config)
+    shown = [(data.to_go(config.data.discount), data.timesteps)]
+    return bounds_by_timestep(shown, max_timesteps=config.model.max_timesteps)
+
+
 @dataclass(frozen=True, kw_only=True)
 class StreamingData:
     """What a streaming run knows before it trains: which episodes of which files, in which units, and held-out ones."""
@@ -88,8 +98,11 @@ class StreamingData:
         config: RunConfig,
         *,
         num_skipped_files: int = 0,
+        for_each: Callable[[Callable[[DatasetFile], Any], Sequence[DatasetFile]], Iterable[Any]] = map,
     ) -> StreamingData:
         """Splits and fits by the rows of `episode_statistics`, and reads some held-out episodes.
+
+        With a discount the files are read once more, by `for_each`: what policies are shown is bounded by them.
 
         Raises:
             DataError: too few episodes to hold any out, or fewer files than workers.
@@ -111,6 +124,11 @@ class StreamingData:
         ranges = _ranges(statistics)
         spec = with_data_bounds(spec, settings.action_bounds, *ranges.actions)
         normalizer = _fit(statistics, train, spec, settings)
+        if settings.discount < 1.0:
+            find = partial(file_bounds, ids=np.sort(ids[train]), config=config, spec=spec)
+            normalizer = replace(
+                normalizer, discount=settings.discount, to_go_bounds=join_bounds(for_each(find, train_files))
+            )
         num_known = int((lengths[train] - 1 + statistics["is_end_known"].to_numpy()[train]).sum())
         notes = find_notes(ranges, spec, config, num_known=num_known, num_transitions=int(lengths[train].sum()))
         most = capacity_of(config, spec, share=VALIDATION_SHARE)
@@ -153,17 +171,21 @@ def read_chosen(
     """The files' episodes among these ids, file by file, of files that have any."""
     ids = np.sort(ids)
     for file in files:
-        data = read_episodes(file, config.data, spec)
-        places = np.minimum(np.searchsorted(ids, data.episode_ids), len(ids) - 1)
-        data = data.select(np.flatnonzero(ids[places] == data.episode_ids))
+        data = _chosen(read_episodes(file, config.data, spec), ids, config)
         if data.num_episodes:
-            yield data.with_return_source(return_source_of(config))
+            yield data
 
 
 def in_units(data: TransitionDataset, config: RunConfig, normalizer: Normalizer) -> TransitionDataset:
     """The same episodes in the model's units and with their returns-to-go."""
     data = normalizer.normalize(data)
     return replace(data, returns_to_go=data.to_go(config.data.discount))
+
+
+def _chosen(data: TransitionDataset, ids: Int[ndarray, "E"], config: RunConfig) -> TransitionDataset:
+    """The episodes among these sorted ids."""
+    places = np.minimum(np.searchsorted(ids, data.episode_ids), len(ids) - 1)
+    return data.select(np.flatnonzero(ids[places] == data.episode_ids)).with_return_source(return_source_of(config))
 
 
 def lay_out(parts: Sequence[TransitionDataset], config: RunConfig) -> WindowTable:

@@ -19,13 +19,16 @@ from support.examples import make_episodes, tiny_overrides, write_episodes
 from dt_ray.api import IQL
 from dt_ray.config.loading import load_config
 from dt_ray.config.schema import DataConfig, RunConfig
-from dt_ray.data import TransitionDataset, read_dataset
+from dt_ray.data import Normalizer, TransitionDataset, read_dataset, slice_windows
 from dt_ray.data.files import find_files
 from dt_ray.data.spaces import SpaceSpec
 from dt_ray.data.transitions import join_episodes
+from dt_ray.data.windows import WindowTable
 from dt_ray.errors import DataError
 from dt_ray.jobs.training import name_run, start_run
 from dt_ray.models.actor_critic import Transitions
+from dt_ray.models.batch import WindowBatch
+from dt_ray.training.cutting import WindowCutter
 from dt_ray.training.resident import ResidentData, ResidentSource
 from dt_ray.training.streamed import StreamingData, cut_long, episode_statistics
 from dt_ray.training.streaming import StreamingSource
@@ -77,6 +80,42 @@ def test_every_transition_has_the_successor_that_the_log_tells(log: list[tuple[i
     goes_on = found.goes_on.numpy()
     expected = units.normalize_observations(following)[goes_on]
     np.testing.assert_array_equal(found.next_observations.numpy()[goes_on], expected)
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 6), endings), min_size=1, max_size=6), st.booleans(), st.sampled_from([1.0, 0.9])
+)
+@settings(max_examples=60)
+def test_windows_in_the_logs_units_tell_what_came_next_as_a_table_does(
+    log: list[tuple[int, str]], ends_with_seen: bool, discount: float
+) -> None:
+    """What `IQL.update` is given by `slice_windows` trains what the batches of a run train."""
+    lengths, kinds = zip(*log, strict=True)
+    data = episodes(lengths, kinds)
+    if not ends_with_seen:
+        data = replace(data, final_observations=None)
+    normalizer = Normalizer.fit(data, SPEC, return_scale=1.0)
+    anchors = np.arange(data.num_transitions)
+    table = WindowTable.build(normalizer.normalize(data), length=2, discount=discount)
+    cutter = WindowCutter(table, "cpu", seed=0, batch_size=len(anchors), share=slice(None))
+    windows = WindowBatch.from_windows(slice_windows(data, anchors, length=2, discount=discount), normalizer)
+    expected = Transitions.of(cutter.cut(cutter.find(anchors[None]), 0), discount=discount)
+    found = Transitions.of(windows, discount=discount)
+    for name in ("observations", "actions", "rewards", "goes_on", "is_known"):
+        torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=1e-4, atol=1e-4)
+    going_on = found.goes_on
+    torch.testing.assert_close(found.next_observations[going_on], expected.next_observations[going_on])
+
+
+def test_an_update_learns_that_the_environment_ended_an_episode(tiny_config: RunConfig) -> None:
+    """Of one-step episodes, values are learned where it is known that nothing came next, and only there."""
+    losses = {}
+    for kind in ("ended", "hidden"):
+        data = episodes([1] * 8, [kind] * 8)
+        model = IQL(iql_config(tiny_config, return_scale=1.0))
+        losses[kind] = model.update(slice_windows(data, np.arange(8), length=2))["critic_loss"]
+    assert losses["ended"] > 0
+    assert losses["hidden"] == 0
 
 
 def test_single_steps_train_the_values_that_whole_episodes_train(tmp_path: Path, tiny_config: RunConfig) -> None:

@@ -16,6 +16,7 @@ from dt_ray.config.schema import RunConfig
 from dt_ray.errors import UserError
 from dt_ray.export import main
 from dt_ray.interchange.exporting import export_policy, largest_difference, load_exported
+from dt_ray.play.rollout import rollout
 from dt_ray.runs.checkpoint import load_policy
 from dt_ray.runs.folder import find_checkpoint
 from dt_ray.runs.storage import Folder
@@ -78,6 +79,22 @@ def test_the_command_writes_a_file_that_acts_without_dt_ray(
     code += f"import runpy; runpy.run_path({str(EXAMPLES / 'act_with_onnx.py')!r}, run_name='__main__')"
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert process.stdout.startswith("return -")
+
+
+@pytest.mark.parametrize("discount", [1.0, 0.95])
+def test_the_example_tells_the_return_to_go_as_the_policy_does(
+    tiny_config: RunConfig, tmp_path: Path, discount: float
+) -> None:
+    """Over an episode that is longer than those of the data, asked for less than they reached and for more."""
+    config = replace(tiny_config, data=replace(tiny_config.data, discount=discount))
+    run = trained(config, replace(MODELS["step"], max_timesteps=200))
+    file = tmp_path / "policy.onnx"
+    main([run, "--out", str(file)])
+    play = runpy.run_path(str(EXAMPLES / "act_with_onnx.py"))["main"]
+    policy, _ = load_policy(find_checkpoint(Folder.at(run)))
+    for target in (-1000.0, -10.0):
+        played = rollout(policy, "Pendulum-v1", seeds=[3], target_returns=[target], max_timesteps=200)
+        assert play(str(file), target, seed=3) == pytest.approx(played.rewards.sum(), rel=1e-3)
 
 
 def test_a_program_of_torch_export_carries_its_facts(tiny_config: RunConfig, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import random
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +19,14 @@ from dt_ray.config.schema import RunConfig
 from dt_ray.data import read_dataset, slice_windows
 from dt_ray.errors import ConfigError, DataError, DivergedError, RunError, StorageError
 from dt_ray.jobs.training import resume_run, resumed_config, start_run
-from dt_ray.runs.checkpoint import find_fault, load_policy, pack_checkpoint, save_checkpoint, write_checkpoint
+from dt_ray.runs.checkpoint import (
+    find_fault,
+    load_learner,
+    load_policy,
+    pack_checkpoint,
+    save_checkpoint,
+    write_checkpoint,
+)
 from dt_ray.runs.folder import RunFolder, find_checkpoint
 from dt_ray.runs.metrics import MetricsLog
 from dt_ray.runs.storage import Folder
@@ -355,6 +363,20 @@ def test_a_policy_needs_the_policy_folder_only(tiny_config: RunConfig) -> None:
     policy.start(np.zeros((1, 3), np.float32), np.array([-100.0]))
     assert policy.act().shape == (1, 1)
     assert facts.env_id == "Pendulum-v1"
+
+
+@pytest.mark.parametrize("algorithm", ["decision_transformer", "iql"])
+def test_loading_leaves_the_random_state_of_the_process(tiny_config: RunConfig, algorithm: str) -> None:
+    start_run(replace(tiny_config, algorithm=algorithm))
+    folder = RunFolder.of(tiny_config).checkpoint(20)
+    drawn = []
+    for load in (lambda _: None, load_policy, load_learner):
+        random.seed(7)
+        np.random.seed(7)
+        torch.manual_seed(7)
+        load(folder)
+        drawn.append((random.random(), np.random.random(), float(torch.rand(()))))
+    assert drawn[0] == drawn[1] == drawn[2]
 
 
 def test_replayed_metrics_replace_what_was_there(tmp_path: Path) -> None:

@@ -1,4 +1,3 @@
-import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -106,10 +105,25 @@ def test_the_best_of_the_first_episodes_are_chosen(
     chosen = chosen_episodes(np.array(ids), returns, max_episodes=max_episodes, top_fraction=top_fraction)
     first = sorted(range(len(ids)), key=ids.__getitem__)[:max_episodes]
     assert list(chosen) == sorted(chosen, key=lambda i: ids[i])
-    assert len(chosen) == math.ceil(top_fraction * len(first))
+    assert len(chosen) / len(first) >= top_fraction > (len(chosen) - 1) / len(first)
     assert set(chosen) <= set(first)
     worst = min(returns[chosen])
     assert all(returns[i] <= worst for i in set(first) - set(chosen))
+
+
+@given(num=st.integers(1, 1000), per_mille=st.integers(1, 1000))
+def test_a_share_of_the_episodes_is_counted_exactly(num: int, per_mille: int) -> None:
+    """0.07 of 100 episodes are 7: 0.07 * 100 is more than that in floats, and would be rounded up to 8."""
+    chosen = chosen_episodes(np.arange(num), np.arange(num) * 1.0, max_episodes=None, top_fraction=per_mille / 1000)
+    assert len(chosen) == -(-num * per_mille // 1000)
+
+
+@given(st.permutations(range(12)), st.integers(1, 12))
+def test_of_equal_returns_the_first_ones_of_the_log_are_chosen(order: list[int], num: int) -> None:
+    """In whatever order the episodes were read."""
+    returns = np.array([5.0] * 3 + [1.0] * 9)[order]
+    chosen = chosen_episodes(np.array(order), returns, max_episodes=None, top_fraction=num / 12)
+    assert np.array(order)[chosen].tolist() == list(range(num))
 
 
 def test_logged_returns_to_go_are_used_unless_the_rewards_are_asked_for(tmp_path: Path, pendulum_spec) -> None:

@@ -61,8 +61,9 @@ def build(config: RunConfig, spec: SpaceSpec) -> StreamingData:
 def test_streaming_trains_on_the_episodes_and_in_the_units_of_resident_data(
     config: RunConfig, data: TransitionDataset, pendulum_spec: SpaceSpec
 ) -> None:
-    for settings in (config.data, replace(config.data, top_fraction=0.4, max_episodes=50)):
-        chosen = replace(config, data=settings)
+    best = replace(config.data, top_fraction=0.4, max_episodes=50)
+    for settings in (config.data, best, replace(best, discount=0.9, validation_fraction=0.2)):
+        chosen = replace(config, data=settings, model=replace(config.model, max_timesteps=250))
         train, _, normalizer = split_and_fit(data, pendulum_spec, chosen)
         built = build(chosen, pendulum_spec)
         np.testing.assert_array_equal(built.train_ids, train.episode_ids)
