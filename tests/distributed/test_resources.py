@@ -12,7 +12,7 @@ from dt_ray.errors import ResourceError
 
 def config(num_workers: int, *, num_actors: int | None = None, **scaling) -> RunConfig:
     return replace(
-        RunConfig(),
+        RunConfig(env_id="Pendulum-v1"),
         scaling=ScalingConfig(num_workers=num_workers, **scaling),
         evaluation=EvaluationConfig(num_actors=num_actors),
     )
@@ -155,3 +155,8 @@ def test_a_trial_takes_no_more_than_a_node_has() -> None:
     assert plan_trials(gpus, [*nodes(8, gpus=2, kind="L4"), Node(cpus=64)], wanted=9) == (4, 2)
     with pytest.raises(ResourceError, match=r"3 worker\(s\) with 1 CPU\(s\) each and 0.01 of its own does not fit"):
         plan_trials(ScalingConfig(num_workers=3), nodes(3), wanted=1)
+
+
+def test_a_run_without_an_environment_has_all_cpus_for_its_workers() -> None:
+    plan = plan_resources(replace(config(1), env_id=None), [Node(cpus=4, gpus=0)])
+    assert (plan.cpus_per_worker, plan.num_actors) == (4, 0)

@@ -38,7 +38,7 @@ class World:
 
 def run(num_workers: Any = 1, *, num_actors: int | None = None, **scaling: Any) -> RunConfig:
     return replace(
-        RunConfig(),
+        RunConfig(env_id="Pendulum-v1"),
         scaling=ScalingConfig(num_workers=num_workers, **scaling),
         evaluation=EvaluationConfig(num_actors=num_actors),
     )

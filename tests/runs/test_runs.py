@@ -137,7 +137,7 @@ def test_a_run_that_is_asked_to_stop_anywhere_goes_on_as_if_it_had_not(
     broken = replace(whole, name="broken")
     monkeypatch.setattr(StoppingContext, "stop_at", stop)
     with monkeypatch.context() as patch:
-        patch.setattr("dt_ray.jobs.training.LocalContext", StoppingContext)
+        patch.setattr("dt_ray.jobs.execution.LocalContext", StoppingContext)
         summary = start_run(broken).summary
     assert (summary["status"], summary["step"]) == ("stopped" if stop < 20 else "finished", stop)
     resume_run(resumed_config(str(RunFolder.of(broken))))
