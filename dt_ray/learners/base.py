@@ -84,8 +84,8 @@ class Policy(Protocol):
 class WindowPolicy(Policy, Protocol):
     """A policy that acts by its model's `predict_last_action` of the newest steps: it can be exported and served.
 
-    The steps are a `WindowBatch` of up to `history_length` of them, in the normalizer's units, whose returns-to-go are
-    what is still missing of the target return times `return_scale`, and whose newest action is not to be looked at.
+    The steps are a `WindowBatch` of up to `history_length` of them, in the normalizer's units. Their returns-to-go are
+    those of `normalizer.returns_while_acting(return_scale)`; the newest action is not to be looked at.
     """
 
     model: Any  # an nn.Module with `predict_last_action`

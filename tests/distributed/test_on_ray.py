@@ -15,6 +15,7 @@ from ray.util.placement_group import placement_group, placement_group_table, rem
 from support.datasets import assert_same, write_flat
 from support.disturbed import ALGORITHM, DisturbedSpec, plan_fault
 from support.examples import ROOT, losses_of, make_episodes, with_workers, write_episodes
+from support.fitted import split_and_fit
 from support.object_store import PLANTED, ObjectStore
 from support.processes import wait_until
 
@@ -32,7 +33,9 @@ from dt_ray.errors import DataError, DivergedError, ResourceError
 from dt_ray.jobs.training import resume_run, resumed_config, start_run
 from dt_ray.play.collection import CollectionPlan, collect_here
 from dt_ray.play.evaluation import evaluate
-from dt_ray.runs.folder import RunFolder
+from dt_ray.runs.checkpoint import load_learner
+from dt_ray.runs.folder import RunFolder, find_checkpoint
+from dt_ray.runs.storage import Folder
 from dt_ray.training.resident import ResidentData
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
@@ -147,12 +150,16 @@ def test_collected_episodes_do_not_depend_on_who_collects() -> None:
     assert all(left.equals(right) for left, right in zip(here, there, strict=True))
 
 
-def test_workers_stream_files_of_their_own(tiny_config: RunConfig, tmp_path: Path) -> None:
+def test_workers_stream_files_of_their_own(tiny_config: RunConfig, tmp_path: Path, pendulum_spec: SpaceSpec) -> None:
     data = read_dataset(tiny_config.data)
     for i in range(4):
         write_episodes(data.select(range(3 * i, 3 * i + 3)), tmp_path / f"data/{i}.parquet")
-    settings = replace(tiny_config.data, path=str(tmp_path / "data"), residency="streaming", memory_mb=1)
-    assert start_run(with_workers(tiny_config, 2, data=settings)).summary["status"] == "finished"
+    settings = replace(tiny_config.data, path=str(tmp_path / "data"), residency="streaming", memory_mb=1, discount=0.9)
+    result = start_run(with_workers(tiny_config, 2, data=settings))
+    assert result.summary["status"] == "finished"
+    units = load_learner(find_checkpoint(Folder.at(result.run)))[0].normalizer
+    _, _, expected = split_and_fit(data, pendulum_spec, replace(tiny_config, data=settings))
+    np.testing.assert_array_equal(units.to_go_bounds, expected.to_go_bounds)
 
 
 def test_workers_take_turns_at_a_run_as_if_they_were_one(tiny_config: RunConfig) -> None:
