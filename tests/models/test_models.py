@@ -59,7 +59,7 @@ def test_the_last_action_is_the_one_at_the_last_real_step(layout: str) -> None:
     torch.testing.assert_close(model.predict_last_action(batch), expected)
     for row in range(len(batch.mask)):
         num = int(batch.mask[row].sum())
-        one = batch.map(itemgetter((slice(row, row + 1), slice(num))))
+        one = batch.map(lambda values: values[row : row + 1, :num] if values.ndim > 1 else values[row : row + 1])
         alone = model.predict_last_action(one, padded=False)
         torch.testing.assert_close(alone, expected[row : row + 1], atol=1e-5, rtol=1e-5)
 

@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
+from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +22,7 @@ from dt_ray.runs import lease as leases
 from dt_ray.runs.folder import RunFolder
 from dt_ray.runs.lease import FILE, STALE_S, Lease
 from dt_ray.runs.storage import Folder
+from dt_ray.runs.writing import BackgroundWriter
 from dt_ray.training.context import LocalContext, StopRequest
 
 
@@ -120,6 +123,12 @@ def test_a_run_under_way_is_neither_resumed_nor_replaced(
 ) -> None:
     refused: list[str] = []
 
+    def write_now(writer: BackgroundWriter, write: Callable[[], None]) -> Future[None]:
+        """So that the run itself changes nothing while it is looked at."""
+        done: Future[None] = Future()
+        done.set_result(write())
+        return done
+
     def stop_request(context: LocalContext) -> StopRequest:
         run = RunFolder.of(tiny_config)
         if run.latest_checkpoint()[0] is not None and not refused:
@@ -135,6 +144,7 @@ def test_a_run_under_way_is_neither_resumed_nor_replaced(
                 assert run.folder.stamps(recursive=True) == before
         return StopRequest.NONE
 
+    monkeypatch.setattr(BackgroundWriter, "submit", write_now)
     monkeypatch.setattr(LocalContext, "stop_request", stop_request)
     assert start_run(tiny_config).summary["status"] == "finished"
     assert len(refused) == 3
