@@ -1,10 +1,11 @@
 from dataclasses import replace
+from functools import partial
 from operator import itemgetter
 
 import pytest
 import torch
 from support.models import make_batch, make_model
-from torch import nn
+from torch import Tensor, nn
 
 from dt_ray.losses import decision_transformer_loss
 from dt_ray.models import last_step
@@ -52,6 +53,11 @@ def test_the_first_step_of_a_window_sees_the_true_previous_action() -> None:
     assert (model.predict_actions(batch)[:, 0] - model.predict_actions(other)[:, 0]).abs().min() > 1e-6
 
 
+def first_steps(row: int, num: int, values: Tensor) -> Tensor:
+    """Those of one window; what a window has once is as it is."""
+    return values[row : row + 1, :num] if values.ndim > 1 else values[row : row + 1]
+
+
 @LAYOUTS
 def test_the_last_action_is_the_one_at_the_last_real_step(layout: str) -> None:
     model, batch = make_model(layout), make_batch()
@@ -59,7 +65,7 @@ def test_the_last_action_is_the_one_at_the_last_real_step(layout: str) -> None:
     torch.testing.assert_close(model.predict_last_action(batch), expected)
     for row in range(len(batch.mask)):
         num = int(batch.mask[row].sum())
-        one = batch.map(lambda values: values[row : row + 1, :num] if values.ndim > 1 else values[row : row + 1])
+        one = batch.map(partial(first_steps, row, num))
         alone = model.predict_last_action(one, padded=False)
         torch.testing.assert_close(alone, expected[row : row + 1], atol=1e-5, rtol=1e-5)
 
