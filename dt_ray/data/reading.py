@@ -23,7 +23,7 @@ from dt_ray.data.spaces import SpaceSpec
 from dt_ray.data.transitions import SOURCE_BITS, TransitionDataset
 from dt_ray.errors import DataError
 
-SHOWN_FAULTS = 5
+MAX_LISTED_FAULTS = 5
 SCALE_HINT = "; data.action_scale scales actions, data.out_of_bounds=clip clips them"
 
 log = logging.getLogger("dt_ray")
@@ -243,8 +243,8 @@ def raise_faults(
     hint: str = "",
     labels: Mapping[int, str] | None = None,
 ) -> None:
-    faults = list(islice(find_faults(data, spec, labels), SHOWN_FAULTS + 1))
+    faults = list(islice(find_faults(data, spec, labels), MAX_LISTED_FAULTS + 1))
     if faults:
-        more = "\n  and more" if len(faults) > SHOWN_FAULTS else ""
-        lines = "".join(f"\n  {fault}" for fault in faults[:SHOWN_FAULTS])
+        more = "\n  and more" if len(faults) > MAX_LISTED_FAULTS else ""
+        lines = "".join(f"\n  {fault}" for fault in faults[:MAX_LISTED_FAULTS])
         raise DataError(f"{source} can't be trained on{hint}:{lines}{more}")

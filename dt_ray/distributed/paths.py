@@ -49,24 +49,26 @@ def _check_seen(setting: str, place: Path, *, writes: bool) -> None:
         )
     if len(alive_nodes()) < 2:
         return
-    blind, num_nodes = _blind_to_new_file(place) if writes else ask_each_node(place)
-    if blind:
-        raise ConfigError(f"{setting}: {place} is not there for {', '.join(blind)} of {num_nodes} nodes; {REMEDY}")
+    without_access, num_nodes = _find_nodes_without_new_file(place) if writes else ask_each_node(place)
+    if without_access:
+        raise ConfigError(
+            f"{setting}: {place} is not there for {', '.join(without_access)} of {num_nodes} nodes; {REMEDY}"
+        )
 
 
-def _blind_to_new_file(folder: Path) -> tuple[list[str], int]:
+def _find_nodes_without_new_file(folder: Path) -> tuple[list[str], int]:
     """`ask_each_node` for a file that is written into a folder; the folder is made for it, and stays if all see it."""
     made = [each for each in (folder, *folder.parents) if not each.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f".seen-{uuid.uuid4().hex}"
     file.touch()
     try:
-        blind, num_nodes = ask_each_node(file)
+        without_access, num_nodes = ask_each_node(file)
     finally:
         file.unlink()
-    for each in made if blind else []:
+    for each in made if without_access else []:
         each.rmdir()
-    return blind, num_nodes
+    return without_access, num_nodes
 
 
 def alive_nodes() -> dict[str, str]:

@@ -21,7 +21,7 @@ from dt_ray.learners.base import Policy, as_window_policy
 from dt_ray.learners.policies import WindowContext
 from dt_ray.models.batch import WindowBatch
 
-LONGEST_SHOWN = 64  # characters of a name that nobody has
+MAX_NAME_LENGTH = 64  # characters of a name that nobody has
 
 
 class RefusedError(Exception):
@@ -149,7 +149,7 @@ class Sessions:
         return self._sessions[name]
 
     def _gone(self, name: str) -> RefusedError:
-        shown = name if len(name) <= LONGEST_SHOWN else f"{name[:LONGEST_SHOWN]}…"
+        shown = name if len(name) <= MAX_NAME_LENGTH else f"{name[:MAX_NAME_LENGTH]}…"
         return RefusedError(404, f"no session {shown!r}: it was ended, or dropped after {self.idle_s:g} idle seconds")
 
     def _checked(self, name: str, values: Sequence[float], num: int) -> Float[ndarray, "num"]:

@@ -23,7 +23,10 @@ from dt_ray.models.state_values import StateValues
 from dt_ray.runs.checkpoint import load_learner
 from dt_ray.runs.storage import Folder
 
-SHOWN = (0.001, 0.999)  # quantiles of the returns above the values in the data: no more and no less is asked for
+BOUND_QUANTILES = (
+    0.001,
+    0.999,
+)  # quantiles of the returns above the values in the data: no more and no less is asked for
 
 
 class LearnedValues:
@@ -82,5 +85,5 @@ class LearnedValues:
         worth = self(shown.observations)
         places = places_in_windows(shown, length=length, discount=discount)
         above = np.concatenate([returns - worth[rows] for rows, returns in places]) * normalizer.return_scale
-        values.bounds.copy_(torch.from_numpy(np.quantile(above, SHOWN)))
+        values.bounds.copy_(torch.from_numpy(np.quantile(above, BOUND_QUANTILES)))
         return values
