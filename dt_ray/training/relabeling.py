@@ -23,10 +23,7 @@ from dt_ray.models.state_values import StateValues
 from dt_ray.runs.checkpoint import load_learner
 from dt_ray.runs.storage import Folder
 
-BOUND_QUANTILES = (
-    0.001,
-    0.999,
-)  # quantiles of the returns above the values in the data: no more and no less is asked for
+BOUND_QUANTILES = (0.001, 0.999)  # of the returns above the values in the data, within which targets are held
 
 
 class LearnedValues:
