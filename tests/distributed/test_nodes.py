@@ -67,6 +67,7 @@ class Node:
             role = [f"--address={cluster.nodes[1].address}:{cluster.port}"]
         start = [
             *self.inside(),
+            *("sh", "-c", 'until "$@"; do sleep 1; done', "sh"),  # a start that takes 30 s is given up by Ray
             str(BIN / "ray"),
             "start",
             "--block",
