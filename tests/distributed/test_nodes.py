@@ -182,14 +182,23 @@ def lines(run: Path) -> list[dict]:
     return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
+def in_parts(data: Path, folder: Path) -> Path:
+    """A dataset of four files, each with all of the episodes, for workers that stream whole files."""
+    parts = folder / "data"
+    parts.mkdir()
+    for number in range(4):
+        for file in data.glob("*.parquet"):
+            (parts / f"part-{number}.parquet").write_bytes(file.read_bytes())
+    return parts
+
+
 @pytest.mark.nightly
 def test_workers_and_actors_spread_and_data_streams_to_each(nodes: Nodes, pendulum_data: Path, tmp_path: Path) -> None:
-    data = tmp_path / "data"
-    data.mkdir()
-    for number in range(4):
-        for file in pendulum_data.glob("*.parquet"):
-            (data / f"part-{number}.parquet").write_bytes(file.read_bytes())
-    settings = [*tiny_overrides(data, tmp_path), "scaling.num_workers=2", "scaling.placement_strategy=STRICT_SPREAD"]
+    settings = [
+        *tiny_overrides(in_parts(pendulum_data, tmp_path), tmp_path),
+        "scaling.num_workers=2",
+        "scaling.placement_strategy=STRICT_SPREAD",
+    ]
     settings += ["scaling.cpus_per_worker=1", "evaluation.num_actors=1", "data.residency=streaming"]
     done = nodes.on_head("-m", "dt_ray.train", "--verbose", *settings)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
@@ -224,7 +233,8 @@ def test_a_disk_that_some_node_does_not_see_is_refused_before_training(
 
 
 def test_a_run_survives_a_node_and_grows_with_one(nodes: Nodes, pendulum_data: Path, tmp_path: Path) -> None:
-    settings = [*tiny_overrides(pendulum_data, tmp_path), "scaling.num_workers=[1, 3]", "scaling.resize_every_s=3"]
+    data = in_parts(pendulum_data, tmp_path)
+    settings = [*tiny_overrides(data, tmp_path), "scaling.num_workers=[1, 3]", "scaling.resize_every_s=3"]
     settings += ["total_timesteps=1000000", "evaluation.every=0", "evaluation.num_actors=0", "checkpoint.every=200"]
     settings += ["data.residency=streaming"]
     training = subprocess.Popen(
@@ -237,6 +247,7 @@ def test_a_run_survives_a_node_and_grows_with_one(nodes: Nodes, pendulum_data: P
     folder = tmp_path / "runs/tiny"
 
     def workers() -> int:
+        assert training.poll() is None, (nodes.folder / "driver.log").read_text()
         return int(lines(folder)[-1]["time/workers"]) if lines(folder) else 0
 
     nodes.until(lambda: workers() == 3 and (folder / "checkpoints/latest").exists())
