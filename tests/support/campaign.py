@@ -20,7 +20,7 @@ import safetensors.numpy
 from dt_ray.play.collection import CollectionPlan, collect_here, write_dataset
 from dt_ray.runs.folder import RunFolder
 from dt_ray.runs.storage import Folder
-from support.faults import KINDS, SETTINGS, Kind, Run, damage
+from support.faults import KINDS, SETTINGS, Kind, Run, damage, wait_for_the_end_of_ray
 from support.object_store import ObjectStore
 from support.processes import mark_processes
 
