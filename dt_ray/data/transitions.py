@@ -88,10 +88,6 @@ class TransitionDataset:
             return np.zeros(0)
         return np.add.reduceat(self.rewards.astype(np.float64), self.starts)
 
-    def source_sizes(self, num_sources: int) -> Int[ndarray, "D"]:
-        """Transitions of each of several datasets that were read together."""
-        return np.bincount(self.episode_ids >> SOURCE_BITS, weights=self.lengths, minlength=num_sources).astype(int)
-
     @property
     def timesteps(self) -> Int[ndarray, "N"]:
         """Steps since the start of the episode."""

@@ -94,18 +94,16 @@ def named_code(sweep: SweepConfig) -> list[Mapping[str, str | None]]:
 
 def write_results(sweep: SweepConfig, folder: SweepFolder) -> dict[str, Any] | None:
     """Writes `trials.csv` and `best.json`, of what the trials gave."""
-
     rows = read_rows(sweep, folder)
     write_table(rows, folder.folder / "trials.csv")
     torch.set_num_threads(1)  # as the command, whose every digit depends on it
     while (best := find_best(rows, sweep)) is not None:
-        if sweep.base.env_id is None:
-            best["command"] = f"python -m dt_ray.evaluate {best['checkpoint']}"
-            (folder.folder / "best.json").write_text(to_json(best, indent=1))
-            return best
         try:
-            best = evaluate_best(best, best_evaluation(best, sweep, folder))
-        except RunError as error:
+            if sweep.base.env_id is None:
+                best["command"] = f"python -m dt_ray.evaluate {best['checkpoint']}"
+            else:
+                best = evaluate_best(best, best_evaluation(best, sweep, folder))
+        except RunError as error:  # noqa: PERF203
             log.warning("the best of the rest: the best trial's checkpoint can't be played: %s", error)
             rows = [row for row in rows if row["trial"] != best["trial"]]
         else:

@@ -24,7 +24,7 @@ from dt_ray.learners import check_settings, declaration_of, givers_of_values
 from dt_ray.runs.folder import RunFolder, default_name, with_values_checkpoint
 from dt_ray.runs.lease import Lease
 from dt_ray.runs.storage import Folder
-from dt_ray.training.preparing import prepare_here
+from dt_ray.training.preparing import read_held_out_here
 from dt_ray.training.recorder import TrainResult
 from dt_ray.training.trackers import check_trackers
 
@@ -256,7 +256,7 @@ def read_held_out(config: RunConfig) -> HeldOutEpisodes:
     Raises:
         ConfigError: no episode was held out.
     """
-    held_out = prepare_here(config, check_run(config, is_new=False)).held_out
+    held_out = read_held_out_here(config, check_run(config, is_new=False))
     if held_out is None:
         raise ConfigError(
             f"no episode was held out (data.validation_fraction={config.data.validation_fraction:g}), and there is no "

@@ -19,8 +19,7 @@ from dt_ray.config.schema import RunConfig
 from dt_ray.errors import ConfigError, RunError
 from dt_ray.runs.checkpoint import checkpoint_name, find_fault
 from dt_ray.runs.evaluation_report import EvaluationReport, best_of
-from dt_ray.runs.lease import FILE as LEASE
-from dt_ray.runs.lease import Lease
+from dt_ray.runs.lease import Lease, check_new, clear
 from dt_ray.runs.storage import Folder, Stamp
 from dt_ray.runs.writing import to_json
 
@@ -53,14 +52,7 @@ class RunFolder:
         RunError: a run of this name exists, or another process makes it.
         """
         Lease(self.folder).check_free()
-        self._check_new()
-
-    def _check_new(self) -> None:
-        if self.folder.exists() and self.folder.names() != [LEASE]:
-            raise RunError(
-                f"{self} exists already; choose another name=…, go on with --resume {self}, "
-                f"or replace it with --overwrite"
-            )
+        check_new(self.folder)
 
     def create(self, config: RunConfig, *, overwrite: bool = False) -> None:
         """Makes the folder with the configuration and the environment in it.
@@ -69,14 +61,10 @@ class RunFolder:
             RunError: something of this name exists and may not be replaced.
             StorageError: the storage can't be written.
         """
-        if not overwrite:
-            self._check_new()
-        elif self.folder.exists():
-            if not (self.folder / "config.yaml").exists() and self.folder.names() != [LEASE]:
-                raise RunError(f"{self} exists and is no run; --overwrite replaces runs only")
-            for name in self.folder.names():
-                if name != LEASE:  # whoever creates the run holds it
-                    (self.folder / name).delete()
+        if overwrite:
+            clear(self.folder, kind="run", known_by="config.yaml")
+        else:
+            check_new(self.folder)
         self.write_config(config)
 
     def check_writable(self) -> None:

@@ -180,3 +180,29 @@ def process_start(pid: int) -> str | None:
     except OSError:
         return None
     return "dead" if fields[0] in "ZX" else fields[19]
+
+
+def check_new(folder: Folder) -> None:
+    """Raises:
+    RunError: something but a lease is there.
+    """
+    if folder.exists() and folder.names() != [FILE]:
+        raise RunError(
+            f"{folder} exists already; choose another name=…, go on with --resume {folder}, "
+            f"or replace it with --overwrite"
+        )
+
+
+def clear(folder: Folder, *, kind: str, known_by: str) -> None:
+    """Empties the folder of a run or sweep, its `kind`, but for the lease, which whoever replaces it holds.
+
+    Raises:
+        RunError: what is there is none: it has no file `known_by`.
+    """
+    if not folder.exists():
+        return
+    if not (folder / known_by).exists() and folder.names() != [FILE]:
+        raise RunError(f"{folder} exists and is no {kind}; --overwrite replaces {kind}s only")
+    for name in folder.names():
+        if name != FILE:
+            (folder / name).delete()

@@ -12,8 +12,7 @@ from dt_ray.play.evaluation import evaluate
 from dt_ray.runs.checkpoint import checkpoint_name, load_policy
 from dt_ray.runs.evaluation_report import EvaluationReport
 from dt_ray.runs.folder import RunFolder
-from dt_ray.runs.lease import FILE as LEASE
-from dt_ray.runs.lease import Lease
+from dt_ray.runs.lease import Lease, check_new, clear
 from dt_ray.runs.storage import Folder
 from dt_ray.sweeps.config import SweepConfig, decode_sweep
 
@@ -41,14 +40,7 @@ class SweepFolder:
         RunError: a sweep of this name exists, or another process makes it.
         """
         Lease(self.folder).check_free()
-        self._check_new()
-
-    def _check_new(self) -> None:
-        if self.folder.exists() and self.folder.names() != [LEASE]:
-            raise RunError(
-                f"{self} exists already; choose another name=…, go on with --resume {self}, "
-                f"or replace it with --overwrite"
-            )
+        check_new(self.folder)
 
     def create(self, sweep: SweepConfig, *, overwrite: bool = False) -> None:
         """Makes the folder with `sweep.yaml` in it.
@@ -56,14 +48,10 @@ class SweepFolder:
         Raises:
             RunError: something of this name exists and may not be replaced.
         """
-        if not overwrite:
-            self._check_new()
-        elif self.folder.exists():
-            if not self.is_sweep() and self.folder.names() != [LEASE]:
-                raise RunError(f"{self} exists and is no sweep; --overwrite replaces sweeps only")
-            for name in self.folder.names():
-                if name != LEASE:  # whoever creates the sweep holds it
-                    (self.folder / name).delete()
+        if overwrite:
+            clear(self.folder, kind="sweep", known_by="sweep.yaml")
+        else:
+            check_new(self.folder)
         self.write(sweep)
 
     def is_sweep(self) -> bool:

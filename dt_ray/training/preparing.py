@@ -10,13 +10,16 @@ import pyarrow as pa
 import torch
 
 from dt_ray.config.schema import RunConfig
+from dt_ray.data.blocks import EpisodeBlocks
 from dt_ray.data.files import DatasetFile
 from dt_ray.data.formats import is_flat
+from dt_ray.data.held_out import HeldOutEpisodes
 from dt_ray.data.reading import read_blocks
 from dt_ray.data.sizes import decoded_size
 from dt_ray.data.sources import sound_files_here
 from dt_ray.data.spaces import SpaceSpec
 from dt_ray.errors import DataError
+from dt_ray.training.layout import plan_layout
 from dt_ray.training.resident import BatchSource, ResidentData, ResidentSource
 from dt_ray.training.streamed import StreamingData, episode_statistics
 from dt_ray.training.streaming import StreamingSource
@@ -33,9 +36,28 @@ def prepare_here(config: RunConfig, spec: SpaceSpec) -> ResidentData | Streaming
     with _memory_of_the_system():
         files, num_skipped = sound_files_here(config.data, spec)
         if streams(files, config):
-            statistics = pa.concat_tables([episode_statistics(file, config, spec) for file in files])
-            return StreamingData.build(files, statistics, spec, config, num_skipped_files=num_skipped)
+            return _streaming_data(files, spec, config, num_skipped_files=num_skipped)
         return ResidentData.build(read_blocks(config.data, spec, files), spec, config, num_skipped_files=num_skipped)
+
+
+def read_held_out_here(config: RunConfig, spec: SpaceSpec) -> HeldOutEpisodes | None:
+    """What the evaluations of a run replay: as of `prepare_here`, whose tables are not written for it.
+
+    Raises:
+        DataError: as `prepare_here`.
+    """
+    with _memory_of_the_system():
+        files, num_skipped = sound_files_here(config.data, spec)
+        if streams(files, config):
+            return _streaming_data(files, spec, config, num_skipped_files=num_skipped).held_out
+        return plan_layout(EpisodeBlocks(read_blocks(config.data, spec, files)), spec, config)[0].held_out
+
+
+def _streaming_data(
+    files: Sequence[DatasetFile], spec: SpaceSpec, config: RunConfig, *, num_skipped_files: int
+) -> StreamingData:
+    statistics = pa.concat_tables([episode_statistics(file, config, spec) for file in files])
+    return StreamingData.build(files, statistics, spec, config, num_skipped_files=num_skipped_files)
 
 
 @contextmanager

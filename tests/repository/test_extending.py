@@ -3,12 +3,12 @@
 import json
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from support.commands import run_script
 from support.examples import ROOT
 
 from dt_ray.errors import ConfigError
@@ -27,16 +27,7 @@ def test_a_log_an_environment_and_a_learner_of_ones_own(joining: dict[str, str],
     (tmp_path / "bin/python").symlink_to(sys.executable)
     environment = joining | {"PATH": f"{python}:{os.environ['PATH']}", "VIRTUAL_ENV": sys.prefix}
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), *sys.path])
-    script = "\n".join(blocks)
-    process = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", script],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert process.returncode == 0, process.stderr[-3000:]
+    run_script("\n".join(blocks), cwd=tmp_path, environment=environment)
     assert (tmp_path / "linear.onnx").stat().st_size > 1_000
     for made in ("runs/mine/report/report.html", "policy.onnx"):
         assert (tmp_path / made).stat().st_size > 10_000

@@ -8,6 +8,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from support.commands import run_script
 from support.examples import ROOT
 
 README = (ROOT / "README.md").read_text()
@@ -31,15 +32,7 @@ def run_in(folder: Path, command: str) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if name not in ("VIRTUAL_ENV", "PYTHONPATH")}
     environment["PATH"] = f"{folder.parent}/bin:{environment['PATH']}"
     environment["PIP_NO_COMPILE"] = "1"  # modules are compiled when they are imported, and most never are
-    done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", command],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    done = run_script(command, cwd=folder, environment=environment)
     assert "Traceback" not in done.stderr
     return done
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from support.commands import run_script
 from support.examples import ROOT
 
 README = ROOT / "README.md"
@@ -33,15 +34,7 @@ def run_commands(lines: list[str], folder: Path, variables: Mapping[str, str]) -
     (folder / ".venv").symlink_to(sys.prefix)
     (folder / "examples").symlink_to(ROOT / "examples")
     environment = {name: value for name, value in variables.items() if name != "VIRTUAL_ENV"}
-    done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", "\n".join(lines)],
-        cwd=folder,
-        env=environment | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    done = run_script("\n".join(lines), cwd=folder, environment=environment | {"PYTHONPATH": str(ROOT)})
     assert "Traceback" not in done.stderr
     assert (folder / "obedience.png").stat().st_size > 10_000
     assert (folder / "runs/hall/report/action_errors.png").stat().st_size > 10_000

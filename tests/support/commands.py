@@ -9,7 +9,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
 from unittest import mock
@@ -21,6 +21,20 @@ def start(module: str, *arguments: str, cwd: Path) -> subprocess.CompletedProces
     """`python -m dt_ray.MODULE` as a process of its own."""
     command = [sys.executable, "-m", f"dt_ray.{module}", *arguments]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+
+
+def run_script(script: str, *, cwd: Path, environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+    """Lines of a page as a shell runs them, up to the first that fails, and none does."""
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", script],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done
 
 
 def run(module: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:

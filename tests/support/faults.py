@@ -362,6 +362,16 @@ def damage_two_checkpoints(run: Run, chance: random.Random) -> None:
     run.resume()
 
 
+def start_twice(run: Run, module: str, *arguments: str) -> dict[subprocess.Popen[bytes], Path]:
+    """Two commands alike at once, with the logs of what they say."""
+    both: dict[subprocess.Popen[bytes], Path] = {}
+    for name in ("first", "second"):
+        log = run.log.with_suffix(f".{name}")
+        with log.open("wb") as output:
+            both[subprocess.Popen([sys.executable, "-m", module, *arguments], stdout=output, stderr=output)] = log
+    return both
+
+
 def resume_twice(run: Run, chance: random.Random) -> None:
     """Ends the driver, then two commands resume the run at once: one goes on, the other is refused."""
     assert run.process is not None
@@ -370,12 +380,7 @@ def resume_twice(run: Run, chance: random.Random) -> None:
     run.wait()
     run.note_fault()
     wait_for_the_end_of_ray()
-    both: dict[subprocess.Popen[bytes], Path] = {}
-    for name in ("first", "second"):
-        log = run.log.with_suffix(f".{name}")
-        with log.open("wb") as output:
-            command = [sys.executable, "-m", "dt_ray.train", "--resume", str(run.folder)]
-            both[subprocess.Popen(command, stdout=output, stderr=output)] = log
+    both = start_twice(run, "dt_ray.train", "--resume", str(run.folder))
     while all(process.poll() is None for process in both):
         time.sleep(0.1)
     refused = next(process for process in both if process.poll() is not None)
@@ -388,13 +393,8 @@ def collect_twice(run: Run, chance: random.Random) -> None:
     run.wait_for_step(chance.randrange(20, NUM_UPDATES - 200))
     run.note_fault()
     folder = run.log.with_suffix(".collected")
-    command = [sys.executable, "-m", "dt_ray.data", "collect", "--env", "Pendulum-v1", "--behavior", "random"]
-    command += ["--episodes", "300", "--workers", "0", "--out", str(folder)]
-    both: dict[subprocess.Popen[bytes], Path] = {}
-    for name in ("first", "second"):
-        log = run.log.with_suffix(f".{name}")
-        with log.open("wb") as output:
-            both[subprocess.Popen(command, stdout=output, stderr=output)] = log
+    collecting = "collect --env Pendulum-v1 --behavior random --episodes 300 --workers 0 --out".split()
+    both = start_twice(run, "dt_ray.data", *collecting, str(folder))
     codes = [process.wait(timeout=400) for process in both]
     assert sorted(codes) == [0, 2], [log.read_text() for log in both.values()]
     assert read_dataset(DataConfig(path=str(folder))).num_episodes == 300
