@@ -393,8 +393,8 @@ def collect_twice(run: Run, chance: random.Random) -> None:
     run.wait_for_step(chance.randrange(20, NUM_UPDATES - 200))
     run.note_fault()
     folder = run.log.with_suffix(".collected")
-    collecting = "collect --env Pendulum-v1 --behavior random --episodes 300 --workers 0 --out".split()
-    both = start_twice(run, "dt_ray.data", *collecting, str(folder))
+    collecting = ["collect", "--env", "Pendulum-v1", "--behavior", "random", "--episodes", "300"]
+    both = start_twice(run, "dt_ray.data", *collecting, "--workers", "0", "--out", str(folder))
     codes = [process.wait(timeout=400) for process in both]
     assert sorted(codes) == [0, 2], [log.read_text() for log in both.values()]
     assert read_dataset(DataConfig(path=str(folder))).num_episodes == 300
