@@ -45,7 +45,7 @@ def test_a_full_disk_of_one_worker_ends_all_with_one_message(tiny_config: RunCon
 
     with ThreadPoolExecutor(1) as other:
         other.submit(fill)
-        with pytest.raises(StorageError, match="can't write"):
+        with pytest.raises(StorageError, match="can't (write|read)"):  # a file of the checkpoint that is being written
             start_run(run)
 
 
