@@ -19,6 +19,7 @@ from typing_extensions import Self
 
 from dt_ray.config.loading import change_evaluation, decode_config, read_settings, to_plain, with_values
 from dt_ray.config.schema import DEFAULT_CONFIG, RunConfig
+from dt_ray.config.targets import read_target
 from dt_ray.data.blocks import EpisodeBlocks
 from dt_ray.data.datasets import read_parts
 from dt_ray.data.spaces import needed_environment
@@ -135,7 +136,7 @@ class Algorithm:
         return {name: float(value) for name, value in metrics.items()}
 
     def evaluate(
-        self, *, target_returns: Sequence[float] | None = None, num_episodes: int | None = None
+        self, *, target_returns: Sequence[float | str] | None = None, num_episodes: int | None = None
     ) -> dict[str, Any]:
         """Plays evaluation episodes in this process; the report has the form of `evaluations/*.json`.
 
@@ -151,7 +152,7 @@ class Algorithm:
         settings = change_evaluation(
             self.config.evaluation,
             self.config.model,
-            target_returns=None if target_returns is None else tuple(target_returns),
+            target_returns=None if target_returns is None else tuple(map(read_target, target_returns)),
             num_episodes=num_episodes,
         )
         report = evaluate(self.policy(), env_id, settings, step=self.learner.step, env_kwargs=self.config.env_kwargs)
@@ -163,15 +164,15 @@ class Algorithm:
         self,
         observations: Float[ndarray, "*any S"] | Windows,
         *,
-        target_return: float | Float[ndarray, "N"] = 0.0,
+        target_return: float | str | Float[ndarray, "N"] = 0.0,
         actions: Float[ndarray, "N T-1 A"] | None = None,
         rewards: Float[ndarray, "N T-1"] | None = None,
     ) -> Float[ndarray, "*any A"]:
         """The next action of one episode or of N live ones, in the environment's units.
 
         Observations are those of one first step, [S]; of N first steps, [N, S]; or of T steps of N episodes, [N, T, S],
-        with the T - 1 actions and rewards between them. `target_return` is what the whole episode is asked for. A
-        policy (`policy()`) does the same step by step. Of `Windows`, the actions at their last real steps.
+        with the T - 1 actions and rewards between them. `target_return` is what the whole episode is asked for, or
+        "max". A policy (`policy()`) does the same step by step. Of `Windows`, the actions at their last real steps.
 
         Raises:
             ConfigError: the shapes don't fit together.
@@ -192,7 +193,8 @@ class Algorithm:
                 f"{np.shape(observations)}, {taken.shape} and {earned.shape}"
             )
         policy = self.policy()
-        policy.start(seen[:, 0], np.broadcast_to(np.asarray(target_return, np.float64), len(seen)))
+        asked = read_target(target_return) if isinstance(target_return, str) else target_return
+        policy.start(seen[:, 0], np.broadcast_to(np.asarray(asked, np.float64), len(seen)))
         for step in range(past):
             policy.observe(taken[:, step].astype(np.float32), earned[:, step], seen[:, step + 1])
         predicted = policy.act()

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from dt_ray.cli.command import add_modules_argument, print_evaluation, run_command, show_log
+from dt_ray.config.targets import read_target
 
 if TYPE_CHECKING:
     from dt_ray.config.schema import EvaluationConfig
@@ -35,7 +36,7 @@ def main(arguments: Sequence[str]) -> None:
         "checkpoint", metavar="RUN|CHECKPOINT", help="a run's folder (its newest checkpoint) or a checkpoint's"
     )
     parser.add_argument(
-        "--target-return", metavar="R", nargs="+", type=float, help="returns to ask for (default: as in training)"
+        "--target-return", metavar="R", nargs="+", type=read_target, help="returns to ask for, max among them"
     )
     parser.add_argument("--episodes", metavar="N", type=int, help="episodes for each target return")
     parser.add_argument("--seed", metavar="S", type=int, help="seed of the first episode")

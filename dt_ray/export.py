@@ -9,6 +9,7 @@ Observations, actions and returns are in the environment's units: what training 
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Sequence
 
 from dt_ray.cli.command import add_modules_argument, run_command, show_log
@@ -53,7 +54,7 @@ def main(arguments: Sequence[str]) -> None:
             max_timesteps=evaluation.max_timesteps,
             env_kwargs=facts.env_kwargs,
         )
-        for target in evaluation.target_returns or (0.0,)
+        for target in [each for each in evaluation.target_returns if math.isfinite(each)] or [0.0]
     ]
     if max(differences) > TOLERANCE and ":" in facts.algorithm:
         raise UserError(

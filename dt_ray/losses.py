@@ -12,6 +12,7 @@ from torch import Tensor
 from dt_ray.config.schema import IQLConfig
 from dt_ray.models.actor_critic import ActorCriticModel, Transitions
 from dt_ray.models.batch import WindowBatch
+from dt_ray.models.return_ceiling import QUANTILE
 
 MAX_WEIGHT = 100.0  # of an action in the policy's loss, as in the authors' code
 Metrics = dict[str, Tensor]  # name -> scalar; each is the mean over ranks of what the ranks return
@@ -37,6 +38,18 @@ def decision_transformer_loss(
         "action_absolute_error": absolute_error / divisor,
         "mask_fraction": real / windows.mask.numel(),
     }
+
+
+def ceiling_loss(
+    ceilings: Float[Tensor, "B T"], windows: WindowBatch, *, num_real: Float[Tensor, ""] | None = None
+) -> Float[Tensor, ""]:
+    """Quantile regression of returns-to-go at `QUANTILE`, over real steps (Koenker and Bassett 1978, equation 1.2).
+
+    `num_real` as in `decision_transformer_loss`.
+    """
+    above = windows.returns_to_go.float() - ceilings
+    per_step = torch.maximum(QUANTILE * above, (QUANTILE - 1) * above)  # [B, T]
+    return (per_step * windows.mask).sum() / (windows.mask.sum() if num_real is None else num_real)
 
 
 def expectile_loss(differences: Float[Tensor, "B"], expectile: float) -> Float[Tensor, "B"]:

@@ -21,6 +21,7 @@ from collections.abc import Sequence
 
 from dt_ray.cli.command import add_modules_argument, print_derived, print_evaluation, run_command, show_log
 from dt_ray.config.schema import DEFAULT_CONFIG, NEUTRAL_CONFIG, RunConfig
+from dt_ray.config.targets import show_target
 
 CONFIG_HELP = f"configuration to start from ({DEFAULT_CONFIG}; {NEUTRAL_CONFIG} where a log or environment is named)"
 
@@ -98,8 +99,9 @@ def main(arguments: Sequence[str]) -> None:
     print(f"checkpoint  {RunFolder.of(config).checkpoint(result.summary['step'])}")
     print("next        " + f"python -m dt_ray.report {result.run}")
     if config.env_id is not None:
-        asked = f"--target-return {statistics.median(config.evaluation.target_returns):g} --plot obedience.png"
-        print("            " + f"python -m dt_ray.evaluate {result.run} {asked}")
+        asked = show_target(statistics.median_low(config.evaluation.target_returns))
+        options = f"--target-return {asked} --plot obedience.png"
+        print("            " + f"python -m dt_ray.evaluate {result.run} {options}")
     print("            " + f"python -m dt_ray.train --resume {result.run} total_timesteps={2 * config.total_timesteps}")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -11,6 +12,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from dt_ray.config.modules import allow_modules
+from dt_ray.config.targets import show_target
 from dt_ray.errors import UserError
 from dt_ray.training.interrupts import Terminated, raise_on_sigterm, sigterm_received
 
@@ -87,16 +89,17 @@ def print_evaluation(report: EvaluationReport) -> None:
         title=f"{report.env_id}, {report.num_episodes} episodes a target from seed {report.seed}, "
         f"after {report.step} updates"
     )
-    for column in ("target return", "mean return", "95% interval", "std", "score"):
+    for column in ("target return", "mean return", "95% interval", "std", "off by, median", "90%", "score"):
         table.add_column(column, justify="right")
     for target in report.targets:
         low, high = target.return_ci95
         score = target.normalized_score
         table.add_row(
-            f"{target.target_return:g}",
+            show_target(target.target_return),
             f"{target.return_mean:.1f}",
             f"{low:.1f} .. {high:.1f}",
             f"{target.return_std:.1f}",
+            *("–" if math.isnan(distance) else f"{distance:.1f}" for distance in target.distances),
             "–" if score is None else f"{score:.3f}",
         )
     Console(soft_wrap=True).print(table)

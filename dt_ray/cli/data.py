@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from dt_ray.cli.command import add_modules_argument, show_log
+from dt_ray.config.targets import read_target
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -58,7 +59,7 @@ def make_parser() -> argparse.ArgumentParser:
     collect.add_argument(
         "--max-timesteps", type=int, default=1000, metavar="T", help="cut episodes after so many steps"
     )
-    collect.add_argument("--target-return", type=float, metavar="R", help="what to ask of a checkpoint")
+    collect.add_argument("--target-return", type=read_target, metavar="R", help="what to ask of a checkpoint, or max")
     collect.add_argument("--max-envs", type=int, default=100, metavar="N", help="environments open at once")
     collect.add_argument(
         "--action-bounds", metavar="[[LOW …],[HIGH …]]", help="of random actions, where the environment has none"

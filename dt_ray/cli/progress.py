@@ -15,6 +15,7 @@ from rich.table import Table
 
 from dt_ray.cli.command import terminal
 from dt_ray.config.schema import RunConfig
+from dt_ray.config.targets import show_target
 from dt_ray.errors import StorageError
 from dt_ray.runs.evaluation_report import EvaluationReport
 from dt_ray.runs.folder import RunFolder
@@ -219,7 +220,7 @@ class TrialWatcher:
 
 
 def _evaluation_line(report: EvaluationReport) -> str:
-    results = "  ".join(f"{target:g} → {mean:.1f}" for target, mean in report.return_means.items())
+    results = "  ".join(f"{show_target(target)} → {mean:.1f}" for target, mean in report.return_means.items())
     if (held_out := report.held_out) is not None:
         results = (
             f"action error {held_out.action_error:.4f}  (linear cloning {held_out.cloning_error:.4f}, mean action "

@@ -143,7 +143,7 @@ def derive(
 def beyond_the_log(target_returns: Sequence[float], log: LogOutline) -> Derived | None:
     """What to say of target returns, given by the user, that no logged episode supports."""
     low, high = float(log.returns.min()), float(log.returns.max())
-    beyond = [target for target in target_returns if not low <= target <= high]
+    beyond = [target for target in target_returns if math.isfinite(target) and not low <= target <= high]
     if not beyond:
         return None
     listed = ", ".join(f"{target:g}" for target in beyond)

@@ -12,6 +12,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
 
+from dt_ray.config.targets import TargetReturn
+
 DEFAULT_CONFIG = "decision_transformer/pendulum"  # what the commands and the Python interface start from
 NEUTRAL_CONFIG = "decision_transformer/neutral"  # what they start from where a log or an environment is named
 NUM_EVALUATION_SEEDS = 10_000  # environment seeds below this belong to evaluation; collected episodes never use them
@@ -74,6 +76,7 @@ class ModelConfig:
     context_length: Annotated[int, Ge(1)] = 20  # steps that the model sees; under `band`, that each layer sees
     attention: Literal["window", "band"] = "window"  # band: what is past is never computed again when acting
     token_layout: Literal["step", "triplet"] = "step"
+    conditioning: Literal["tokens", "head"] = "tokens"  # of actions on the wish: in every step's token, or at the end
     num_layers: Annotated[int, Ge(1)] = 3
     num_heads: Annotated[int, Ge(1)] = 1
     width: Annotated[int, Ge(1)] = 128
@@ -109,7 +112,7 @@ class IQLConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
-    target_returns: tuple[float, ...] = ()  # that a policy is asked for; needed where there is an environment
+    target_returns: tuple[TargetReturn, ...] = ()  # that a policy is asked for, numbers or max; for an environment
     num_episodes: Annotated[int, Ge(1)] = 100  # for each target return
     every: Annotated[int, Ge(0)] = 0  # updates between evaluations; 0: only after the last update
     seed: Annotated[int, Ge(0)] = 0  # episode i resets its environment with seed + i
@@ -208,6 +211,8 @@ def find_conflicts(config: RunConfig) -> Iterator[str]:
         yield f"model.num_heads: must divide model.width={model.width}, got {model.num_heads}"
     if model.attention == "band" and model.token_layout != "step":
         yield f"model.attention: band needs model.token_layout=step, got {model.token_layout}"
+    if model.conditioning == "head" and model.token_layout != "step":
+        yield f"model.conditioning: head needs model.token_layout=step, got {model.token_layout}"
     if (length := config.data.window_length) is not None:
         if model.attention == "window" and length != model.context_length:
             yield (

@@ -69,7 +69,8 @@ class ReturnRecursion:
     """The returns-to-go that a policy is shown while it acts: R_{t+1} = (R_t - r_t) / discount, as in training windows.
 
     Dividing lets an error grow without end. With a discount below 1, what is shown therefore stays between the lowest
-    and the highest return-to-go that the training data had at that timestep.
+    and the highest return-to-go that the training data had at that timestep. An infinite one, which asks for as much as
+    can be had, stays infinite.
     """
 
     discount: float
@@ -86,7 +87,10 @@ class ReturnRecursion:
 
     def _bounded(self, returns_to_go: Float[ndarray, "N"], timestep: int) -> Float[ndarray, "N"]:
         num = self.bounds.shape[1]
-        return np.clip(returns_to_go, *self.bounds[:, min(timestep, num - 1)]) if num else returns_to_go
+        if not num:
+            return returns_to_go
+        bounded = np.clip(returns_to_go, *self.bounds[:, min(timestep, num - 1)])
+        return np.where(np.isinf(returns_to_go), returns_to_go, bounded)
 
 
 def bounds_by_timestep(

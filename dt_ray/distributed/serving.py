@@ -13,6 +13,7 @@ from pydantic import BaseModel, Field
 from ray import serve
 
 from dt_ray.config.modules import allow_modules, allowed_modules
+from dt_ray.config.targets import TargetReturn
 from dt_ray.distributed import request_limits
 from dt_ray.distributed.application import application
 from dt_ray.play.sessions import RefusedError, Sessions
@@ -43,7 +44,7 @@ class Start(BaseModel, extra="forbid"):
     """The first observation of an episode, and the return that it is asked for."""
 
     observation: list[float]
-    target_return: float
+    target_return: TargetReturn
 
 
 class Step(BaseModel, extra="forbid"):

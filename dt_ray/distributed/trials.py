@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-import statistics
 import sys
 import tempfile
 import threading
@@ -148,7 +147,7 @@ def metrics_of(report: EvaluationReport, sweep: SweepConfig) -> dict[str, float]
     return {
         "step": report.step,
         "return_mean": report.highest_mean,
-        "obedience_error": statistics.fmean(target.obedience_error for target in report.targets),
+        "obedience_error": report.obedience_error,
         **({"normalized_score": max(scores)} if scores else {}),
     }
 

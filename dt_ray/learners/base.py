@@ -45,6 +45,14 @@ class Declaration:
             yield f"data.return_source: {name} looks at no returns, got value"
         elif config.relabels and not self.counts_from_values:
             yield f"data.return_source: {name} does not count returns from values, got value"
+        if self.returns != "shown" and config.model.conditioning == "head":
+            yield f"model.conditioning: {name} is not asked for returns; leave it out"
+        knows_most = config.model.conditioning == "head" or config.relabels
+        if self.counts_from_values and math.inf in config.evaluation.target_returns and not knows_most:
+            yield (
+                "evaluation.target_returns: max needs a model that knows how much a state can give; set "
+                "model.conditioning=head, or data.return_source=value"
+            )
         if self.window_length is not None and data.window_length is not None:
             steps = "single transitions" if self.window_length == 2 else f"windows of {self.window_length} steps"
             yield f"data.window_length: {name} trains on {steps}, got {data.window_length}"

@@ -17,7 +17,7 @@ from dt_ray.data.spaces import SpaceSpec
 from dt_ray.learners.acceleration import accelerate, products_of
 from dt_ray.learners.base import Declaration, GradientSteps
 from dt_ray.learners.policies import DecisionTransformerPolicy
-from dt_ray.losses import Metrics, decision_transformer_loss
+from dt_ray.losses import Metrics, ceiling_loss, decision_transformer_loss
 from dt_ray.models.batch import WindowBatch
 from dt_ray.models.decision_transformer import DecisionTransformerModel
 
@@ -54,7 +54,7 @@ class DecisionTransformerLearner:
         torch.manual_seed(hash((config.seed, self.step, self.rank)))
         self.model.train()
         with products_of(config.optim):
-            loss, metrics = decision_transformer_loss(self.forward(batch), batch, num_real=num_real)
+            loss, metrics = self._loss(self.forward(batch), batch, num_real)
             return metrics | self.steps.take(loss)
 
     @torch.no_grad()
@@ -62,7 +62,21 @@ class DecisionTransformerLearner:
         self.model.eval()
         batch = self._seen(batch)
         with products_of(self.config.optim):
-            return decision_transformer_loss(self.model(batch), batch, num_real=num_real)[1]
+            return self._loss(self.model(batch), batch, num_real)[1]
+
+    def _loss(
+        self,
+        predicted: tuple[Float[Tensor, "B T A"], Float[Tensor, "B T"] | None],
+        batch: WindowBatch,
+        num_real: Float[Tensor, ""] | None,
+    ) -> tuple[Float[Tensor, ""], Metrics]:
+        """The loss whose gradient is taken, and the metrics: `loss` among them is that of the actions alone."""
+        actions, ceilings = predicted
+        loss, metrics = decision_transformer_loss(actions, batch, num_real=num_real)
+        if ceilings is None:
+            return loss, metrics
+        of_ceilings = ceiling_loss(ceilings, batch, num_real=num_real)
+        return loss + of_ceilings, metrics | {"ceiling_loss": of_ceilings.detach()}
 
     def policy(self) -> DecisionTransformerPolicy:
         model = copy.deepcopy(self.model).cpu()

@@ -17,6 +17,8 @@ from torch import Tensor
 
 from dt_ray.data.normalizer import Normalizer
 from dt_ray.data.returns import ReturnRecursion
+from dt_ray.errors import UserError
+from dt_ray.learners.base import WindowPolicy
 from dt_ray.models.batch import WindowBatch
 from dt_ray.models.decision_transformer import DecisionTransformerModel
 from dt_ray.models.transformer import KeyValueCache
@@ -60,7 +62,7 @@ class DecisionTransformerPolicy:
         make_context = CachedContext if self.model.config.attention == "band" else WindowContext
         self._context: Context = make_context(
             self.normalizer.normalize_observations(observations),
-            np.asarray(target_returns, np.float64) * self.return_scale,
+            scaled_targets(self, target_returns),
             self.normalizer.returns_while_acting(self.return_scale),
             action_dim=self.model.action_dim,
             context_length=self.context_length,
@@ -83,6 +85,23 @@ class DecisionTransformerPolicy:
     @torch.inference_mode()
     def keep(self, episodes: Sequence[int] | Int[ndarray, "M"]) -> None:
         self._context.keep(episodes)
+
+
+def scaled_targets(policy: WindowPolicy, target_returns: Float[ndarray, "N"]) -> Float[ndarray, "N"]:
+    """Target returns in the model's units; all 0 for a policy that looks at none.
+
+    Raises:
+        UserError: as much as can be had is asked of a model that doesn't know how much that is.
+    """
+    targets = np.asarray(target_returns, np.float64)
+    if not policy.return_scale:
+        return np.zeros_like(targets)
+    if np.isinf(targets).any() and getattr(policy.model, "values", None) is getattr(policy.model, "ceiling", None):
+        raise UserError(
+            "target return max: this policy does not know how much a state can give; ask for a number, or train with "
+            "model.conditioning=head or data.return_source=value"
+        )
+    return targets * policy.return_scale
 
 
 class Context(Protocol):

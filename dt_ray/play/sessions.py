@@ -5,6 +5,7 @@ Legend: N episodes that act together, S observation, A action dimension.
 
 from __future__ import annotations
 
+import math
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -17,8 +18,9 @@ from numpy import ndarray
 from torch.nn.utils.rnn import pad_sequence
 
 from dt_ray.data.spaces import SpaceSpec
+from dt_ray.errors import UserError
 from dt_ray.learners.base import Policy, as_window_policy
-from dt_ray.learners.policies import WindowContext
+from dt_ray.learners.policies import WindowContext, scaled_targets
 from dt_ray.models.batch import WindowBatch
 
 MAX_NAME_LENGTH = 64  # characters of a name that nobody has
@@ -71,14 +73,21 @@ class Sessions:
             RefusedError: the observation is no such, or too many episodes are live.
         """
         first = self._checked("observation", observation, self.spec.observation_dim)
-        wanted = float(self._checked("target_return", [target_return], 1)[0])
+        if target_return == math.inf:
+            wanted = np.array([target_return])
+        else:
+            wanted = self._checked("target_return", [target_return], 1).astype(np.float64)
+        try:
+            asked = scaled_targets(self.policy, wanted)
+        except UserError as error:
+            raise RefusedError(422, str(error)) from None
         self.drop_idle()
         if len(self._sessions) >= self.max_sessions:
             raise RefusedError(503, f"{self.max_sessions} sessions are live already; end one, or wait")
         name = uuid.uuid4().hex
         steps = WindowContext(
             self.policy.normalizer.normalize_observations(first[None]),
-            np.array([wanted]) * self.policy.return_scale,
+            asked,
             self.policy.normalizer.returns_while_acting(self.policy.return_scale),
             action_dim=self.spec.action_dim,
             context_length=self.policy.history_length,

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from dt_ray.config.schema import EvaluationConfig
+from dt_ray.config.targets import show_target
 from dt_ray.environments.checked import GymnasiumEnvironments
 from dt_ray.environments.steps import Environments, Steps
 from dt_ray.errors import UserError
@@ -47,7 +48,7 @@ def _draw_episode(
             frame = Image.fromarray(np.asarray(envs.envs[0].render())).resize((240, 240))
         except Exception as error:
             raise UserError(f"{env_id} can't be drawn here: {error}") from None
-        ImageDraw.Draw(frame).text((6, 6), f"asked {target:g}, so far {reached:.0f}", fill=(0, 0, 0))
+        ImageDraw.Draw(frame).text((6, 6), f"asked {show_target(target)}, so far {reached:.0f}", fill=(0, 0, 0))
         frames.append(frame)
 
     rollout(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from numpy import ndarray
 
+from dt_ray.config.targets import show_target
 from dt_ray.errors import UserError
 from dt_ray.play.rollout import Rollouts
 from dt_ray.reports.records import Group, ReturnsByTarget, interval_of, mean_curve
@@ -78,6 +80,8 @@ def draw_obedience(
 
     Dots are the seeds of a group, or the episodes of a single run.
     """
+    results = {label: {asked: found for asked, found in each.items() if math.isfinite(asked)}
+               for label, each in results.items()}  # fmt: skip
     figure = Figure(figsize=(7.5, 6), layout="constrained")
     axes = figure.add_subplot(6, 1, (2, 6)) if dataset is not None else figure.add_subplot()
     is_one_run = sum(max(map(len, found.values()), default=0) for found in results.values()) == 1
@@ -129,8 +133,9 @@ def draw_episode_returns(results: Mapping[str, ReturnsByTarget]) -> Figure:
         for place, (target, values) in enumerate(returns.items(), start=1):
             spread = np.random.default_rng(0).uniform(-0.12, 0.12, len(values))
             axes.scatter(place + spread, values, s=4, color=color, alpha=0.5, linewidths=0)
-            axes.hlines(target, place - 0.42, place + 0.42, color="black", linestyle="--", linewidth=1)
-        axes.set_xticks(range(1, len(returns) + 1), [f"{target:g}" for target in returns])
+            if math.isfinite(target):
+                axes.hlines(target, place - 0.42, place + 0.42, color="black", linestyle="--", linewidth=1)
+        axes.set_xticks(range(1, len(returns) + 1), list(map(show_target, returns)))
         axes.set(title=label, ylabel="episode return")
         axes.grid(alpha=0.25, axis="y")
     grid[-1].set_xlabel("target return (dashed: where it would be)")
@@ -165,7 +170,7 @@ def draw_heatmap(cells: pd.DataFrame, *, metric: str) -> Figure:
             color = "white" if value < middle else "black"
             axes.text(column, row, f"{value:.0f}" if abs(value) >= 10 else f"{value:.2f}", ha="center", va="center",
                       color=color, fontsize=9)  # fmt: skip
-    axes.set_xticks(range(len(targets)), [f"{target:g}" for target in targets])
+    axes.set_xticks(range(len(targets)), list(map(show_target, targets)))
     axes.set_yticks(range(len(labels)), labels)
     axes.set_xlabel("target return (sum of rewards)")
     figure.colorbar(image, label=f"{metric.replace('_', ' ')}, mean over seeds")
@@ -250,7 +255,7 @@ def draw_pendulum_traces(rollouts: Mapping[float, Rollouts]) -> Figure:
     for (target, played), color in zip(rollouts.items(), colors, strict=True):
         seconds = PENDULUM_DT * np.arange(played.observations.shape[1])
         angles = np.degrees(np.arctan2(played.observations[0, :, 1], played.observations[0, :, 0]))
-        label = f"asked {target:g}, reached {played.returns[0]:.0f}"
+        label = f"asked {show_target(target)}, reached {played.returns[0]:.0f}"
         upper.plot(seconds, np.where(np.abs(np.diff(angles, append=angles[-1])) > 180, np.nan, angles), color=color)
         lower.plot(seconds, played.actions[0, :, 0], color=color, label=label, linewidth=1)
     upper.set(ylabel="angle from upright (degrees)", yticks=range(-180, 181, 90))

@@ -16,6 +16,7 @@ import torch
 from matplotlib.figure import Figure
 
 from dt_ray.config.schema import EvaluationConfig
+from dt_ray.config.targets import show_target
 from dt_ray.data.spaces import needed_environment
 from dt_ray.environments import pendulum
 from dt_ray.errors import RunError
@@ -227,8 +228,8 @@ def _add_episodes(report: Report, run: RunRecord, *, video: bool) -> None:
         )  # fmt: skip
     for target in targets if video else ():
         report.add_animation(
-            f"episode_target_{target:g}",
-            f"{name}, asked for {target:g}",
+            f"episode_target_{show_target(target)}",
+            f"{name}, asked for {show_target(target)}",
             _record(policy, facts, replace(config.evaluation, target_returns=(target,))),
         )
 

@@ -16,6 +16,7 @@ from scipy import stats
 
 from dt_ray.config.loading import to_plain
 from dt_ray.config.schema import RunConfig
+from dt_ray.config.targets import show_target
 from dt_ray.data.datasets import read_parts
 from dt_ray.data.files import find_files
 from dt_ray.errors import DataError, RunError, StorageError
@@ -150,7 +151,7 @@ def learning_rows(groups: Sequence[Group]) -> list[Row]:
                 {
                     **common,
                     "step": report.step,
-                    **{f"return at {target:g}": mean for target, mean in report.return_means.items()},
+                    **{f"return at {show_target(target)}": mean for target, mean in report.return_means.items()},
                     **({"action error": report.held_out.action_error} if report.held_out else {}),
                 }
                 for report in run.evaluations

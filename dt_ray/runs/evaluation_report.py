@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Any
 
+import numpy as np
 from pydantic import BeforeValidator, TypeAdapter
 
+from dt_ray.config.targets import TargetReturn
 from dt_ray.runs.writing import to_json
 
 # JSON has no NaN: a number that is null there is NaN here.
@@ -20,7 +22,7 @@ Number = Annotated[float, BeforeValidator(lambda value: math.nan if value is Non
 class TargetResult:
     """What the episodes of one target return reached."""
 
-    target_return: float
+    target_return: TargetReturn  # infinity is "max" in JSON
     return_mean: Number
     return_std: Number
     return_ci95: tuple[Number, Number]  # bootstrap interval of the mean
@@ -30,8 +32,16 @@ class TargetResult:
 
     @property
     def obedience_error(self) -> float:
-        """The distance between the mean return and the target return."""
-        return abs(self.return_mean - self.target_return)
+        """The distance between the mean return and the target return; NaN where as much as possible was asked for."""
+        return abs(self.return_mean - self.target_return) if math.isfinite(self.target_return) else math.nan
+
+    @property
+    def distances(self) -> tuple[float, float]:
+        """How far the return of an episode is from the target return: median and 90th percentile, or NaN."""
+        if not math.isfinite(self.target_return):
+            return math.nan, math.nan
+        found = np.quantile(np.abs(np.array(self.episode_returns) - self.target_return), [0.5, 0.9])
+        return float(found[0]), float(found[1])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +123,12 @@ class EvaluationReport:
         if not self.targets:
             return math.nan
         return max(self.targets, key=lambda target: target.target_return).return_mean
+
+    @property
+    def obedience_error(self) -> float:
+        """The mean over the target returns that are numbers of what the mean return is off by, or NaN."""
+        found = [target.obedience_error for target in self.targets if math.isfinite(target.target_return)]
+        return float(np.mean(found)) if found else math.nan
 
     @property
     def return_means(self) -> dict[float, float]:

@@ -154,7 +154,7 @@ def find_best(rows: Sequence[Row], sweep: SweepConfig) -> dict[str, Any] | None:
 def evaluate_best(best: Mapping[str, Any], evaluation: EvaluationConfig) -> dict[str, Any]:
     """`best.json`: the best checkpoint evaluated by itself, and the command that does it again to the last digit."""
     (target,) = evaluate_checkpoint(best["checkpoint"], evaluation).to_dict()["targets"]
-    command = ["python", "-m", "dt_ray.evaluate", best["checkpoint"], f"--target-return={target['target_return']!r}"]
+    command = ["python", "-m", "dt_ray.evaluate", best["checkpoint"], f"--target-return={target['target_return']}"]
     command += ["--episodes", str(evaluation.num_episodes), "--seed", str(evaluation.seed)]
     command += ["--max-timesteps", str(evaluation.max_timesteps)]
     if evaluation.context_length is not None:

@@ -1,0 +1,38 @@
+"""Target returns: a number, or `max` for as much as can be had, which is infinity in here."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, PlainSerializer
+
+AS_MUCH_AS_CAN_BE_HAD = "max"
+
+
+def read_target(value: Any) -> Any:
+    """A target return as users write it, as a number; what is no target is left to whoever checks numbers.
+
+    Raises:
+        ValueError: NaN, or minus infinity.
+    """
+    if isinstance(value, str) and value.strip() == AS_MUCH_AS_CAN_BE_HAD:
+        return math.inf
+    number = float(value) if isinstance(value, int | float | str) else value
+    if isinstance(number, float) and (math.isnan(number) or number == -math.inf):
+        raise ValueError(f"a target return is a number or {AS_MUCH_AS_CAN_BE_HAD}")
+    return number
+
+
+def show_target(target: float) -> str:
+    """The same as users write it."""
+    return AS_MUCH_AS_CAN_BE_HAD if target == math.inf else f"{target:g}"
+
+
+def _to_json(target: float) -> float | str:
+    return AS_MUCH_AS_CAN_BE_HAD if target == math.inf else target
+
+
+TargetReturn = Annotated[
+    float, BeforeValidator(read_target), PlainSerializer(_to_json, return_type=float | str, when_used="json")
+]
