@@ -55,6 +55,7 @@ class DataConfig:
     values: str | None = None  # for `value`: a run or checkpoint of iql, or a configuration of it to train first
     return_scale: Annotated[float, Gt(0)] | None = None  # multiplies returns-to-go; null: 1 / largest |return-to-go|
     return_noise: Annotated[float, Ge(0)] = 0.0  # std of an error added to each training window's returns-to-go
+    balance: Annotated[float, Ge(0), Le(1)] = 0.0  # of windows over returns: 0 as logged, 1 rare ones like others
     discount: Annotated[float, Gt(0), Le(1)] = 1.0
     validation_fraction: Annotated[float, Ge(0), Lt(1)] = 0.05  # of episodes
     window_length: Annotated[int, Ge(1)] | None = None  # steps of a training window; null: the context, 2 under `band`
@@ -204,6 +205,8 @@ def find_conflicts(config: RunConfig) -> Iterator[str]:
     """One line for each rule between fields that the configuration breaks."""
     if config.data.mix and config.data.residency == "streaming":
         yield "data.mix: windows are drawn by shares from resident data only, got data.residency=streaming"
+    if config.data.mix and config.data.balance:
+        yield f"data.balance: the windows of data.mix are drawn by its shares, got {config.data.balance}"
     yield from _find_value_conflicts(config)
     yield from _find_environment_conflicts(config)
     model, evaluation = config.model, config.evaluation

@@ -21,6 +21,7 @@ from dt_ray.data.transitions import TransitionDataset
 # How an episode ends in the log: cut, and nothing tells what came next; by the environment; cut, and what came next is
 # known.
 HIDDEN, TERMINATED, FOLLOWED = 0, 1, 2
+RETURN_BINS = 30  # that returns are told apart by where `data.balance` evens them out
 UPDATES_A_DRAW = 64  # anchors are drawn for so many updates at a time: a generator costs as much as a batch
 
 
@@ -90,6 +91,28 @@ def draw_mixed_anchors(
     edges = np.cumsum(shares) / np.sum(shares)
     chosen = np.minimum(np.searchsorted(edges, random[0], side="right"), len(sizes) - 1)
     return (np.cumsum(sizes) - sizes)[chosen] + (random[1] * sizes[chosen]).astype(np.int64)
+
+
+def balanced_shares(returns: Float[ndarray, "E"], lengths: Int[ndarray, "E"], *, balance: float) -> Float[ndarray, "E"]:
+    """The share of all windows that each episode gets, where those of rare returns get more.
+
+    The range of the returns is cut into `RETURN_BINS` parts. A part with n transitions gets windows in proportion to
+    n^(1 - `balance`): as logged with 0, and with 1 as many as any other part that has an episode.
+    """
+    bins = np.histogram_bin_edges(returns, RETURN_BINS)
+    places = np.clip(np.searchsorted(bins, returns, side="right") - 1, 0, RETURN_BINS - 1)
+    transitions = np.bincount(places, weights=lengths, minlength=RETURN_BINS)
+    weights = lengths * transitions[places] ** -balance
+    return weights / weights.sum()
+
+
+def draw_balanced_anchors(
+    bounds: Int[ndarray, "E+1"], shares: Float[ndarray, "E"], *, batch_size: int, seed: int, draw: int
+) -> Int[ndarray, "U B"]:
+    """As `draw_anchors`, for episodes that start at `bounds`: each with its share of the windows."""
+    random = np.random.default_rng([seed, draw]).random((2, UPDATES_A_DRAW, batch_size))
+    chosen = np.minimum(np.searchsorted(np.cumsum(shares), random[0], side="right"), len(shares) - 1)
+    return bounds[chosen] + (random[1] * np.diff(bounds)[chosen]).astype(np.int64)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,6 +185,22 @@ class WindowTable:
             observation_dim=dims[0],
             action_dim=dims[1],
         )
+
+    @property
+    def returns(self) -> Float[ndarray, "E"]:
+        """The return-to-go at the first step of each episode, as it stands in the table."""
+        column = self.observation_dim + self.action_dim
+        ends = [*self.part_episodes[1:], len(self.bounds) - 1]
+        found = []
+        for part, begin, end in zip(self.parts, self.part_episodes, ends, strict=True):
+            episodes = np.arange(begin, end)
+            rows = self.bounds[episodes] + episodes - (self.bounds[begin] + begin)
+            found.append(part[rows + 1, column])  # the first row is the one in front
+        return np.concatenate(found)
+
+    def balanced_shares(self, balance: float) -> Float[ndarray, "E"]:
+        """The share of the windows that `data.balance` gives each episode."""
+        return balanced_shares(self.returns, np.diff(self.bounds), balance=balance)
 
     def shortened(self, length: int) -> WindowTable:
         """The same rows, for windows of up to `length` steps."""

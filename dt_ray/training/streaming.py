@@ -2,7 +2,8 @@
 
 A pool is as many training episodes as a share of `data.memory_mb` holds, laid out like resident data. Each of its
 transitions is the anchor of one window, in random order, while the next pool is being read. A pass over the data uses
-every transition once, but for the fraction of a batch left over in each pool.
+every transition once, but for the fraction of a batch left over in each pool. With `data.balance` there are as many
+windows, drawn by the shares of the pool's episodes.
 """
 
 from __future__ import annotations
@@ -80,6 +81,9 @@ class StreamingSource:
         self._pool = self._cutter(table)
         random = np.random.default_rng([self.config.seed, step, self.rank])
         anchors = random.permutation(table.num_transitions)
+        if balance := self.config.data.balance:  # a pool is a sample of the files: its returns stand for all
+            chosen = random.choice(len(table.bounds) - 1, len(anchors), p=table.balanced_shares(balance))
+            anchors = table.bounds[chosen] + random.integers(np.diff(table.bounds)[chosen])
         num_batches = len(anchors) // self.num_windows
         self._anchors, self._used = anchors[: num_batches * self.num_windows].reshape(num_batches, -1), 0
 

@@ -8,7 +8,15 @@ from hypothesis import strategies as st
 from support.examples import make_episodes
 
 from dt_ray.data import returns_to_go, slice_windows
-from dt_ray.data.windows import UPDATES_A_DRAW, WindowTable, draw_anchors, write_part
+from dt_ray.data.windows import (
+    RETURN_BINS,
+    UPDATES_A_DRAW,
+    WindowTable,
+    balanced_shares,
+    draw_anchors,
+    draw_balanced_anchors,
+    write_part,
+)
 from dt_ray.training.cutting import WindowCutter, one_run
 
 lengths = st.lists(st.integers(1, 9), min_size=1, max_size=6)
@@ -82,6 +90,36 @@ def test_anchors_are_uniform_over_transitions() -> None:
     assert abs(counts - 2560).max() < 5 * np.sqrt(2560)
 
 
+@given(lengths=st.lists(st.integers(1, 30), min_size=1, max_size=40), seed=st.integers(0, 99))
+def test_balanced_windows_give_every_part_of_the_returns_its_share(lengths: list[int], seed: int) -> None:
+    returns = np.random.default_rng(seed).normal(size=len(lengths)).astype(np.float32)
+    as_logged = balanced_shares(returns, np.array(lengths), balance=0.0)
+    np.testing.assert_allclose(as_logged, np.array(lengths) / sum(lengths))
+    even = balanced_shares(returns, np.array(lengths), balance=1.0)
+    counts, edges = np.histogram(returns, RETURN_BINS)
+    shares, _ = np.histogram(returns, edges, weights=even)
+    np.testing.assert_allclose(shares[counts > 0], 1 / np.count_nonzero(counts))
+
+
+@given(lengths=st.lists(st.integers(1, 30), min_size=1, max_size=20), seed=st.integers(0, 99), draw=st.integers(0, 9))
+def test_balanced_anchors_are_a_function_of_seed_and_draw(lengths: list[int], seed: int, draw: int) -> None:
+    table = WindowTable.build(make_episodes(lengths), length=4)
+    shares = table.balanced_shares(0.5)
+    anchors = draw_balanced_anchors(table.bounds, shares, batch_size=50, seed=seed, draw=draw)
+    np.testing.assert_array_equal(
+        anchors, draw_balanced_anchors(table.bounds, shares, batch_size=50, seed=seed, draw=draw)
+    )
+    assert anchors.min() >= 0
+    assert anchors.max() < table.num_transitions
+
+
+def test_an_episode_gets_its_share_of_the_windows_and_each_of_its_steps_as_many() -> None:
+    table, shares = WindowTable.build(make_episodes([4, 8]), length=4), np.array([0.75, 0.25])
+    drawn = [draw_balanced_anchors(table.bounds, shares, batch_size=500, seed=0, draw=draw) for draw in range(5)]
+    found = np.bincount(np.concatenate(drawn).ravel(), minlength=12) / np.concatenate(drawn).size
+    np.testing.assert_allclose(found, [0.75 / 4] * 4 + [0.25 / 8] * 8, atol=0.005)
+
+
 def test_windows_outside_the_data_are_refused() -> None:
     data = make_episodes([3])
     with pytest.raises(IndexError, match=r"anchors must be in 0\.\.2, got 0\.\.3"):
@@ -109,6 +147,7 @@ def test_a_table_in_parts_holds_the_rows_and_the_windows_of_one_in_one_piece(
     }  # fmt: skip
     table = replace(whole, parts=tuple(written[i] for i in range(len(parts))), part_episodes=edges[:-1])
     np.testing.assert_array_equal(table.rows, whole.rows)
+    np.testing.assert_array_equal(table.returns, data.to_go()[data.starts])
     shorter = int(chance.integers(1, length + 1))
     for pair in ((whole, table), (whole.shortened(shorter), table.shortened(shorter))):
         cutters = [WindowCutter(each, "cpu", seed=seed, batch_size=9, share=slice(2, 8)) for each in pair]

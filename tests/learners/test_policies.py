@@ -10,7 +10,7 @@ from dt_ray.data import Normalizer, returns_to_go, slice_windows
 from dt_ray.learners.policies import DecisionTransformerPolicy
 from dt_ray.models import WindowBatch
 
-LAYOUTS = pytest.mark.parametrize("layout", ["step", "triplet"])
+LAYOUTS = pytest.mark.parametrize("layout", ["step", "triplet", "head"])
 
 
 @LAYOUTS

@@ -7,10 +7,10 @@ import torch
 from support.models import make_batch, make_model
 from torch import Tensor, nn
 
-from dt_ray.losses import decision_transformer_loss
+from dt_ray.losses import ceiling_loss, decision_transformer_loss
 from dt_ray.models import last_step
 
-LAYOUTS = pytest.mark.parametrize("layout", ["step", "triplet"])
+LAYOUTS = pytest.mark.parametrize("layout", ["step", "triplet", "head"])
 
 
 @LAYOUTS
@@ -73,7 +73,10 @@ def test_the_last_action_is_the_one_at_the_last_real_step(layout: str) -> None:
 @LAYOUTS
 def test_every_parameter_learns(layout: str) -> None:
     model, batch = make_model(layout), make_batch()
-    loss, _ = decision_transformer_loss(model.predict_actions(batch), batch)
+    actions, ceilings = model(batch)
+    loss, _ = decision_transformer_loss(actions, batch)
+    if ceilings is not None:
+        loss = loss + ceiling_loss(ceilings, batch)
     loss.backward()
     unused = [name for name, parameter in model.named_parameters() if parameter.grad is None]
     assert unused == []  # data-parallel training refuses parameters without a gradient
@@ -108,6 +111,49 @@ def test_the_blocks_agree_with_torchs_own_transformer(layout: str) -> None:
     torch.testing.assert_close(model.transformer(tokens), expected, atol=1e-5, rtol=1e-5)
     rows = model.tokens.action_rows
     torch.testing.assert_close(model.transformer(tokens, read=rows), expected[:, rows], atol=1e-5, rtol=1e-5)
+
+
+def test_before_the_head_no_wish_is_looked_at_but_the_steps_own() -> None:
+    model, batch = make_model("head"), make_batch()
+    batch = replace(batch, returns_to_go=(batch.returns_to_go - 3.0).requires_grad_())  # below every ceiling
+    predicted = model.predict_actions(batch)
+    for step in range(6):
+        (gradient,) = torch.autograd.grad(predicted[:, step].sum(), batch.returns_to_go, retain_graph=True)
+        assert gradient[:, step].abs().min() > 0
+        assert gradient[:, :step].abs().sum() + gradient[:, step + 1 :].abs().sum() == 0
+
+
+def test_what_is_out_of_reach_means_as_much_as_can_be_had() -> None:
+    model, batch = make_model("head"), make_batch()
+    _, ceilings = model(batch)
+    assert ceilings is not None
+    expected = model.predict_actions(replace(batch, returns_to_go=ceilings))
+    for beyond in (0.5, torch.inf):
+        wished = replace(batch, returns_to_go=ceilings + beyond)
+        torch.testing.assert_close(model.predict_actions(wished), expected)
+    less = model.predict_actions(replace(batch, returns_to_go=ceilings - 0.5))
+    assert (less - expected).abs().min() > 1e-6
+
+
+def test_the_ceiling_is_a_high_quantile_of_what_a_state_gives() -> None:
+    """Returns-to-go around s for a state s, uniform between s - 1 and s: their 98% quantile is s - 0.02."""
+    torch.manual_seed(0)
+    model = make_model("head", max_timesteps=1).ceiling
+    assert model is not None
+    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
+    batch = make_batch()
+    for _ in range(1500):
+        observations = torch.rand(256, 1, 3) * 2 - 1
+        to_go = observations[..., 0] - torch.rand(256, 1)
+        real = torch.ones_like(to_go, dtype=torch.bool)
+        windows = replace(batch, observations=observations, returns_to_go=to_go, mask=real, timesteps=real.long())
+        optimizer.zero_grad()
+        ceiling_loss(model(windows.observations, windows.timesteps), windows).backward()
+        optimizer.step()
+    observations = torch.rand(4000, 1, 3) * 2 - 1
+    found = model(observations, torch.ones(4000, 1, dtype=torch.long))
+    torch.testing.assert_close(found.mean(), (observations[..., 0] - 0.02).mean(), atol=0.08, rtol=0)
+    assert ((observations[..., 0] - torch.rand(4000, 1)) < found).float().mean() > 0.95
 
 
 def test_triplet_tokens_are_interleaved_as_published() -> None:

@@ -16,9 +16,11 @@ SPEC = SpaceSpec(observation_dim=3, action_dim=2, action_low=(-2.0, -1.0), actio
 
 
 def make_model(layout: str, **changes: Any) -> DecisionTransformerModel:
+    """A small model with a token layout, or with the layout `step` and `conditioning: head`."""
     torch.manual_seed(0)
     settings = {"context_length": 6, "num_layers": 2, "num_heads": 2, "width": 16, "dropout": 0.0, "max_timesteps": 40}
-    config = ModelConfig(token_layout=layout, **{**settings, **changes})
+    named = {"conditioning": "head"} if layout == "head" else {"token_layout": layout}
+    config = ModelConfig(**named, **{**settings, **changes})
     model = DecisionTransformerModel(config, SPEC)
     for parameter in model.parameters():  # away from zero biases, behind which a mistake could hide
         nn.init.normal_(parameter, std=0.2)
