@@ -1,3 +1,4 @@
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -57,6 +58,20 @@ def test_impossible_settings_are_refused(override: str, message: str) -> None:
     with pytest.raises(ConfigError) as error:
         load_config("decision_transformer/pendulum", [override])
     assert message in str(error.value)
+
+
+def test_as_much_as_possible_is_a_target_return() -> None:
+    overrides = ["evaluation.target_returns=[max, -130]", "model.conditioning=head", "data.return_noise=0"]
+    config = load_config("decision_transformer/pendulum", overrides)
+    assert config.evaluation.target_returns == (math.inf, -130.0)
+    assert "- max" in to_yaml(config)
+    assert decode_config(yaml.safe_load(to_yaml(config))) == config
+
+
+@pytest.mark.parametrize("target", [".nan", "-.inf", "most"])
+def test_what_is_no_target_return_is_refused(target: str) -> None:
+    with pytest.raises(ConfigError, match=r"evaluation.target_returns.0: .*got"):
+        load_config("decision_transformer/pendulum", [f"evaluation.target_returns=[{target}]"])
 
 
 def test_numbers_in_scientific_notation_are_numbers() -> None:

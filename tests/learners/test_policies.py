@@ -7,6 +7,7 @@ from support.examples import make_episodes
 from support.models import SPEC, as_float64, make_model
 
 from dt_ray.data import Normalizer, returns_to_go, slice_windows
+from dt_ray.errors import UserError
 from dt_ray.learners.policies import DecisionTransformerPolicy
 from dt_ray.models import WindowBatch
 
@@ -72,6 +73,20 @@ def test_episodes_that_ended_do_not_change_the_others(attention: str) -> None:
         together.observe(data.actions[rows], data.rewards[rows], data.observations[rows + 1])
         row = data.starts[1:2] + step
         alone.observe(data.actions[row], data.rewards[row], data.observations[row + 1])
+
+
+def test_as_much_as_possible_is_asked_of_policies_that_know_how_much_that_is() -> None:
+    data = make_episodes([20, 20, 20], action_dim=2)
+    normalizer, starts = Normalizer.fit(data, SPEC), data.observations[data.starts]
+    targets = np.array([-1.0, np.inf, np.inf])
+    with pytest.raises(UserError, match="does not know how much a state can give"):
+        DecisionTransformerPolicy(make_model("step"), normalizer).start(starts, targets)
+    for layout, is_conditioned in (("head", True), ("step", False)):
+        policy = DecisionTransformerPolicy(make_model(layout), normalizer, is_conditioned=is_conditioned)
+        policy.start(starts, targets)
+        for step in range(1, 4):
+            assert np.isfinite(policy.act()).all()
+            policy.observe(policy.act(), np.ones(3), data.observations[data.starts + step])
 
 
 def test_actions_are_in_the_environments_units_and_bounds() -> None:

@@ -15,7 +15,7 @@ from dt_ray.runs.evaluation_report import EvaluationReport, TargetResult, best_o
 numbers = st.one_of(st.floats(-1e6, 1e6), st.just(math.nan))
 targets = st.builds(
     TargetResult,
-    target_return=st.floats(-1e4, 1e4),
+    target_return=st.one_of(st.floats(-1e4, 1e4), st.just(math.inf)),
     return_mean=numbers,
     return_std=numbers,
     return_ci95=st.tuples(numbers, numbers),
@@ -55,6 +55,24 @@ def test_the_json_form_is_the_published_one() -> None:
         "episode_returns": [None],
         "episode_lengths": [20],
     }
+
+
+def test_as_much_as_possible_is_max_in_json_and_the_highest_target_in_here() -> None:
+    report = make_report(7, -150.0, -140.0)
+    report = replace(report, targets=(replace(report.targets[1], target_return=math.inf), report.targets[0]))
+    assert json.loads(report.to_json())["targets"][0]["target_return"] == "max"
+    assert report.score == -140.0
+    assert report.obedience_error == report.targets[1].obedience_error  # what nobody can obey does not count
+    assert math.isnan(report.targets[0].obedience_error)
+
+
+@given(st.lists(st.floats(-500, 0), min_size=1, max_size=30), st.floats(-500, 0))
+def test_distances_are_of_episodes_and_not_of_their_mean(returns: list[float], target: float) -> None:
+    one = replace(make_report(7, -150.0).targets[0], target_return=target, episode_returns=tuple(returns))
+    median, most = one.distances
+    distances = sorted(abs(each - target) for each in returns)
+    assert distances[0] <= median <= most <= distances[-1]
+    assert sum(each <= median for each in distances) >= len(distances) / 2
 
 
 def test_the_dictionary_of_a_report_holds_lists_as_json_does() -> None:

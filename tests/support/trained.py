@@ -9,6 +9,7 @@ MODELS = {
     "step": ModelConfig(context_length=4, num_layers=2, width=16, num_heads=2, max_timesteps=60),
     "triplet": ModelConfig(context_length=3, num_layers=1, width=16, token_layout="triplet", max_timesteps=60),
     "band": ModelConfig(context_length=4, num_layers=2, width=16, attention="band", max_timesteps=60),
+    "head": ModelConfig(context_length=4, num_layers=2, width=16, conditioning="head", max_timesteps=60),
     "one step": ModelConfig(context_length=1, num_layers=1, width=16, max_timesteps=60),
     "clamped": ModelConfig(context_length=4, num_layers=1, width=16, max_timesteps=9, clamp_timesteps=True),
 }
