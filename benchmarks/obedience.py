@@ -88,7 +88,8 @@ def logged_returns(config: RunConfig) -> Float[ndarray, "E"]:
 
 def spread_targets(returns: Float[ndarray, "E"], config: RunConfig) -> tuple[float, ...]:
     """As much as can be had, if the policy knows how much that is, and numbers within the log's returns."""
-    numbers = np.linspace(*np.quantile(returns, SUPPORT), NUM_TARGETS).round()[::-1].tolist()
+    low, high = np.quantile(returns, SUPPORT).tolist()
+    numbers = np.linspace(low, high, NUM_TARGETS).round()[::-1].tolist()
     return (math.inf, *numbers) if config.model.conditioning == "head" or config.relabels else tuple(numbers)
 
 
