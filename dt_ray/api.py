@@ -20,7 +20,7 @@ from typing_extensions import Self
 from dt_ray.config.loading import change_evaluation, decode_config, read_settings, to_plain, with_values
 from dt_ray.config.schema import DEFAULT_CONFIG, RunConfig
 from dt_ray.data.blocks import EpisodeBlocks
-from dt_ray.data.datasets import read_parts
+from dt_ray.data.logs.datasets import read_parts
 from dt_ray.data.spaces import needed_environment
 from dt_ray.data.windows import Windows
 from dt_ray.errors import ConfigError, RunError

@@ -160,7 +160,7 @@ def collect_episodes(options: argparse.Namespace) -> None:
 
 
 def import_dataset(options: argparse.Namespace) -> None:
-    from dt_ray.data.episodes import to_table
+    from dt_ray.data.logs.episodes import to_table
     from dt_ray.data.spaces import read_spaces
 
     spec = read_spaces(options.env, _env_kwargs(options)) if options.env else None
@@ -185,9 +185,9 @@ def _write(options: argparse.Namespace, tables: Iterable[pa.Table], *, source: s
 @contextmanager
 def _parts(options: argparse.Namespace, spec: SpaceSpec | None) -> Iterator[Iterator[TransitionDataset]]:
     """The checked episodes of the dataset, part by part: read by Ray's tasks, or here where the log is small."""
-    from dt_ray.data.datasets import read_parts
-    from dt_ray.data.episodes import from_table
-    from dt_ray.data.files import find_files
+    from dt_ray.data.logs.datasets import read_parts
+    from dt_ray.data.logs.episodes import from_table
+    from dt_ray.data.logs.files import find_files
 
     config = _config(options)
     if options.workers is None and sum(file.size for file in find_files(config.path, config.format)) < SMALL:
@@ -214,8 +214,8 @@ def _cluster(options: argparse.Namespace) -> Iterator[None]:
 
 def describe(options: argparse.Namespace) -> None:
     from dt_ray.cli.description import gather, print_description, write_description
-    from dt_ray.data.clocks import read_clock
-    from dt_ray.data.sources import sound_files_here
+    from dt_ray.data.description.clocks import read_clock
+    from dt_ray.data.logs.sources import sound_files_here
 
     config = _config(options)
     with _parts(options, None) as parts:
@@ -232,9 +232,9 @@ def describe(options: argparse.Namespace) -> None:
 
 
 def validate(options: argparse.Namespace) -> None:
+    from dt_ray.data.description.traps import LogFacts, find_log_traps, find_part_traps
     from dt_ray.data.ranges import constant_columns
     from dt_ray.data.spaces import read_spaces
-    from dt_ray.data.traps import LogFacts, find_log_traps, find_part_traps
     from dt_ray.errors import DataError
 
     env_kwargs, columns = _env_kwargs(options), _config(options).columns

@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from dt_ray.config.schema import DataConfig
-    from dt_ray.data.clocks import FileClock
-    from dt_ray.data.description import LogDescription, Table
-    from dt_ray.data.files import DatasetFile
+    from dt_ray.data.description.clocks import FileClock
+    from dt_ray.data.description.log_description import LogDescription, Table
+    from dt_ray.data.logs.files import DatasetFile
     from dt_ray.data.transitions import TransitionDataset
 
 WIDTH = 120  # characters where the output is no terminal
@@ -37,10 +37,10 @@ def gather(
     env_kwargs: Mapping[str, Any],
 ) -> tuple[LogDescription, str]:
     """The description of a log, and the command to type next."""
-    from dt_ray.data.description import LogDescriber
-    from dt_ray.data.episodes import read_metadata
+    from dt_ray.data.description.log_description import LogDescriber
+    from dt_ray.data.description.next_command import next_command
     from dt_ray.data.formats.tables import read_schema
-    from dt_ray.data.next_command import next_command
+    from dt_ray.data.logs.episodes import read_metadata
     from dt_ray.data.spaces import read_observation_bounds, read_spaces
 
     spec = read_spaces(env_id, env_kwargs) if env_id else None

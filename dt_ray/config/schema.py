@@ -37,7 +37,7 @@ class DataConfig:
     mix: dict[str, Annotated[float, Gt(0)]] = field(default_factory=dict)
     # several datasets instead: path -> its share of the windows, whatever the shares add up to
     collect: CollectConfig | None = None
-    format: str | None = None  # of `data.files.FORMATS`; null: found out
+    format: str | None = None  # of `data.logs.files.FORMATS`; null: found out
     residency: Literal["auto", "resident", "streaming"] = "auto"  # in memory, through it, or by size
     memory_mb: Annotated[int, Ge(1)] = 4096  # that the decoded data of a node may take, or the pools of all its workers
     on_corrupt: Literal["stop", "skip"] = "stop"  # at a file that can't be trained on; skip: leave it out and count it

@@ -12,15 +12,15 @@ import ray
 import ray.data
 
 from dt_ray.config.schema import DataConfig, RunConfig
-from dt_ray.data.clocks import FileClock, read_clock
-from dt_ray.data.episodes import from_table, to_table
-from dt_ray.data.files import DatasetFile
+from dt_ray.data.description.clocks import FileClock, read_clock
 from dt_ray.data.formats import has_rows, is_flat
-from dt_ray.data.looks import FileShape, look_into, read_shape_of
-from dt_ray.data.outline import outline_rows
-from dt_ray.data.plan import FileEpisodes
-from dt_ray.data.reading import EpisodeReader, find_fault_in, warn_of
-from dt_ray.data.sources import read_episode_ids, sound_files
+from dt_ray.data.logs.episodes import from_table, to_table
+from dt_ray.data.logs.files import DatasetFile
+from dt_ray.data.logs.looks import FileShape, look_into, read_shape_of
+from dt_ray.data.logs.outline import outline_rows
+from dt_ray.data.logs.plan import FileEpisodes
+from dt_ray.data.logs.reading import EpisodeReader, find_fault_in, warn_of
+from dt_ray.data.logs.sources import read_episode_ids, sound_files
 from dt_ray.data.spaces import SpaceSpec, read_spaces
 from dt_ray.data.transitions import chosen_episodes, held_out_episodes
 from dt_ray.data.windows import slice_windows
@@ -37,7 +37,7 @@ MAX_LOOKED_AT = 2**26  # bytes of rows that are looked through before they are r
 def episode_dataset(
     config: DataConfig, spec: SpaceSpec | None, *, files: Sequence[DatasetFile] | None = None
 ) -> ray.data.Dataset:
-    """The checked episodes of a dataset's sound files, or of `files`, a row each, in the columns of `data.episodes`.
+    """The checked episodes of a dataset's sound files, or of `files`: a row each, as `logs.episodes` writes them.
 
     Flat transitions are cut into fragments file by file; where files share episodes, their fragments meet by a shuffle.
 

@@ -20,8 +20,8 @@ from numpy import ndarray
 
 from dt_ray.config.schema import DataConfig, RunConfig
 from dt_ray.data.blocks import EpisodeBlocks
-from dt_ray.data.episodes import from_table
-from dt_ray.data.files import DatasetFile
+from dt_ray.data.logs.episodes import from_table
+from dt_ray.data.logs.files import DatasetFile
 from dt_ray.data.returns import Tail
 from dt_ray.data.spaces import SpaceSpec
 from dt_ray.distributed.cluster import user_errors

@@ -9,7 +9,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from dt_ray.config.schema import RunConfig
-from dt_ray.data.files import resolve
+from dt_ray.data.logs.files import resolve
 from dt_ray.data.spaces import SpaceSpec
 from dt_ray.errors import DataError
 from dt_ray.play.collection import CollectionPlan, write_dataset

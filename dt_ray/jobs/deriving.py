@@ -20,9 +20,9 @@ from dt_ray.config.derived import (
 from dt_ray.config.loading import decode_config, with_values
 from dt_ray.config.modules import allow_modules, check_names
 from dt_ray.config.schema import RunConfig
-from dt_ray.data.datasets import read_parts
-from dt_ray.data.files import find_files
-from dt_ray.data.outline import make_outline, outline_rows
+from dt_ray.data.logs.datasets import read_parts
+from dt_ray.data.logs.files import find_files
+from dt_ray.data.logs.outline import make_outline, outline_rows
 from dt_ray.environments.batched import read_environment
 from dt_ray.errors import ConfigError, UnsupportedSpaceError
 from dt_ray.jobs.dataset import needs_dataset

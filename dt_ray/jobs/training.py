@@ -13,9 +13,9 @@ from pyarrow import fs
 from dt_ray.config.loading import decode_config, load_config, to_plain
 from dt_ray.config.modules import allow_modules, allow_overrides, check_names
 from dt_ray.config.schema import DataConfig, RunConfig
-from dt_ray.data.files import absolute, resolve
 from dt_ray.data.held_out import HeldOutEpisodes
-from dt_ray.data.looks import read_log_spaces
+from dt_ray.data.logs.files import absolute, resolve
+from dt_ray.data.logs.looks import read_log_spaces
 from dt_ray.data.spaces import SpaceSpec, choose_bounds, read_spaces
 from dt_ray.errors import ConfigError, RunError
 from dt_ray.jobs.dataset import needs_dataset

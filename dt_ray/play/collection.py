@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from dt_ray.config.modules import allow_modules, allowed_modules
 from dt_ray.config.schema import NUM_EVALUATION_SEEDS
-from dt_ray.data.episodes import from_table, to_table
+from dt_ray.data.logs.episodes import from_table, to_table
 from dt_ray.data.spaces import SpaceSpec, find_misfit, read_spaces
 from dt_ray.data.summary import DatasetSummary
 from dt_ray.environments.batched import try_environment

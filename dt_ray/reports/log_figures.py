@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from dt_ray.data.column_facts import sampled_rows
-from dt_ray.data.description import LogDescription
+from dt_ray.data.description.column_facts import sampled_rows
+from dt_ray.data.description.log_description import LogDescription
 from dt_ray.reports.figures import GREY, OKABE_ITO
 
 BLUE, ORANGE = OKABE_ITO[:2]

@@ -16,8 +16,8 @@ from scipy import stats
 
 from dt_ray.config.loading import to_plain
 from dt_ray.config.schema import RunConfig
-from dt_ray.data.datasets import read_parts
-from dt_ray.data.files import find_files
+from dt_ray.data.logs.datasets import read_parts
+from dt_ray.data.logs.files import find_files
 from dt_ray.errors import DataError, RunError, StorageError
 from dt_ray.runs.evaluation_report import EvaluationReport
 from dt_ray.runs.folder import RunFolder

@@ -11,12 +11,12 @@ import torch
 
 from dt_ray.config.schema import RunConfig
 from dt_ray.data.blocks import EpisodeBlocks
-from dt_ray.data.files import DatasetFile
 from dt_ray.data.formats import is_flat
 from dt_ray.data.held_out import HeldOutEpisodes
-from dt_ray.data.reading import read_blocks
-from dt_ray.data.sizes import decoded_size
-from dt_ray.data.sources import sound_files_here
+from dt_ray.data.logs.files import DatasetFile
+from dt_ray.data.logs.reading import read_blocks
+from dt_ray.data.logs.sizes import decoded_size
+from dt_ray.data.logs.sources import sound_files_here
 from dt_ray.data.spaces import SpaceSpec
 from dt_ray.errors import DataError
 from dt_ray.training.layout import plan_layout

@@ -16,11 +16,11 @@ from jaxtyping import Float, Int
 from numpy import ndarray
 
 from dt_ray.config.schema import DataConfig, RunConfig
-from dt_ray.data.files import DatasetFile
 from dt_ray.data.held_out import HeldOutEpisodes
+from dt_ray.data.logs.files import DatasetFile
+from dt_ray.data.logs.reading import read_episodes
 from dt_ray.data.normalizer import Normalizer
 from dt_ray.data.ranges import Ranges
-from dt_ray.data.reading import read_episodes
 from dt_ray.data.returns import bounds_by_timestep, join_bounds
 from dt_ray.data.spaces import SpaceSpec, with_data_bounds
 from dt_ray.data.transitions import TransitionDataset, chosen_episodes, held_out_episodes

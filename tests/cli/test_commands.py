@@ -15,7 +15,7 @@ from support.processes import WAIT_S, processes_of, wait_until
 
 from dt_ray.cli.progress import Watcher
 from dt_ray.config.schema import RunConfig
-from dt_ray.data.episodes import to_table
+from dt_ray.data.logs.episodes import to_table
 from dt_ray.play.collection import flatten
 from dt_ray.runs.folder import RunFolder
 from dt_ray.runs.metrics import MetricsLog

@@ -18,10 +18,10 @@ from dt_ray.cli.data import main as data_main
 from dt_ray.config.loading import load_config
 from dt_ray.config.schema import RunConfig
 from dt_ray.data import TransitionDataset, read_dataset, returns_to_go
-from dt_ray.data.files import find_files
+from dt_ray.data.description.traps import find_traps
+from dt_ray.data.logs.files import find_files
 from dt_ray.data.ranges import Ranges
 from dt_ray.data.spaces import SpaceSpec
-from dt_ray.data.traps import find_traps
 from dt_ray.errors import DataError
 from dt_ray.jobs.training import name_run, start_run
 from dt_ray.training.resident import ResidentData

@@ -10,8 +10,8 @@ from support.examples import make_episodes, write_episodes
 
 from dt_ray.config.schema import DataConfig
 from dt_ray.data import TransitionDataset, read_dataset
+from dt_ray.data.description.traps import find_traps
 from dt_ray.data.spaces import SpaceSpec, read_spaces
-from dt_ray.data.traps import find_traps
 from dt_ray.errors import DataError
 
 

@@ -23,7 +23,7 @@ from dt_ray import train
 from dt_ray.cli.data import main as run_data
 from dt_ray.config.schema import DataConfig, RunConfig
 from dt_ray.data import read_dataset, slice_windows
-from dt_ray.data.episodes import from_table
+from dt_ray.data.logs.episodes import from_table
 from dt_ray.data.spaces import SpaceSpec
 from dt_ray.distributed.collect import collect_on_ray
 from dt_ray.distributed.data import window_dataset

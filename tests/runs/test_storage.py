@@ -119,7 +119,7 @@ def test_a_store_that_is_gone_is_not_taken_for_a_damaged_checkpoint(
 def test_a_store_that_is_gone_is_not_taken_for_corrupt_data(
     tiny_config: RunConfig, impatient: Folder, object_store: ObjectStore, pendulum_data: Path, monkeypatch
 ) -> None:
-    from dt_ray.data import files, reading
+    from dt_ray.data.logs import files, reading
 
     fs.copy_files(str(pendulum_data), f"{impatient}/data")
     settings = replace(tiny_config.data, path=f"{impatient}/data", on_corrupt="skip")

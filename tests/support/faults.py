@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dt_ray.config.schema import DataConfig
-from dt_ray.data.datasets import read_dataset
+from dt_ray.data.logs.datasets import read_dataset
 from dt_ray.runs.checkpoint import find_fault
 from dt_ray.runs.folder import RunFolder
 from support.object_store import ObjectStore

@@ -15,7 +15,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from dt_ray.data import TransitionDataset
-from dt_ray.data.episodes import to_table
+from dt_ray.data.logs.episodes import to_table
 
 NAMES = {  # vector names, reward, (terminal, cut, done, first): what some libraries call them
     "ours": ("observation", "action", "reward", ("terminated", "truncated", None, None)),

@@ -14,8 +14,8 @@ import pyarrow as pa
 from numpy import ndarray
 
 from dt_ray.config.schema import DataConfig
-from dt_ray.data.identity import UNIT
-from dt_ray.data.names import REQUIRED, SIGNALS, VECTORS, column_names
+from dt_ray.data.logs.identity import UNIT
+from dt_ray.data.logs.names import REQUIRED, SIGNALS, VECTORS, column_names
 from dt_ray.errors import DataError
 
 Arrays = Mapping[str, Any]  # by name

@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 
 from dt_ray.config.schema import DataConfig
-from dt_ray.data.files import DatasetFile
 from dt_ray.data.formats.arrays import Arrays, rows_of_parts
-from dt_ray.data.names import column_names, finds_rewards
+from dt_ray.data.logs.files import DatasetFile
+from dt_ray.data.logs.names import column_names, finds_rewards
 from dt_ray.errors import DataError
 
 

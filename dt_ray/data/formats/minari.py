@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from pyarrow import fs
 
-from dt_ray.data.files import DatasetFile
 from dt_ray.data.formats.pickles import as_vector
+from dt_ray.data.logs.files import DatasetFile
 from dt_ray.data.transitions import TransitionDataset, join_episodes
 from dt_ray.errors import DataError
 

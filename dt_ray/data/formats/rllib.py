@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from dt_ray.data.files import DatasetFile
 from dt_ray.data.formats.pickles import as_vector, load_arrays
 from dt_ray.data.formats.tables import read_parquet
+from dt_ray.data.logs.files import DatasetFile
 from dt_ray.errors import DataError
 
 COLUMNS = ("eps_id", "t", "obs", "actions", "rewards", "new_obs", "terminateds", "truncateds", "dones")

@@ -8,9 +8,9 @@ from typing import Any
 import pyarrow as pa
 
 from dt_ray.config.schema import DataConfig
-from dt_ray.data.files import DatasetFile
 from dt_ray.data.formats.arrays import rows_of_parts
 from dt_ray.data.formats.pickles import load_all
+from dt_ray.data.logs.files import DatasetFile
 from dt_ray.errors import DataError
 
 

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dt_ray.data.clocks import FileClock, name_episodes
-from dt_ray.data.column_facts import Row
-from dt_ray.data.episode_features import EpisodeFeatures
-from dt_ray.data.files import DatasetFile, resolve
-from dt_ray.data.outliers import FEWEST_EPISODES, THRESHOLD, Outlier
+from dt_ray.data.description.clocks import FileClock, name_episodes
+from dt_ray.data.description.column_facts import Row
+from dt_ray.data.description.episode_features import EpisodeFeatures
+from dt_ray.data.description.outliers import FEWEST_EPISODES, THRESHOLD, Outlier
+from dt_ray.data.logs.files import DatasetFile, resolve
 from dt_ray.data.summary import QUANTILES
 
 BEST_SHARE = 0.1  # of the episodes: the best decile

@@ -11,14 +11,14 @@ import numpy as np
 import pyarrow as pa
 
 from dt_ray.config.schema import DataConfig
-from dt_ray.data.checks import find_faults
-from dt_ray.data.episodes import from_table
-from dt_ray.data.files import DatasetFile
-from dt_ray.data.flat import Fragments, cut_fragments, fragment_table, join_fragments, unique_ids
 from dt_ray.data.formats import has_rows, is_flat, read_minari, read_rows
 from dt_ray.data.formats.tables import read_parquet
-from dt_ray.data.looks import FileShape, look_into, read_shape_of
-from dt_ray.data.plan import FileEpisodes, FilePlan, numbers_in_file, plan_files
+from dt_ray.data.logs.checks import find_faults
+from dt_ray.data.logs.episodes import from_table
+from dt_ray.data.logs.files import DatasetFile
+from dt_ray.data.logs.flat import Fragments, cut_fragments, fragment_table, join_fragments, unique_ids
+from dt_ray.data.logs.looks import FileShape, look_into, read_shape_of
+from dt_ray.data.logs.plan import FileEpisodes, FilePlan, numbers_in_file, plan_files
 from dt_ray.data.spaces import SpaceSpec
 from dt_ray.data.transitions import SOURCE_BITS, TransitionDataset
 from dt_ray.errors import DataError

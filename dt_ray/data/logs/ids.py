@@ -12,8 +12,8 @@ import pyarrow as pa
 from jaxtyping import Float, Int
 from numpy import ndarray
 
-from dt_ray.data.columns import one_array, plain_array
-from dt_ray.data.names import ColumnNames
+from dt_ray.data.logs.columns import one_array, plain_array
+from dt_ray.data.logs.names import ColumnNames
 from dt_ray.errors import DataError
 
 

@@ -13,9 +13,13 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy import ndarray
 
-from dt_ray.data.clocks import FileClock
-from dt_ray.data.column_facts import EqualColumns, Row, action_rows, column_names_of, column_rows
-from dt_ray.data.description_tables import (
+from dt_ray.data.description.clocks import FileClock
+from dt_ray.data.description.column_facts import EqualColumns, Row, action_rows, column_names_of, column_rows
+from dt_ray.data.description.episode_features import EpisodeFeatures, FeatureCollector
+from dt_ray.data.description.next_command import settings_in
+from dt_ray.data.description.outliers import Outlier
+from dt_ray.data.description.signals import find_outliers
+from dt_ray.data.description.tables import (
     Table,
     best_rows,
     clock_tables,
@@ -23,14 +27,10 @@ from dt_ray.data.description_tables import (
     outlier_rows,
     quantile_rows,
 )
-from dt_ray.data.episode_features import EpisodeFeatures, FeatureCollector
-from dt_ray.data.files import DatasetFile
-from dt_ray.data.next_command import settings_in
-from dt_ray.data.outliers import Outlier
-from dt_ray.data.signals import find_outliers
+from dt_ray.data.description.traps import LogFacts, find_log_traps, find_part_traps
+from dt_ray.data.logs.files import DatasetFile
 from dt_ray.data.spaces import SpaceSpec
 from dt_ray.data.transitions import TransitionDataset
-from dt_ray.data.traps import LogFacts, find_log_traps, find_part_traps
 from dt_ray.errors import DataError
 
 

@@ -18,8 +18,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 
-from dt_ray.data.files import DatasetFile
-from dt_ray.data.flat import unique_ids
+from dt_ray.data.logs.files import DatasetFile
+from dt_ray.data.logs.flat import unique_ids
 from dt_ray.errors import DataError
 
 FILE_BITS = 32  # of an episode id, below the number of its file, where ids of several files are the same

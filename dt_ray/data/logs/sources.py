@@ -11,11 +11,11 @@ from jaxtyping import Int
 from numpy import ndarray
 
 from dt_ray.config.schema import DataConfig
-from dt_ray.data.episodes import episode_ids_of
-from dt_ray.data.files import DatasetFile, find_files
 from dt_ray.data.formats import is_flat
 from dt_ray.data.formats.tables import read_parquet
-from dt_ray.data.reading import find_fault_in
+from dt_ray.data.logs.episodes import episode_ids_of
+from dt_ray.data.logs.files import DatasetFile, find_files
+from dt_ray.data.logs.reading import find_fault_in
 from dt_ray.data.spaces import SpaceSpec
 from dt_ray.errors import DataError
 

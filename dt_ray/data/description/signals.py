@@ -11,9 +11,9 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
 
-from dt_ray.data.episode_features import EpisodeFeatures
-from dt_ray.data.outliers import DEVIATION, FEWEST_EPISODES, THRESHOLD, Outlier, Signal, rank_outliers
-from dt_ray.data.step_models import (
+from dt_ray.data.description.episode_features import EpisodeFeatures
+from dt_ray.data.description.outliers import DEVIATION, FEWEST_EPISODES, THRESHOLD, Outlier, Signal, rank_outliers
+from dt_ray.data.description.step_models import (
     FEWEST_STEPS,
     StepModel,
     dynamics_of,

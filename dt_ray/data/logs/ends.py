@@ -10,8 +10,8 @@ import pyarrow as pa
 from jaxtyping import Bool
 from numpy import ndarray
 
-from dt_ray.data.columns import plain_array
-from dt_ray.data.names import SIGNALS, ColumnNames
+from dt_ray.data.logs.columns import plain_array
+from dt_ray.data.logs.names import SIGNALS, ColumnNames
 from dt_ray.errors import DataError
 
 YES, NO = ("true", "t", "yes", "y", "1", "1.0"), ("false", "f", "no", "n", "0", "0.0")

@@ -8,8 +8,8 @@ import numpy as np
 
 from dt_ray.config.schema import DataConfig
 from dt_ray.data.blocks import EpisodeBlocks
-from dt_ray.data.reading import read_blocks
-from dt_ray.data.sources import sound_files_here
+from dt_ray.data.logs.reading import read_blocks
+from dt_ray.data.logs.sources import sound_files_here
 from dt_ray.data.spaces import SpaceSpec
 from dt_ray.data.transitions import TransitionDataset
 

@@ -11,8 +11,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 
-from dt_ray.data.ends import Ends
-from dt_ray.data.ids import RowIds
+from dt_ray.data.logs.ends import Ends
+from dt_ray.data.logs.ids import RowIds
 from dt_ray.errors import DataError
 
 UNIT = (

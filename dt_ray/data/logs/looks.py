@@ -11,13 +11,13 @@ from jaxtyping import Float, Int
 from numpy import ndarray
 
 from dt_ray.config.schema import DataConfig
-from dt_ray.data.episodes import from_table
-from dt_ray.data.files import DatasetFile, find_files
-from dt_ray.data.flat import find_episodes, read_vectors
 from dt_ray.data.formats import has_rows, read_minari, read_rows
 from dt_ray.data.formats.tables import read_parquet
-from dt_ray.data.names import SIGNALS
-from dt_ray.data.plan import FileEpisodes
+from dt_ray.data.logs.episodes import from_table
+from dt_ray.data.logs.files import DatasetFile, find_files
+from dt_ray.data.logs.flat import find_episodes, read_vectors
+from dt_ray.data.logs.names import SIGNALS
+from dt_ray.data.logs.plan import FileEpisodes
 from dt_ray.data.spaces import SpaceSpec, spaces_of_log
 from dt_ray.data.transitions import TransitionDataset
 from dt_ray.errors import DataError

@@ -13,8 +13,8 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
 
-from dt_ray.data.episode_features import EpisodeFeatures
-from dt_ray.data.outliers import DEVIATION
+from dt_ray.data.description.episode_features import EpisodeFeatures
+from dt_ray.data.description.outliers import DEVIATION
 
 MAX_PRODUCTS = 14  # columns: with more of them a model has their squares, but not the products of two
 MAX_FITTED = 30_000  # steps that a model is fitted to

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
 
-from dt_ray.data.episode_features import EpisodeFeatures
+from dt_ray.data.description.episode_features import EpisodeFeatures
 from dt_ray.data.ranges import column_name
 from dt_ray.data.transitions import TransitionDataset
 

@@ -1,6 +1,6 @@
 """Which episodes are unlike the others of a log, ranked, and why.
 
-An episode is judged by many signals (`data.signals`), each a number that is usually about the same in all episodes.
+An episode is judged by many signals (`signals`), each a number that is usually about the same in all episodes.
 It is an outlier where a signal lies `THRESHOLD` robust standard deviations from that signal's median.
 
 Legend: E episodes, D columns or dimensions of one signal.

@@ -16,11 +16,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dt_ray.config.schema import DataConfig
-from dt_ray.data.files import DatasetFile
 from dt_ray.data.formats import has_rows
 from dt_ray.data.formats.rllib import is_episodes, numbers_in_line
 from dt_ray.data.formats.tables import SEPARATORS
-from dt_ray.data.looks import read_shape_of
+from dt_ray.data.logs.files import DatasetFile
+from dt_ray.data.logs.looks import read_shape_of
 
 FLOAT_BYTES = 4
 MAX_FILES = 64  # that are looked at

@@ -16,11 +16,11 @@ import pyarrow as pa
 from jaxtyping import Int
 from numpy import ndarray
 
-from dt_ray.data.ends import Ends, read_ends
-from dt_ray.data.episodes import from_table, to_table, vectors_of
-from dt_ray.data.identity import UNIT, Episodes, Follows, check_steps, group_rows
-from dt_ray.data.ids import read_ids, read_times
-from dt_ray.data.names import ColumnNames
+from dt_ray.data.logs.ends import Ends, read_ends
+from dt_ray.data.logs.episodes import from_table, to_table, vectors_of
+from dt_ray.data.logs.identity import UNIT, Episodes, Follows, check_steps, group_rows
+from dt_ray.data.logs.ids import read_ids, read_times
+from dt_ray.data.logs.names import ColumnNames
 from dt_ray.data.transitions import TransitionDataset
 from dt_ray.errors import DataError
 

@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 from numpy import ndarray
 
-from dt_ray.data.columns import one_array
-from dt_ray.data.ends import read_flags
-from dt_ray.data.ids import read_ids
+from dt_ray.data.logs.columns import one_array
+from dt_ray.data.logs.ends import read_flags
+from dt_ray.data.logs.ids import read_ids
 from dt_ray.data.transitions import TransitionDataset
 from dt_ray.errors import DataError
 

@@ -13,10 +13,10 @@ from numpy import ndarray
 
 from dt_ray.config.derived import LogOutline
 from dt_ray.config.schema import RunConfig
-from dt_ray.data.episodes import read_metadata
-from dt_ray.data.files import DatasetFile, find_files
 from dt_ray.data.formats.minari import read_minari_environment
 from dt_ray.data.formats.tables import read_schema
+from dt_ray.data.logs.episodes import read_metadata
+from dt_ray.data.logs.files import DatasetFile, find_files
 from dt_ray.data.transitions import TransitionDataset, chosen_episodes
 from dt_ray.errors import DataError
 

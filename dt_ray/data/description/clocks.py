@@ -14,14 +14,14 @@ from jaxtyping import Float, Int
 from numpy import ndarray
 
 from dt_ray.config.schema import DataConfig
-from dt_ray.data.columns import plain_array
-from dt_ray.data.episodes import episode_ids_of
-from dt_ray.data.files import DatasetFile
-from dt_ray.data.flat import find_episodes
 from dt_ray.data.formats import has_rows, read_rows
 from dt_ray.data.formats.tables import read_parquet
-from dt_ray.data.names import SIGNALS
-from dt_ray.data.plan import FILE_BITS
+from dt_ray.data.logs.columns import plain_array
+from dt_ray.data.logs.episodes import episode_ids_of
+from dt_ray.data.logs.files import DatasetFile
+from dt_ray.data.logs.flat import find_episodes
+from dt_ray.data.logs.names import SIGNALS
+from dt_ray.data.logs.plan import FILE_BITS
 
 GAP = 3.0  # times the usual interval of the file: a longer one is a gap
 MAX_GAPS = 50  # of a file that are kept, the longest
@@ -61,7 +61,7 @@ def read_clock(file: DatasetFile, config: DataConfig) -> FileClock | None:
     """Reads the columns of ids, times and ends of one file; None: its episodes have neither.
 
     Raises:
-        DataError: as `data.reading.read_file`.
+        DataError: as `dt_ray.data.logs.reading.read_fragments`.
     """
     if not has_rows(file):
         if file.format != "parquet":
@@ -138,7 +138,7 @@ def name_episodes(
 ) -> list[tuple[str, str | None]]:
     """What the log calls each of these episodes, and the path of the file that it is in; None: it isn't known.
 
-    The other way round than `data.plan` numbers them.
+    The other way round than `dt_ray.data.logs.plan` numbers them.
     """
     known = [clock for clock in clocks if clock is not None]
     if len(known) < len(files):
