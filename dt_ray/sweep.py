@@ -45,8 +45,8 @@ def main(arguments: Sequence[str]) -> None:
 
     from dt_ray.config.modules import check_names
     from dt_ray.runs.storage import Folder
-    from dt_ray.sweeps.config import load_sweep
     from dt_ray.sweeps.folder import SweepFolder
+    from dt_ray.sweeps.loading import load_sweep
 
     if options.resume:
         from dt_ray.jobs.sweep import named_code

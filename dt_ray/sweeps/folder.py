@@ -14,7 +14,8 @@ from dt_ray.runs.evaluation_report import EvaluationReport
 from dt_ray.runs.folder import RunFolder
 from dt_ray.runs.lease import Lease, check_new, clear
 from dt_ray.runs.storage import Folder
-from dt_ray.sweeps.config import SweepConfig, decode_sweep
+from dt_ray.sweeps.config import SweepConfig
+from dt_ray.sweeps.loading import decode_sweep
 
 # Where things are and how many may run: nothing that a trial's results depend on.
 KEYS_CHANGED_ON_RESUME = ("data.path", "data.values", "data.mix", "evaluation.max_envs", "max_concurrent")

@@ -16,7 +16,7 @@ from dt_ray.data.logs.episodes import to_table
 from dt_ray.data.logs.outline import make_outline, outline_rows
 from dt_ray.errors import ConfigError, DataError, RunError, UnsupportedSpaceError
 from dt_ray.jobs.deriving import name_of_log, resolve_settings
-from dt_ray.sweeps.config import load_sweep
+from dt_ray.sweeps.loading import load_sweep
 
 
 def resolve(*overrides: str) -> dict:

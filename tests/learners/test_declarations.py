@@ -27,7 +27,7 @@ from dt_ray.play.sessions import Sessions
 from dt_ray.runs.checkpoint import load_policy
 from dt_ray.runs.folder import find_checkpoint
 from dt_ray.runs.storage import Folder
-from dt_ray.sweeps.config import decode_sweep
+from dt_ray.sweeps.loading import decode_sweep
 from dt_ray.training.resident import ResidentData, ResidentSource
 
 

@@ -18,7 +18,7 @@ from dt_ray.jobs.training import start_run
 from dt_ray.runs.checkpoint import FILES, find_fault, read_facts
 from dt_ray.runs.folder import RunFolder
 from dt_ray.runs.storage import Folder
-from dt_ray.sweeps.config import decode_sweep
+from dt_ray.sweeps.loading import decode_sweep
 from dt_ray.training.loop import run_training
 from dt_ray.training.preparing import make_source
 from dt_ray.training.resident import ResidentData

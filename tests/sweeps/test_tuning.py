@@ -18,8 +18,9 @@ from dt_ray.jobs.sweep import run_sweep
 from dt_ray.jobs.training import start_run
 from dt_ray.runs.checkpoint import find_fault
 from dt_ray.runs.folder import RunFolder
-from dt_ray.sweeps.config import SweepConfig, decode_sweep
+from dt_ray.sweeps.config import SweepConfig
 from dt_ray.sweeps.folder import SweepFolder, result_of
+from dt_ray.sweeps.loading import decode_sweep
 from dt_ray.sweeps.tables import read_rows
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]

@@ -21,7 +21,7 @@ from dt_ray.data.logs.episodes import episode_ids_of
 from dt_ray.data.logs.files import DatasetFile
 from dt_ray.data.logs.flat import find_episodes
 from dt_ray.data.logs.names import SIGNALS
-from dt_ray.data.logs.plan import FILE_BITS
+from dt_ray.data.logs.numbering import FILE_BITS
 
 GAP = 3.0  # times the usual interval of the file: a longer one is a gap
 MAX_GAPS = 50  # of a file that are kept, the longest

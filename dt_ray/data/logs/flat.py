@@ -21,6 +21,7 @@ from dt_ray.data.logs.episodes import from_table, to_table, vectors_of
 from dt_ray.data.logs.identity import UNIT, Episodes, Follows, check_steps, group_rows
 from dt_ray.data.logs.ids import read_ids, read_times
 from dt_ray.data.logs.names import ColumnNames
+from dt_ray.data.logs.numbering import unique_ids
 from dt_ray.data.transitions import TransitionDataset
 from dt_ray.errors import DataError
 
@@ -183,11 +184,6 @@ def fragment_table(fragments: Fragments, *, file_index: int) -> pa.Table:
     offsets = pa.array(np.append(data.starts, data.num_transitions).astype(np.int32))
     steps = pa.array(np.full(data.num_transitions, np.nan) if times is None else times)
     return table.append_column("timesteps", pa.ListArray.from_arrays(offsets, steps))
-
-
-def unique_ids(ids: Int[ndarray, "E"]) -> Int[ndarray, "E"]:
-    """The ids, or, where one is there twice, numbers."""
-    return ids if len(np.unique(ids)) == len(ids) else np.arange(len(ids))
 
 
 def join_fragments(

@@ -19,10 +19,9 @@ from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 
 from dt_ray.data.logs.files import DatasetFile
-from dt_ray.data.logs.flat import unique_ids
+from dt_ray.data.logs.numbering import numbers_in_file
 from dt_ray.errors import DataError
 
-FILE_BITS = 32  # of an episode id, below the number of its file, where ids of several files are the same
 UUID = re.compile(r"[0-9a-f]{32}|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 
 log = logging.getLogger("dt_ray")
@@ -105,14 +104,6 @@ def _number(files: Sequence[DatasetFile], looks: Sequence[FileEpisodes], episode
         return [ranks[label] for label in labels]  # type: ignore[index]
     own = [numbers_in_file(look.labels, files[at].index) for at, look in enumerate(looks)]
     return [int(own[piece.file][piece.episode]) for piece in first]
-
-
-def numbers_in_file(labels: Sequence[int | str] | ndarray, file_index: int) -> Int[ndarray, "E"]:
-    """Ids that no other file has: the logged ones where they are small and different, else numbers in their order."""
-    ids = np.asarray(labels) if all(isinstance(each, (int, np.integer)) for each in labels) else np.zeros(2)
-    small = ids.dtype.kind in "iu" and ids.min(initial=0) >= 0 and ids.max(initial=0) < 2**FILE_BITS
-    within = unique_ids(ids) if small else np.arange(len(labels))
-    return within.astype(np.int64) + (file_index << FILE_BITS)
 
 
 def _chains(

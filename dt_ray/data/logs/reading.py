@@ -16,9 +16,10 @@ from dt_ray.data.formats.tables import read_parquet
 from dt_ray.data.logs.checks import find_faults
 from dt_ray.data.logs.episodes import from_table
 from dt_ray.data.logs.files import DatasetFile
-from dt_ray.data.logs.flat import Fragments, cut_fragments, fragment_table, join_fragments, unique_ids
+from dt_ray.data.logs.flat import Fragments, cut_fragments, fragment_table, join_fragments
 from dt_ray.data.logs.looks import FileShape, look_into, read_shape_of
-from dt_ray.data.logs.plan import FileEpisodes, FilePlan, numbers_in_file, plan_files
+from dt_ray.data.logs.numbering import numbers_in_file, unique_ids
+from dt_ray.data.logs.plan import FileEpisodes, FilePlan, plan_files
 from dt_ray.data.spaces import SpaceSpec
 from dt_ray.data.transitions import SOURCE_BITS, TransitionDataset
 from dt_ray.errors import DataError
