@@ -6,9 +6,10 @@ Legend: E episodes, A action dimension.
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -53,7 +54,7 @@ class LogOutline:
     returns: Float[ndarray, "E"]  # that a policy is asked for to do as the episode did
     largest_to_go: float  # size of a return-to-go
     env_id: str | None = None  # that the log names
-    env_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    env_kwargs: Mapping[str, Any] = field(default_factory=dict[str, Any])
     is_relabeled: bool = False  # learned values take the place of the logged returns-to-go
 
     @property
@@ -100,9 +101,9 @@ def undecided_keys(tree: Mapping[str, Any]) -> list[str]:
 def without_auto(tree: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """A configuration's plain values without those that say `auto`, and the keys of these."""
     rest: dict[str, Any] = {}
-    keys = []
+    keys: list[str] = []
     for name, value in tree.items():
-        inner = value if isinstance(value, Mapping) else {}
+        inner = _section(value)
         said = [f"{name}.{key}" for key, each in inner.items() if each == AUTO and f"{name}.{key}" in KEYS]
         if value == AUTO and name in KEYS:
             keys.append(name)
@@ -112,11 +113,16 @@ def without_auto(tree: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     return rest, keys
 
 
+def _section(value: Any) -> Mapping[str, Any]:
+    """The values of a section; none where a value is no section."""
+    return cast("Mapping[str, Any]", value) if isinstance(value, Mapping) else {}
+
+
 def _value(tree: Mapping[str, Any], key: str) -> Any:
     section, dot, name = key.rpartition(".")
-    values = (tree.get(section) or {}) if dot else tree
+    values = _section(tree.get(section)) if dot else tree
     absent = AUTO if key in DERIVED_WHEN_ABSENT else None
-    return values.get(name, absent) if isinstance(values, Mapping) else None
+    return values.get(name, absent)
 
 
 def derive(
@@ -155,7 +161,7 @@ def weighted_quantile(values: Float[ndarray, "E"], weights: Float[ndarray, "E"],
     """The smallest value up to which a share of the weights lies."""
     order = np.argsort(values, kind="stable")
     below = np.cumsum(weights[order])
-    return float(values[order][min(np.searchsorted(below, share * below[-1]), len(values) - 1)])
+    return float(values[order][min(bisect_left(below, share * below[-1]), len(values) - 1)])
 
 
 def _bounds(log: LogOutline, environment: EnvironmentFacts | None) -> Derived:
@@ -253,7 +259,7 @@ def _rounded(values: Sequence[float] | Float[ndarray, "N"], digits: int) -> list
 
 def _show(value: Any) -> str:
     if isinstance(value, list):
-        listed = [_show(each) for each in value]
+        listed = [_show(each) for each in cast("list[Any]", value)]
         if len(listed) > MAX_DISPLAYED:
             listed = [*listed[: MAX_DISPLAYED // 2], f"… {len(listed)} in all"]
         return f"[{', '.join(listed)}]"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 import pyarrow as pa
@@ -81,7 +81,7 @@ class EpisodeBlocks:
         """The steps of these episodes, in this order, of each of these columns."""
         lengths, owners = self.lengths[episodes], self.block_of[episodes]
         starts = np.cumsum(lengths) - lengths
-        rows = np.arange(lengths.sum()) + np.repeat(self._starts[episodes] - starts, lengths)
+        rows = cast("ndarray", np.arange(lengths.sum()) + np.repeat(self._starts[episodes] - starts, lengths))
         return [self._gather(name, rows, np.repeat(owners, lengths)) for name in names]
 
     def chunks(self, episodes: Int[ndarray, "C"]) -> list[Int[ndarray, "_"]]:
@@ -113,20 +113,21 @@ class EpisodeBlocks:
                 pa.default_memory_pool().release_unused()
 
     def _gather(self, name: str, rows: Int[ndarray, "N"], owners: Int[ndarray, "N"]) -> ndarray:
-        blocks = np.unique(owners)
-        first = getattr(self._blocks[blocks[0]] if len(blocks) else next(iter(self)), name)
-        if len(blocks) <= 1:
+        numbers: list[int] = np.unique(owners).tolist()
+        first: ndarray = getattr(self._blocks[numbers[0]] if numbers else next(iter(self)), name)
+        if len(numbers) <= 1:
             return first[rows]
         found = np.empty((len(rows), *first.shape[1:]), first.dtype)
-        for block in blocks:
+        for block in numbers:
             here = owners == block
             found[here] = getattr(self._blocks[block], name)[rows[here]]
         return found
 
     def _finals(self, episodes: Int[ndarray, "C"]) -> Float[ndarray, "C S"]:
         found = np.full((len(episodes), self.observation_dim), np.nan, np.float32)
-        for block in np.unique(self.block_of[episodes]):
-            here = self.block_of[episodes] == block
-            if (known := self._blocks[block].final_observations) is not None:
-                found[here] = known[self._places[episodes[here]]]
+        numbers: list[int] = np.unique(self.block_of[episodes]).tolist()
+        for number in numbers:
+            block, here = self._blocks[number], self.block_of[episodes] == number
+            if block is not None and block.final_observations is not None:
+                found[here] = block.final_observations[self._places[episodes[here]]]
         return found

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
 from jaxtyping import Float
@@ -30,14 +31,16 @@ class LinearCloning:
     @classmethod
     def fit(cls, parts: Iterable[TransitionDataset], normalizer: Normalizer) -> LinearCloning:
         """Ridge regression on the training episodes, gathered part by part."""
-        squares = products = np.zeros(())
+        squares: Any = 0.0
+        products: Any = 0.0
         for part in parts:
             inputs, actions = _inputs(part, normalizer), normalizer.normalize_actions(part.actions).astype(np.float64)
             squares, products = squares + inputs.T @ inputs, products + inputs.T @ actions
-        num = squares[-1, -1]
+        num: float = squares[-1, -1]
         penalty = RIDGE * num * np.eye(len(squares))
         penalty[-1, -1] = 0.0  # the offset is free
-        return cls(weights=np.linalg.solve(squares + penalty, products), mean=products[-1] / num)
+        weights = cast("ndarray", np.linalg.solve(squares + penalty, products))
+        return cls(weights=weights, mean=products[-1] / num)
 
     def predict(self, data: TransitionDataset, normalizer: Normalizer) -> Float[ndarray, "N A"]:
         return np.clip(_inputs(data, normalizer) @ self.weights, -1.0, 1.0)

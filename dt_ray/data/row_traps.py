@@ -5,6 +5,7 @@ Legend: N transitions, E episodes.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator
 
 import numpy as np
@@ -30,7 +31,7 @@ def _find_repeats(data: TransitionDataset) -> Iterator[str]:
     same = (rows[1:] == rows[:-1]).all(axis=1)
     same[data.ends[:-1] - 1] = False
     if len(steps := np.flatnonzero(same)):
-        episode = np.searchsorted(data.starts, steps[0], side="right") - 1
+        episode = bisect_right(data.starts, steps[0]) - 1
         yield (
             f"{len(steps)} row(s) repeat the one before, the first in episode {data.episode_ids[episode]} at step "
             f"{steps[0] + 1 - data.starts[episode]}: duplicates, unless nothing moved"

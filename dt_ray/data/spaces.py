@@ -97,23 +97,27 @@ def read_spaces(env_id: str, env_kwargs: Mapping[str, Any] | None = None) -> Spa
     finally:
         close_env(env)
     for kind, space in (("observations", observations), ("actions", actions)):
-        if (
-            not isinstance(space, gym.spaces.Box)
-            or len(space.shape) != 1
-            or not np.issubdtype(space.dtype, np.floating)
-        ):
+        if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1 or not _has_floats(space):
             raise UnsupportedSpaceError(
                 f"{env_id} has {kind} {space}; dt_ray trains on vector observations and continuous actions only "
                 f"(a 1-D Box of floats), no discrete actions and no images"
             )
-    assert isinstance(observations, gym.spaces.Box)
-    assert isinstance(actions, gym.spaces.Box)
+    bounds: Any = actions
     return SpaceSpec(
-        observation_dim=observations.shape[0],
-        action_dim=actions.shape[0],
-        action_low=tuple(actions.low.tolist()),
-        action_high=tuple(actions.high.tolist()),
+        observation_dim=_dimension(observations),
+        action_dim=_dimension(actions),
+        action_low=tuple(bounds.low.tolist()),
+        action_high=tuple(bounds.high.tolist()),
     )
+
+
+def _has_floats(space: Any) -> bool:
+    return space.dtype.kind == "f"
+
+
+def _dimension(space: gym.Space[Any]) -> int:
+    assert space.shape is not None
+    return space.shape[0]
 
 
 def spaces_of_log(observation_dim: int, action_dim: int) -> SpaceSpec:
@@ -132,9 +136,8 @@ def read_observation_bounds(
 ) -> tuple[Float[ndarray, "S"], Float[ndarray, "S"]]:
     """The lowest and highest observations that an environment says it can show; may be infinite."""
     env = make_env(env_id, env_kwargs)
-    space = env.observation_space
+    space: Any = env.observation_space
     close_env(env)
-    assert isinstance(space, gym.spaces.Box)
     return space.low, space.high
 
 

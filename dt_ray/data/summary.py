@@ -18,10 +18,10 @@ QUANTILES = (0, 0.1, 0.25, 0.5, 0.75, 0.9, 1)
 class DatasetSummary:
     """Counts, returns and ranges, gathered part by part."""
 
-    returns: list[ndarray] = field(default_factory=list)
-    lengths: list[ndarray] = field(default_factory=list)
+    returns: list[ndarray] = field(default_factory=list[ndarray])
+    lengths: list[ndarray] = field(default_factory=list[ndarray])
     num_terminated: int = 0
-    ranges: dict[str, ndarray] = field(default_factory=dict)  # by column, [lowest and highest, dimension]
+    ranges: dict[str, ndarray] = field(default_factory=dict[str, ndarray])  # by column, [lowest and highest, dimension]
 
     def add(self, data: TransitionDataset) -> None:
         """Counts these episodes too."""

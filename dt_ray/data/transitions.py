@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -44,11 +44,11 @@ class TransitionDataset:
 
     def __post_init__(self) -> None:
         num = len(self.rewards)
-        if self.starts is None and self.terminated is None and self.truncated is None:
+        missing = {name for name in ("starts", "terminated", "truncated", "episode_ids") if getattr(self, name) is None}
+        if {"starts", "terminated", "truncated"} <= missing:
             raise ValueError("episodes need boundaries: give starts, or terminated and truncated")
-        for name in ("terminated", "truncated"):
-            if getattr(self, name) is None:
-                object.__setattr__(self, name, np.zeros(num, dtype=bool))
+        for name in missing & {"terminated", "truncated"}:
+            object.__setattr__(self, name, np.zeros(num, dtype=bool))
         for name in ("observations", "actions", "terminated", "truncated"):
             rows = len(getattr(self, name))
             if rows != num:
@@ -56,12 +56,12 @@ class TransitionDataset:
         for name in ("observations", "actions"):
             if getattr(self, name).ndim != 2:
                 raise ValueError(f"{name} must be [steps, dimension], got shape {getattr(self, name).shape}")
-        if self.starts is None:
+        if "starts" in missing:
             ends = np.flatnonzero(self.terminated | self.truncated) + 1
             object.__setattr__(self, "starts", np.concatenate([[0], ends[ends < num]]).astype(np.int64)[: max(num, 0)])
         elif len(self.starts) and (self.starts[0] != 0 or (np.diff(self.starts) <= 0).any() or self.starts[-1] >= num):
             raise ValueError("starts must increase strictly from 0 and stay below the number of steps")
-        if self.episode_ids is None:
+        if "episode_ids" in missing:
             object.__setattr__(self, "episode_ids", np.arange(len(self.starts)))
 
     @property
@@ -105,7 +105,7 @@ class TransitionDataset:
         episodes = np.asarray(episodes, dtype=np.int64)
         lengths = self.lengths[episodes]
         starts = np.cumsum(lengths) - lengths
-        rows = np.arange(lengths.sum()) + np.repeat(self.starts[episodes] - starts, lengths)
+        rows = cast("ndarray", np.arange(lengths.sum()) + np.repeat(self.starts[episodes] - starts, lengths))
         return TransitionDataset(
             observations=self.observations[rows],
             actions=self.actions[rows],

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import repeat
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -87,8 +87,9 @@ def draw_mixed_anchors(
 ) -> Int[ndarray, "U B"]:
     """As `draw_anchors`, for datasets of these sizes one after the other: each with its share of the windows."""
     random = np.random.default_rng([seed, draw]).random((2, UPDATES_A_DRAW, batch_size))
-    edges = np.cumsum(shares) / np.sum(shares)
-    chosen = np.minimum(np.searchsorted(edges, random[0], side="right"), len(sizes) - 1)
+    edges = cast("ndarray", np.cumsum(shares) / np.sum(shares))
+    places = cast("ndarray", np.searchsorted(edges, random[0], side="right"))
+    chosen = np.minimum(places, len(sizes) - 1)
     return (np.cumsum(sizes) - sizes)[chosen] + (random[1] * sizes[chosen]).astype(np.int64)
 
 

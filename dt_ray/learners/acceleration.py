@@ -54,7 +54,7 @@ def accelerate(module: nn.Module, config: OptimConfig, device: torch.device | st
         compiler = os.environ.get("CXX", "g++")
         if kind == "cpu" and shutil.which(compiler) is None:
             raise ResourceError(f"optim.compile on a CPU needs a C++ compiler and there is no {compiler}; install one")
-        run = torch.compile(module)
+        run = torch.compile(module)  # pyright: ignore[reportUnknownMemberType]
     if config.precision != "bfloat16":
         return run
 

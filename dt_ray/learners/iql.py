@@ -45,7 +45,7 @@ class IQLLearner:
         rank: int = 0,
     ) -> None:
         self.config, self.spec, self.normalizer = config, spec, normalizer
-        torch.manual_seed(config.seed)
+        torch.manual_seed(config.seed)  # pyright: ignore[reportUnknownMemberType]
         self.model = ActorCriticModel(config.model, spec).to(device)
         # Values in rewards of the data's own units, times reward_scale: the temperature is relative to them.
         self.reward_scale = config.iql.reward_scale / normalizer.return_scale
@@ -123,7 +123,7 @@ class ObservationPolicy:
 
     @torch.inference_mode()
     def act(self) -> Float[ndarray, "N A"]:
-        observations = torch.from_numpy(self.normalizer.normalize_observations(self._observations))
+        observations = torch.as_tensor(self.normalizer.normalize_observations(self._observations))
         return self.normalizer.denormalize_actions(self.model.policy_mean(observations).numpy())
 
     def observe(

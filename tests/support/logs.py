@@ -93,7 +93,8 @@ def _parquet(columns: dict[str, Any], file: Path) -> Path:
 
 
 def _npz(columns: dict[str, Any], file: Path) -> Path:
-    np.savez(file.with_suffix(".npz"), **{name: np.asarray(values) for name, values in columns.items()})
+    arrays: dict[str, Any] = {name: np.asarray(values) for name, values in columns.items()}
+    np.savez(file.with_suffix(".npz"), **arrays)
     return file.with_suffix(".npz")
 
 

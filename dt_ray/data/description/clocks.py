@@ -6,7 +6,7 @@ Legend: E episodes of a file.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -73,30 +73,29 @@ def read_clock(file: DatasetFile, config: DataConfig) -> FileClock | None:
     num = len(rows)
     labels = [found.label(i) if found.labels.texts is not None else int(found.ids[i]) for i in range(len(found.starts))]
     last = np.append(found.starts[1:], num) - 1
-    facts = {
-        "path": file.path,
-        "labels": labels,
-        "are_logged": "episode_id" in names,
-        "num_ended": int(found.of(ends.ended)[last].sum()),
-    }
+    clock = FileClock(
+        path=file.path,
+        labels=labels,
+        are_logged="episode_id" in names,
+        num_ended=int(found.of(ends.ended)[last].sum()),
+    )
     if times is None:
-        return FileClock(**facts)
+        return clock
     (column,) = names["timestep"]
     seconds = _seconds(plain_array(rows[column]).type)
     ordered = found.of(times) * (seconds or 1.0)
+    clock = replace(clock, column=column, is_in_seconds=seconds is not None)
     intervals = np.diff(ordered)
     intervals[found.starts[1:] - 1] = np.nan
     inside = intervals[np.isfinite(intervals)]
     if not len(inside):
-        return FileClock(**facts, column=column, is_in_seconds=seconds is not None)
+        return clock
     usual = float(np.median(inside))
     long_ones = np.flatnonzero(np.nan_to_num(intervals) > GAP * max(usual, 0.0)) if usual > 0 else np.zeros(0, int)
     longest = long_ones[np.argsort(-intervals[long_ones], kind="stable")][:MAX_GAPS]
     quick, slow = np.quantile(inside, [0.05, 0.95])
-    return FileClock(
-        **facts,
-        column=column,
-        is_in_seconds=seconds is not None,
+    return replace(
+        clock,
         counts_steps=seconds is None and usual == 1 and bool((ordered == np.round(ordered)).all()),
         usual=usual,
         quick=float(quick),
@@ -149,11 +148,12 @@ def name_episodes(
     if are_logged and len(set(labels)) == len(labels):
         owner = dict(zip(labels, paths, strict=True))
         sorted_texts = sorted(each for each in labels if isinstance(each, str))
-        names = [sorted_texts[number] if len(sorted_texts) == len(labels) else int(number) for number in ids]
+        has_texts = len(sorted_texts) == len(labels)
+        names: list[int | str] = [sorted_texts[number] if has_texts else int(number) for number in ids]
         return [(f"{name}", owner.get(name)) for name in names]
     if len(files) == 1 or not are_logged:
         return [(f"{labels[number] if are_logged else number}", paths[number]) for number in ids]
-    found = []
+    found: list[tuple[str, str | None]] = []
     for number in ids:
         clock, within = known[int(number) >> FILE_BITS], int(number) & (2**FILE_BITS - 1)
         is_number = isinstance(clock.labels[0], int)

@@ -37,7 +37,7 @@ def column_names_of(data: TransitionDataset, columns: dict[str, str | None]) -> 
 class EqualColumns:
     """Which columns have had the same numbers at every step so far, part by part."""
 
-    groups: list[int] = field(default_factory=list)  # of each column; equal ones have the same
+    groups: list[int] = field(default_factory=list[int])  # of each column; equal ones have the same
 
     def add(self, data: TransitionDataset) -> None:
         columns = [*data.observations.T, *data.actions.T, data.rewards]
@@ -82,7 +82,7 @@ def action_rows(
     low, high = bounds if bounds is not None else (lowest, highest)
     actions = sampled_rows(features)[:, acted]
     limits = features.at_limit * (features.lengths / features.lengths.sum())[:, None]
-    rows = []
+    rows: list[Row] = []
     for i in range(features.action_dim):
         width = float(high[i] - low[i])
         margin = 1e-3 * width

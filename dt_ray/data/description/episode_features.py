@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Any, cast
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -141,7 +142,7 @@ class FeatureCollector:
 
     def add(self, data: TransitionDataset) -> None:
         """Looks at these episodes, at `MAX_STEPS` steps at once or at one episode."""
-        pieces = np.unique(data.starts // MAX_STEPS, return_index=True)[1]
+        pieces: list[int] = np.unique(data.starts // MAX_STEPS, return_index=True)[1].tolist()
         for begin, end in zip(pieces, [*pieces[1:], data.num_episodes], strict=True):
             piece = data if len(pieces) == 1 else data.select(np.arange(begin, end))
             self._parts.append(EpisodeFeatures.of(piece, num_sampled=self._num_sampled))
@@ -185,8 +186,9 @@ def _largest(
 def _hashes(columns: Float[ndarray, "N C"]) -> Int[ndarray, "N"]:
     """A number for each row that hardly another row has: a sum of its bits times random odd numbers, modulo 2^64."""
     bits = np.ascontiguousarray(columns, np.float32).view(np.uint32).astype(np.uint64)
-    factors = np.random.default_rng(0).integers(1, 2**63, size=bits.shape[1], dtype=np.uint64) | np.uint64(1)
-    mixed = (bits * factors).sum(axis=1, dtype=np.uint64)
+    drawn = cast("ndarray", np.random.default_rng(0).integers(1, 2**63, size=bits.shape[1], dtype=np.uint64))
+    products: Any = bits * (drawn | np.uint64(1))
+    mixed = products.sum(axis=1, dtype=np.uint64)
     return (mixed ^ (mixed >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9)
 
 

@@ -75,11 +75,11 @@ class LogDescriber:
     observation_bounds: tuple[ndarray, ndarray] | None = None
     features: FeatureCollector = field(default_factory=FeatureCollector)
     equal: EqualColumns = field(default_factory=EqualColumns)
-    names: list[str] = field(default_factory=list)
+    names: list[str] = field(default_factory=list[str])
     num_unended: int = 0
     log_facts: LogFacts | None = None
-    part_traps: list[str] = field(default_factory=list)
-    outside: dict[str, ndarray] = field(default_factory=dict)  # steps outside the bounds of --env, by kind
+    part_traps: list[str] = field(default_factory=list[str])
+    outside: dict[str, ndarray] = field(default_factory=dict[str, ndarray])  # steps outside of --env's bounds, by kind
 
     def add(self, part: TransitionDataset) -> None:
         """Looks at some episodes."""

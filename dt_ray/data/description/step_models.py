@@ -162,8 +162,8 @@ def _corrections(
     num = after.shape[1]
     for one in range(num):
         for other in range(one):
-            order = np.arange(num)
-            order[[one, other]] = other, one
+            order = list(range(num))
+            order[one], order[other] = other, one
             swapped = np.concatenate([before[:, :num][:, order], before[:, num:]], axis=1)
             yield f"{names[other]} and {names[one]} look swapped", (swapped, after[:, order])
         for times in (-1.0, *FACTORS, *(1 / factor for factor in FACTORS)):

@@ -11,14 +11,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 from jaxtyping import Bool, Int
 from numpy import ndarray
 
 from dt_ray.data.ranges import Ranges, find_range_traps
 from dt_ray.data.row_traps import find_row_traps
-from dt_ray.data.spaces import SpaceSpec, close_env, make_env
+from dt_ray.data.spaces import SpaceSpec, close_env, make_env, read_observation_bounds
 from dt_ray.data.transitions import TransitionDataset
 
 NUM_REPLAYED = 200  # transitions
@@ -167,7 +166,7 @@ def replay_errors(
     spread = data.observations.std(axis=0) + 1e-6
     env: Any = make_env(env_id, env_kwargs).unwrapped
     env.reset(seed=0)
-    errors = []
+    errors: list[float] = []
     for scale in scales:
         missed = [np.abs(_step(env, env_id, data, i, scale) - data.observations[i + 1]) / spread for i in steps]
         errors.append(float(np.max(missed, axis=1).mean()))
@@ -181,12 +180,9 @@ def _step(env: Any, env_id: str, data: TransitionDataset, step: int, scale: floa
 
 
 def _find_normalised(data: TransitionDataset, env_id: str, env_kwargs: Mapping[str, Any] | None) -> Iterator[str]:
-    env = make_env(env_id, env_kwargs)
-    space = env.observation_space
-    close_env(env)
-    assert isinstance(space, gym.spaces.Box)
-    margin = 1e-3 * np.where(np.isfinite(space.high - space.low), space.high - space.low, 0.0)
-    outside = ((data.observations < space.low - margin) | (data.observations > space.high + margin)).any(axis=1)
+    low, high = read_observation_bounds(env_id, env_kwargs)
+    margin = 1e-3 * np.where(np.isfinite(high - low), high - low, 0.0)
+    outside = ((data.observations < low - margin) | (data.observations > high + margin)).any(axis=1)
     mean, std = data.observations.mean(axis=0), data.observations.std(axis=0)
     if outside.any():
         yield f"{outside.sum()} observation(s) lie outside what {env_id} can show: normalised ones, perhaps"

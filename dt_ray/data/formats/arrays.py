@@ -37,7 +37,7 @@ def rows_of_parts(
     if not aligned:
         raise DataError(f"{source} is empty: there is no episode in it")
     names = dict.fromkeys(name for each in aligned for name in each)
-    columns = {}
+    columns: dict[str, ndarray] = {}
     for name in names:
         found = [_part_of(each, name, aligned, source=source) for each in aligned]
         shapes = sorted({values.shape[1:] for values in found})
@@ -89,7 +89,7 @@ def align(arrays: Arrays, config: DataConfig, *, source: str, time_limit: int | 
         plain = _unstack(plain, roles, rewards.shape[:2], time_limit, source=source)
     units = plain.pop(UNIT, None)
     num = len(plain[names["reward"][0]])
-    result = {}
+    result: dict[str, ndarray] = {}
     for column, values in plain.items():
         if roles[column] == "episode_start" and _are_places(values, num):
             marks = np.zeros(num, bool)

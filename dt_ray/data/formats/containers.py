@@ -44,7 +44,12 @@ def _read_parts(content: Any, config: DataConfig, *, source: str) -> Iterator[tu
     groups = [content] if _has_rewards(content, config) else list(_episode_groups(content, config))
     for group in groups or [content]:
         names: list[str] = []
-        group.visititems(lambda name, item: names.append(name) if isinstance(item, h5py.Dataset) else None)  # noqa: B023
+
+        def note(name: str, item: Any, names: list[str] = names) -> None:
+            if isinstance(item, h5py.Dataset):
+                names.append(name)
+
+        group.visititems(note)
         where = f"{source}, {group.name}" if groups and group is not content else source
         chosen = column_names(names, config.columns, source=where)
         wanted = {name for columns in chosen.values() for name in columns}
@@ -82,7 +87,7 @@ def read_npz(file: DatasetFile, config: DataConfig) -> pa.Table:
             else:
                 chosen = column_names(known, config.columns, source=file.path)
                 wanted = {name for columns in chosen.values() for name in columns}
-            named = {name: arrays[name] for name in known if name in wanted}
+            named: Arrays = {name: arrays[name] for name in known if name in wanted}
         except (DataError, OSError):
             raise
         except Exception as error:  # likewise

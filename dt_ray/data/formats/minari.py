@@ -37,18 +37,17 @@ def read_minari(file: DatasetFile) -> TransitionDataset:
         raise DataError(f"{file.path} is a Minari dataset: pip install 'dt-ray[formats]'") from None
     if not isinstance(file.filesystem, fs.LocalFileSystem):
         raise DataError(f"{file.dataset}: Minari datasets are read from a local disk; download it first")
-    episodes = []
+    episodes: list[TransitionDataset] = []
     try:
-        found = list(MinariDataset(Path(file.path) / "data").iterate_episodes())
+        found: list[Any] = list(MinariDataset(Path(file.path) / "data").iterate_episodes())
     except Exception as error:  # what its library raises depends on what is damaged or missing
         raise DataError(f"{file.path} is not a readable Minari dataset: {type(error).__name__}: {error}") from None
     for episode in found:
         num = len(episode.rewards)
-        if not isinstance(episode.observations, np.ndarray) or not isinstance(episode.actions, np.ndarray):
-            raise DataError(
-                f"{file.path}, episode {episode.id}: observations or actions are no vectors but "
-                f"{type(episode.observations).__name__} and {type(episode.actions).__name__}"
-            )
+        kinds: list[type] = [type(episode.observations), type(episode.actions)]
+        if not all(issubclass(kind, np.ndarray) for kind in kinds):
+            names = " and ".join(kind.__name__ for kind in kinds)
+            raise DataError(f"{file.path}, episode {episode.id}: observations or actions are no vectors but {names}")
         if len(episode.observations) != num + 1 or len(episode.actions) != num or not num:
             raise DataError(
                 f"{file.path}, episode {episode.id}: {len(episode.observations)} observations and "

@@ -45,7 +45,8 @@ def episode_schema(
 
 def read_metadata(schema: pa.Schema) -> dict[str, Any]:
     """What `episode_schema` wrote into the file; empty for other files."""
-    return json.loads((schema.metadata or {}).get(METADATA_KEY, b"{}"))
+    metadata: dict[bytes, bytes] = schema.metadata or {}
+    return json.loads(metadata.get(METADATA_KEY, b"{}"))
 
 
 def to_table(data: TransitionDataset, metadata: Mapping[str, Any] | None = None) -> pa.Table:
@@ -173,7 +174,7 @@ def vectors_of(column: pa.Array | pa.ChunkedArray, where: str) -> ndarray:
 
 def _parse_vectors(texts: Sequence[str], where: str) -> ndarray:
     """Vectors written as `[1, 2]`, `(1 2)` or `1 2`."""
-    rows = []
+    rows: list[list[float]] = []
     for row, text in enumerate(texts):
         try:
             rows.append([float(part) for part in text.translate(BRACKETS).replace(",", " ").split()])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -55,7 +55,7 @@ class DatasetFile:
         return {unquote(name): unquote(value) for name, _, value in (each.partition("=") for each in folders) if value}
 
     @contextmanager
-    def open(self) -> Iterator[pa.NativeFile]:
+    def open(self) -> Generator[pa.NativeFile]:
         """The file's bytes.
 
         Raises:
@@ -131,7 +131,8 @@ def _parts_of(file: DatasetFile) -> Iterator[DatasetFile]:
     except DataError:  # which whoever reads it says, or passes over
         yield file
         return
-    groups, size = [], 0
+    groups: list[int] = []
+    size = 0
     for index in range(metadata.num_row_groups):
         groups.append(index)
         size += metadata.row_group(index).total_byte_size

@@ -7,6 +7,7 @@ one process or over a cluster.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import NamedTuple
@@ -140,7 +141,7 @@ def cut_fragments(
     ended = terminated | truncated
     inside = np.setdiff1d(np.flatnonzero(ended), last)
     if len(inside):
-        at = int(np.searchsorted(starts, inside[0], side="right")) - 1
+        at = bisect_right(starts, inside[0]) - 1
         raise DataError(
             f"{source}, episode {found.label(at)}: it ends at step {inside[0] - starts[at]} of this file but goes on "
             f"with the same episode id"
@@ -228,7 +229,7 @@ def join_fragments(
     ended = data.terminated | data.truncated
     inside = np.setdiff1d(np.flatnonzero(ended), last)
     if len(inside):
-        at = int(np.searchsorted(starts, inside[0], side="right")) - 1
+        at = bisect_right(starts, inside[0]) - 1
         raise DataError(
             f"episode {label(at)} ends in one file and goes on in a later one; if each file has episodes of its own, "
             f"set data.episodes_across_files=false"

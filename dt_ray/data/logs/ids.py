@@ -68,7 +68,7 @@ def _read_id(column: pa.ChunkedArray | pa.Array, where: str) -> RowIds:
             return _as_texts(column.cast(pa.string()))
         return RowIds(values.astype(np.int64), None)
     if pa.types.is_floating(kind):
-        values = column.to_numpy(zero_copy_only=False).astype(np.float64)
+        values: Float[ndarray, "N"] = column.to_numpy(zero_copy_only=False).astype(np.float64)
         is_whole = np.isfinite(values) & (values == np.round(values)) & (np.abs(values) < 2**53)
         if not is_whole.all():
             raise DataError(f"{where} must be a whole number or a text at every step, found {values[~is_whole][0]}")

@@ -96,7 +96,7 @@ def _exact(name: str, available: Sequence[str]) -> str:
 
 
 def _find(ours: str, available: Sequence[str], source: str) -> tuple[str, ...]:
-    plain = {}
+    plain: dict[str, str] = {}  # names without case and blanks -> the file's
     for name in available:
         plain.setdefault(_plain(name), name)
     usual = (ours, *USUAL_NAMES[ours])

@@ -110,10 +110,10 @@ def _chains(
     files: Sequence[DatasetFile], looks: Sequence[FileEpisodes], across: bool | Literal["auto"]
 ) -> list[list[_Piece]]:
     """The pieces of each episode, in the order of its steps."""
-    pieces: dict[tuple, list[_Piece]] = {}
+    pieces: dict[tuple[int | None, int | str, int], list[_Piece]] = {}
     for at, look in enumerate(looks):
         for index, label in enumerate(look.labels):
-            key = (files[at].source, label) if look.are_logged else (None, at, index)
+            key = (files[at].source, label, 0) if look.are_logged else (None, at, index)
             pieces.setdefault(key, []).append(_Piece(at, index))
     global_ids = _are_global(files, looks) if across == "auto" else {}
     chains: list[list[_Piece]] = []
@@ -122,7 +122,7 @@ def _chains(
         if len(parts) == 1:
             chains.append(parts)
         else:
-            chains += _chain(parts, files, looks, across, global_ids.get(key[0], False), unsure)
+            chains += _chain(parts, files, looks, across, key[0] is not None and global_ids.get(key[0], False), unsure)
     if unsure:
         before, piece = unsure[0]
         log.warning(
@@ -203,7 +203,7 @@ def _chain_by_time(
     looks: Sequence[FileEpisodes],
 ) -> list[list[_Piece]]:
     """Pieces that count on from one another."""
-    order = np.argsort(first, kind="stable")
+    order: list[int] = np.argsort(first, kind="stable").tolist()
     if num.sum() == last.max() - first.min() + 1 and not (first == first[0]).all():
         return [[pieces[at] for at in order]]
     chains: list[list[int]] = []
@@ -215,7 +215,7 @@ def _chain_by_time(
         elif len(running) == 1:
             running[0].append(at)
         else:
-            piece, before = pieces[at], pieces[order[np.flatnonzero(order == at)[0] - 1]]
+            piece, before = pieces[at], pieces[order[order.index(at) - 1]]
             label = looks[piece.file].labels[piece.episode]
             if not running and before.file == piece.file:
                 chains.append([at])
@@ -280,7 +280,7 @@ def _are_global(files: Sequence[DatasetFile], looks: Sequence[FileEpisodes]) -> 
     result: dict[int, bool] = {}
     for source in {file.source for file in files}:
         own = [look for file, look in zip(files, looks, strict=True) if file.source == source]
-        seen: set = set()
+        seen: set[int | str] = set()
         fine = True
         for at, look in enumerate(own):
             labels = set(look.labels)

@@ -112,7 +112,7 @@ def read_blocks(
     if reader.joins:
         yield reader.join(pa.concat_tables([reader.read_to_join(index) for index in range(len(files))]))
         return
-    doubts = []
+    doubts: list[str | None] = []
     for index in range(len(files)):
         found = reader.read(index)
         doubts.append(found.doubt if reader.plans[index] is None else None)

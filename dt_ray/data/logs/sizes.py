@@ -10,6 +10,7 @@ import json
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -34,7 +35,8 @@ def decoded_size(files: Sequence[DatasetFile], config: DataConfig) -> int:
         DataError: a file can't be read.
     """
     number = min(len(files), MAX_FILES)
-    looked_at = [files[at] for at in np.linspace(0, len(files) - 1, number).astype(int)]
+    places: list[int] = np.linspace(0, len(files) - 1, number).astype(int).tolist()
+    looked_at = [files[at] for at in places]
     width = _step_width(looked_at[0], config)
     found = sum(_numbers_in(file, width) for file in looked_at) * FLOAT_BYTES
     if number == len(files):
@@ -91,7 +93,7 @@ def _in_npz(file: DatasetFile) -> float:
 
 
 def _members(stream: pa.NativeFile) -> list[tuple[int, ...]]:
-    shapes = []
+    shapes: list[tuple[int, ...]] = []
     with zipfile.ZipFile(stream) as archive:  # type: ignore[arg-type]
         for name in archive.namelist():
             with archive.open(name) as member:
@@ -110,7 +112,7 @@ def _in_hdf5(file: DatasetFile) -> float:
 
     found: list[float] = []
 
-    def count(name: str, node: object) -> None:
+    def count(name: str, node: Any) -> None:
         if isinstance(node, h5py.Dataset) and node.shape is not None:
             found.append(_in_array(node.shape))
 
