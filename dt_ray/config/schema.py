@@ -34,7 +34,7 @@ class CollectConfig:
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     path: str = ""  # a file or folder in a known format, its URI, or minari:ID
-    mix: dict[str, Annotated[float, Gt(0)]] = field(default_factory=dict)
+    mix: dict[str, Annotated[float, Gt(0)]] = field(default_factory=dict[str, float])
     # several datasets instead: path -> its share of the windows, whatever the shares add up to
     collect: CollectConfig | None = None
     format: str | None = None  # of `data.logs.files.FORMATS`; null: found out
@@ -43,7 +43,7 @@ class DataConfig:
     on_corrupt: Literal["stop", "skip"] = "stop"  # at a file that can't be trained on; skip: leave it out and count it
     out_of_bounds: Literal["stop", "clip"] = "stop"  # at actions past the environment's; clip: as it would itself
     action_bounds: ActionBounds = "environment"  # that a policy acts within; data: the log's range; [[low …], [high …]]
-    columns: dict[str, str | None] = field(default_factory=dict)  # our column name -> the log's, or none for null
+    columns: dict[str, str | None] = field(default_factory=dict[str, str | None])  # our name -> the log's; null: none
     episodes_across_files: Literal["auto", True, False] = "auto"  # one id in two files is one episode; auto: see docs
     time_limit: Annotated[int, Ge(1)] | None = None  # episodes that end at this step were cut, whatever the log says
     action_scale: Annotated[float, Gt(0)] = 1.0  # environment action = logged action * action_scale
@@ -165,8 +165,9 @@ class RunConfig:
 
     name: str | None = None  # of the run's folder; null: the configuration's name and the time
     env_id: str | None = None  # null: no simulator; a run is evaluated on held-out episodes of its log
-    env_kwargs: dict[str, Any] = field(default_factory=dict)  # arguments of the environment's constructor, by name
-    algorithm: str = "decision_transformer"
+    env_kwargs: dict[str, Any] = field(default_factory=dict[str, Any])  # arguments of its constructor, by name
+    algorithm: str = "decision_transformer"  # the name of a packaged one, or module:Class for a learner of your own
+    algorithm_settings: dict[str, Any] = field(default_factory=dict[str, Any])  # of a learner of your own, by name
     seed: Annotated[int, Ge(0)] = 0
     total_timesteps: Annotated[int, Ge(1)] = 5000  # gradient updates
     storage_path: str = "runs"  # a folder, or a URI that pyarrow's filesystems reach (s3://, gs://)

@@ -19,7 +19,6 @@ import ray
 import ray.tune
 import torch
 from pyarrow import fs
-from torch import Tensor, nn
 
 from dt_ray.config.schema import RunConfig
 from dt_ray.data.filesystems import reach
@@ -36,7 +35,7 @@ from dt_ray.runs.folder import RunFolder
 from dt_ray.runs.storage import Folder
 from dt_ray.sweeps.config import SweepConfig
 from dt_ray.sweeps.folder import SweepFolder
-from dt_ray.training.context import StopRequest, evaluate_here
+from dt_ray.training.context import StopRequest, TrainContext, evaluate_here
 from dt_ray.training.interrupts import StoppedEarlyError
 from dt_ray.training.loop import run_training
 from dt_ray.training.preparing import make_source
@@ -48,12 +47,8 @@ POLL_S = 0.5
 ENDS_WITHIN_S = 60  # what a trial that is ended early may take for its last checkpoint; Tune gives 2
 
 
-class TrialContext:
-    """A trial that trains in its own process: Tune is told of its evaluations, and may end it then."""
-
-    rank = 0
-    world_size = 1
-    evaluates_here = True
+class TrialContext(TrainContext):
+    """A trial of one worker in a process of Ray Tune's, which is told of evaluations and may end the trial then."""
 
     def __init__(self, config: RunConfig, sweep: SweepConfig, *, device: str) -> None:
         self.config, self.sweep, self.device = config, sweep, torch.device(device)
@@ -61,18 +56,6 @@ class TrialContext:
         self.is_ended = False
         self._taken_over: Folder | None = None
         self._reported = 0
-
-    def data_parallel(self, module: nn.Module) -> nn.Module:
-        return module
-
-    def sum(self, value: Tensor) -> Tensor:
-        return value
-
-    def gather(self, value: Any) -> list[Any]:
-        return [value]
-
-    def report(self, metrics: Mapping[str, float]) -> None:
-        pass  # Tune is told of evaluations, not of checkpoints
 
     def report_evaluation(self, report: EvaluationReport) -> None:
         """Tells Tune of an evaluation; the last one is reported by `train_trial`, as the trial's end."""

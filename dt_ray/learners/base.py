@@ -15,10 +15,11 @@ from jaxtyping import Float, Int
 from numpy import ndarray
 from torch import Tensor, nn
 
+from dt_ray.config.loading import decode_settings
 from dt_ray.config.schema import OptimConfig, PerceptronConfig, RunConfig
 from dt_ray.data.normalizer import Normalizer
 from dt_ray.data.spaces import SpaceSpec
-from dt_ray.errors import UserError
+from dt_ray.errors import ConfigError, UserError
 from dt_ray.losses import Metrics
 from dt_ray.models.batch import WindowBatch
 
@@ -31,6 +32,7 @@ class Declaration:
     returns: Literal["shown", "ignored", "rewards"] = "shown"
     # returns-to-go are shown to the model; or nobody looks at them; or they are taken apart into the rewards again
     sections: tuple[str, ...] = ()  # of the configuration, that it reads beside those that all learners share
+    settings: type[Any] | None = None  # a dataclass of settings of its own, whose values `algorithm_settings` gives
     needs_next_steps: bool = False  # it learns from a step and what came next: a log that never says that is refused
     counts_from_values: bool = False
     # data.return_source=value works: a learner of values is trained first, and its model has `values` by `model.values`
@@ -48,6 +50,25 @@ class Declaration:
         if self.window_length is not None and data.window_length is not None:
             steps = "single transitions" if self.window_length == 2 else f"windows of {self.window_length} steps"
             yield f"data.window_length: {name} trains on {steps}, got {data.window_length}"
+        yield from self._decode_settings(config)[1]
+
+    def read_settings(self, config: RunConfig) -> Any:
+        """The settings of the learner's own: an instance of `settings`, made of `algorithm_settings`.
+
+        Raises:
+            ConfigError: unknown names, wrong types and values out of range, all in one message.
+        """
+        settings, problems = self._decode_settings(config)
+        if problems:
+            raise ConfigError("\n  ".join([f"{len(problems)} problem(s) in the configuration:", *problems]))
+        return settings
+
+    def _decode_settings(self, config: RunConfig) -> tuple[Any, list[str]]:
+        given = config.algorithm_settings
+        if self.settings is not None:
+            return decode_settings(self.settings, given, section="algorithm_settings")
+        names = ", ".join(given)
+        return None, [f"algorithm_settings: {config.algorithm} has none of its own, got {names}"] if given else []
 
 
 class ValueFunction(NamedTuple):
@@ -158,10 +179,10 @@ class GradientSteps:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # pyright: ignore[reportUnknownMemberType]
         limit = math.inf if self.config.gradient_clip is None else self.config.gradient_clip
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), limit)
-        self.optimizer.step()
+        self.optimizer.step()  # pyright: ignore[reportUnknownMemberType]
         self.number += 1
         return {"gradient_norm": norm, "learning_rate": torch.tensor(learning_rate)}
 

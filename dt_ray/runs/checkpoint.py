@@ -45,6 +45,7 @@ class PolicyFacts:
     normalizer: dict[str, Any]
     evaluation: EvaluationConfig
     env_kwargs: dict[str, Any] = field(default_factory=dict)
+    algorithm_settings: dict[str, Any] = field(default_factory=dict)
     action_bounds: ActionBounds = "environment"  # where those of `spec` come from
 
 
@@ -85,6 +86,7 @@ def pack_checkpoint(learner: Learner, *, config: RunConfig, state: Mapping[str, 
         normalizer={key: np.asarray(value).tolist() for key, value in asdict(learner.normalizer).items()},
         evaluation=config.evaluation,
         env_kwargs=config.env_kwargs,
+        algorithm_settings=config.algorithm_settings,
         action_bounds=config.data.action_bounds,
     )
     weights = {name: value.detach().cpu().contiguous() for name, value in learner.model.state_dict().items()}
@@ -130,7 +132,11 @@ def load_policy(folder: Folder, evaluation: EvaluationConfig | None = None) -> t
     files = _verified_files(folder, "policy/")
     facts = _facts(folder, files["policy/policy.json"])
     config = RunConfig(
-        algorithm=facts.algorithm, env_id=facts.env_id, model=facts.model, evaluation=evaluation or facts.evaluation
+        algorithm=facts.algorithm,
+        algorithm_settings=facts.algorithm_settings,
+        env_id=facts.env_id,
+        model=facts.model,
+        evaluation=evaluation or facts.evaluation,
     )
     with _kept_random_state():
         learner = find_learner(facts.algorithm)(config, facts.spec, _normalizer(facts))

@@ -153,5 +153,5 @@ def value_of(config: RunConfig, key: str) -> Any:
     """What a configuration has under a dotted key, as a plain value."""
     node: Any = to_plain(config)
     for part in key.split("."):
-        node = node[part]
+        node = node.get(part) if key.startswith("algorithm_settings.") else node[part]
     return node

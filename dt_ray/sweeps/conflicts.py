@@ -19,7 +19,7 @@ MUTABLE_KEYS = ("optim.learning_rate", "optim.gradient_clip", "data.return_noise
 def axis_problem(key: str, kind: str, choices: Any) -> str | None:
     """Why a setting can't vary over these choices; None where it can."""
     known = dotted_keys(RunConfig)
-    if key not in known:
+    if key not in known and not key.startswith("algorithm_settings."):
         close = difflib.get_close_matches(key, known, n=1)
         return f"{key}: no such key" + (f"; did you mean {close[0]}?" if close else "")
     if key in ("name", "storage_path"):

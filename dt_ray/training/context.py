@@ -36,44 +36,46 @@ class StopRequest(enum.Enum):
 
 
 class TrainContext(Protocol):
-    """Where the loop runs: in this process, in a Ray Train worker or in a Tune trial."""
+    """Where the loop runs: in this process, in a Ray Train worker or in a Tune trial.
 
-    rank: int
-    world_size: int
+    What has a body here is that of a single worker, which contexts of one worker take over.
+    """
+
+    config: RunConfig
     device: torch.device
+    rank: int = 0
+    world_size: int = 1
 
     def data_parallel(self, module: nn.Module) -> nn.Module:
         """The module, its gradients averaged over the workers."""
-        ...
+        return module
 
     def sum(self, value: Tensor) -> Tensor:
         """The sum over the workers, on each of them."""
-        ...
+        return value
 
     def gather(self, value: Any) -> list[Any]:
-        """What each worker gives, by rank, on all of them; every worker must call it."""
-        ...
+        """The values of all workers, by rank, on each of them; every worker must call it."""
+        return [value]
 
     def report(self, metrics: Mapping[str, float]) -> None:
-        """Tells whoever runs the workers that a checkpoint is complete; every worker must call it."""
-        ...
+        """Called when a checkpoint is complete, for Ray Train; every worker must call it."""
 
     def report_evaluation(self, report: EvaluationReport) -> None:
-        """Tells whoever compares runs that an evaluation and its checkpoint are written; rank 0 calls it."""
-        ...
+        """Called by rank 0 when an evaluation and its checkpoint are written, for whoever compares runs."""
 
     def stop_request(self) -> StopRequest:
-        """What is asked of the workers now: the same on all of them, who call it after every update."""
+        """What the driver asks of the workers now: the same on all of them. They call it after every update."""
         ...
 
     def latest_checkpoint(self) -> Folder | None:
-        """Where to go on from: the same on all workers, who must all call it."""
-        ...
+        """The checkpoint to go on from, the same on all workers; every worker must call it."""
+        return RunFolder.of(self.config).latest_checkpoint()[0]
 
     @property
     def evaluates_here(self) -> bool:
         """Whether evaluations are played in this process."""
-        ...
+        return True
 
     def evaluate(
         self, policy: Policy, held_out: HeldOutEpisodes | None, *, step: int, again: bool = False
@@ -86,12 +88,8 @@ class TrainContext(Protocol):
         ...
 
 
-class LocalContext:
-    """One worker, in the calling process; evaluations hold up the training."""
-
-    rank = 0
-    world_size = 1
-    evaluates_here = True
+class LocalContext(TrainContext):
+    """One worker, in the calling process; the training waits for evaluations."""
 
     def __init__(self, config: RunConfig, *, device: torch.device | str = "cpu") -> None:
         self.config = config
@@ -104,24 +102,6 @@ class LocalContext:
 
     def stop_request(self) -> StopRequest:
         return self._request
-
-    def data_parallel(self, module: nn.Module) -> nn.Module:
-        return module
-
-    def sum(self, value: Tensor) -> Tensor:
-        return value
-
-    def gather(self, value: Any) -> list[Any]:
-        return [value]
-
-    def report(self, metrics: Mapping[str, float]) -> None:
-        pass  # nobody else is waiting
-
-    def report_evaluation(self, report: EvaluationReport) -> None:
-        pass  # nobody compares it with others
-
-    def latest_checkpoint(self) -> Folder | None:
-        return RunFolder.of(self.config).latest_checkpoint()[0]
 
     def evaluate(
         self, policy: Policy, held_out: HeldOutEpisodes | None, *, step: int, again: bool = False
