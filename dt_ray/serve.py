@@ -44,13 +44,13 @@ def main(arguments: Sequence[str]) -> None:
     from dt_ray.errors import UserError
     from dt_ray.learners.base import as_window_policy
     from dt_ray.runs.checkpoint import load_policy
-    from dt_ray.runs.folder import find_checkpoint
+    from dt_ray.runs.folder import checkpoint_at
     from dt_ray.runs.storage import Folder
 
     show_log()
     if importlib.util.find_spec("fastapi") is None or importlib.util.find_spec("grpc_reflection") is None:
         raise UserError('serving needs the extra serve: pip install "dt-ray[serve]"')
-    place = find_checkpoint(Folder.at(options.checkpoint))
+    place = checkpoint_at(Folder.at(options.checkpoint))
     as_window_policy(load_policy(place)[0])  # before anything starts
     from dt_ray.distributed.cluster import connection
     from dt_ray.distributed.serving import serve_policy

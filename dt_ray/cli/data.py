@@ -239,7 +239,7 @@ def describe(options: argparse.Namespace) -> None:
 
 
 def validate(options: argparse.Namespace) -> None:
-    from dt_ray.data.description.traps import LogFacts, find_log_traps, find_part_traps
+    from dt_ray.data.description.traps import LogFacts, log_traps, step_traps
     from dt_ray.data.ranges import constant_columns
     from dt_ray.data.spaces import read_spaces
     from dt_ray.errors import DataError
@@ -251,10 +251,10 @@ def validate(options: argparse.Namespace) -> None:
     with _parts(options, spec) as parts:
         for part in parts:
             facts = LogFacts.of(part) if facts is None else facts.joined(LogFacts.of(part))
-            part_traps = part_traps or list(find_part_traps(part, spec, options.env, env_kwargs))  # of the first file
+            part_traps = part_traps or list(step_traps(part, spec, options.env, env_kwargs))  # of the first file
     if facts is None:
         raise DataError(f"{options.path} is empty: there is no episode in it")
-    traps = [*find_log_traps(facts, spec, options.env, env_kwargs, columns), *part_traps]
+    traps = [*log_traps(facts, spec, options.env, env_kwargs, columns), *part_traps]
     num_steps = int(facts.lengths.sum())
     if num_steps > 1 and (constant := constant_columns(facts.ranges, columns)):
         print(f"note: the same at every step: {', '.join(constant)}")

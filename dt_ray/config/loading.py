@@ -19,7 +19,7 @@ from dt_ray.config.schema import (
     EvaluationConfig,
     ModelConfig,
     RunConfig,
-    find_conflicts,
+    conflicts_in,
 )
 from dt_ray.errors import ConfigError
 
@@ -133,7 +133,7 @@ def decode_config(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> R
             else:
                 problems.append(f"{location}: {problem['msg']}, got {problem['input']!r}")
     if config is not None:
-        problems += find_conflicts(config)
+        problems += conflicts_in(config)
     if problems:
         raise ConfigError(_listed(problems))
     assert config is not None

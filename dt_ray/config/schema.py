@@ -1,6 +1,6 @@
 """Every setting of a run, with its meaning, unit, default and range: one frozen tree.
 
-Plain data, decoded strictly from YAML and `section.key=value` by `config.loading`. `find_conflicts` holds the rules
+Plain data, decoded strictly from YAML and `section.key=value` by `config.loading`. `conflicts_in` holds the rules
 that span several fields; those of a single learner are its own (`learners.check_settings`).
 """
 
@@ -198,12 +198,12 @@ class RunConfig:
         return self.data.return_source == "value"
 
 
-def find_conflicts(config: RunConfig) -> Iterator[str]:
+def conflicts_in(config: RunConfig) -> Iterator[str]:
     """One line for each rule between fields that the configuration breaks."""
     if config.data.mix and config.data.residency == "streaming":
         yield "data.mix: windows are drawn by shares from resident data only, got data.residency=streaming"
-    yield from _find_value_conflicts(config)
-    yield from _find_environment_conflicts(config)
+    yield from _value_conflicts(config)
+    yield from _environment_conflicts(config)
     model, evaluation = config.model, config.evaluation
     if model.width % model.num_heads:
         yield f"model.num_heads: must divide model.width={model.width}, got {model.num_heads}"
@@ -251,7 +251,7 @@ def find_conflicts(config: RunConfig) -> Iterator[str]:
         yield f"name: the name of a folder, without '/' and not starting with '.', got {config.name!r}"
 
 
-def _find_environment_conflicts(config: RunConfig) -> Iterator[str]:
+def _environment_conflicts(config: RunConfig) -> Iterator[str]:
     if config.env_id is None:
         if config.data.collect is not None:
             yield "data.collect: episodes are collected in an environment; set env_id=ID, or data.collect=null"
@@ -261,7 +261,7 @@ def _find_environment_conflicts(config: RunConfig) -> Iterator[str]:
         yield f"evaluation.target_returns: what a policy is asked for in {config.env_id}; give at least one, or auto"
 
 
-def _find_value_conflicts(config: RunConfig) -> Iterator[str]:
+def _value_conflicts(config: RunConfig) -> Iterator[str]:
     data = config.data
     if not config.relabels:
         if data.values is not None:

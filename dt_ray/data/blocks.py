@@ -1,4 +1,4 @@
-"""Episodes that lie in several blocks, taken from them in any order: nothing is put together but what is asked for.
+"""Episodes of several datasets (blocks), taken in any order without joining the blocks.
 
 Legend: N transitions, E episodes of all blocks, C chosen episodes, B blocks.
 """
@@ -21,7 +21,7 @@ CHUNK_STEPS = 2**16  # of episodes that are taken at a time
 
 
 class EpisodeBlocks:
-    """The episodes of several datasets, numbered through; what each is like is known without its steps."""
+    """The episodes of several datasets, numbered from 0; lengths, returns and ends are kept apart from the steps."""
 
     def __init__(self, blocks: Iterable[TransitionDataset]) -> None:
         self._blocks: list[TransitionDataset | None] = [block for block in blocks if block.num_episodes]
@@ -58,7 +58,7 @@ class EpisodeBlocks:
         )
 
     def take_rewards(self, episodes: Int[ndarray, "C"]) -> TransitionDataset:
-        """These episodes with what returns are made of alone: observations and actions have no dimensions."""
+        """These episodes with only rewards and returns-to-go; observations and actions have 0 dimensions."""
         names = ["rewards", *(["returns_to_go"] if self.has_returns else [])]
         lengths = self.lengths[episodes]
         nothing = np.zeros((int(lengths.sum()), 0), np.float32)
@@ -70,7 +70,7 @@ class EpisodeBlocks:
         )
 
     def with_return_source(self, source: Literal["column", "rewards"] | None) -> EpisodeBlocks:
-        """The same with their logged returns-to-go, or without; None takes what is there.
+        """The same blocks with their logged returns-to-go, or without them; None leaves them as they are.
 
         Raises:
             DataError: there are none.
@@ -93,7 +93,7 @@ class EpisodeBlocks:
         return [episodes[begin:end] for begin, end in pairwise(edges)]
 
     def renumbered(self, episodes: Int[ndarray, "C"]) -> tuple[Int[ndarray, "_"], Int[ndarray, "B"]]:
-        """The blocks of these episodes, and by how much each block's episodes are renumbered without the others."""
+        """The blocks that hold these episodes, and how much smaller their episode numbers are without the others."""
         needed = np.unique(self.block_of[episodes])
         counts = np.bincount(self.block_of, minlength=len(self._blocks))
         left_out = counts.copy()
@@ -101,7 +101,7 @@ class EpisodeBlocks:
         return needed, np.cumsum(left_out) - left_out
 
     def consumed(self, chunks: Sequence[Int[ndarray, "_"]]) -> Iterator[TransitionDataset]:
-        """The episodes of each chunk, for the last time: a block is let go when no later chunk has episodes of it."""
+        """The episodes of each chunk; the memory of a block is freed when no later chunk needs it."""
         last = np.zeros(len(self._blocks), np.int64)
         for number, episodes in enumerate(chunks):
             last[self.block_of[episodes]] = number

@@ -1,4 +1,4 @@
-"""What a dataset holds, in a few lines: `describe`, and the card beside a dataset."""
+"""A short summary of a dataset, for `describe` and for the card beside a dataset."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class DatasetSummary:
             self.ranges[name] = np.stack([np.minimum(known[0], found[0]), np.maximum(known[1], found[1])])
 
     def rows(self) -> dict[str, str]:
-        """What to say of it, by name."""
+        """The facts in words, by name."""
         returns, lengths = np.concatenate(self.returns), np.concatenate(self.lengths)
         (lowest,), (highest,) = self.ranges["rewards"]
         rows = {

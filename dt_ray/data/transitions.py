@@ -16,7 +16,7 @@ from numpy import ndarray
 from dt_ray.data.returns import Tail, returns_to_go
 from dt_ray.errors import DataError
 
-SOURCE_BITS = 56  # of an episode id; those above say which of several datasets it is from
+SOURCE_BITS = 56  # the bits of an episode id above these are the number of its dataset, where several are mixed
 STEP_FIELDS = ("observations", "actions", "rewards", "terminated", "truncated")
 
 
@@ -38,8 +38,8 @@ class TransitionDataset:
     truncated: Bool[ndarray, "N"] = field(default=None)  # type: ignore[assignment]
     starts: Int[ndarray, "E"] = field(default=None)  # type: ignore[assignment]
     episode_ids: Int[ndarray, "E"] = field(default=None)  # type: ignore[assignment]
-    returns_to_go: Float[ndarray, "N"] | None = None  # as logged, where the rewards aren't what they are made of
-    first_timesteps: Int[ndarray, "E"] | None = None  # of pieces of episodes; None: they are whole and start at 0
+    returns_to_go: Float[ndarray, "N"] | None = None  # as logged; None: they are summed from the rewards
+    first_timesteps: Int[ndarray, "E"] | None = None  # where pieces of episodes begin; None: all episodes are whole
     final_observations: Float[ndarray, "E S"] | None = None  # after each last step; NaN where it was not logged
 
     def __post_init__(self) -> None:
@@ -120,7 +120,7 @@ class TransitionDataset:
         )
 
     def pieces(self, length: int) -> Iterator[TransitionDataset]:
-        """One after the other the runs of `length` steps that its one episode is cut into, with its returns-to-go."""
+        """Cuts its only episode into pieces of `length` steps, which keep their returns-to-go and timesteps."""
         assert self.num_episodes == 1
         assert self.returns_to_go is not None
         for begin in range(0, self.num_transitions, length):
@@ -135,7 +135,7 @@ class TransitionDataset:
             )
 
     def with_time_limit(self, limit: int | None) -> TransitionDataset:
-        """Episodes that end at step `limit` were cut there, whatever the log says: many logs call that a terminal."""
+        """Marks episodes of `limit` steps as truncated, whatever the log says: many mark a time limit as terminal."""
         if limit is None:
             return self
         cut = self.ends[self.lengths == limit] - 1
@@ -200,7 +200,7 @@ class TransitionDataset:
         return TransitionDataset(**kept, starts=(np.cumsum(lengths) - lengths)[remain])
 
     def with_return_source(self, source: Literal["column", "rewards"] | None) -> TransitionDataset:
-        """The same with its logged returns-to-go, or without; None takes what is there.
+        """The same with its logged returns-to-go, or without them; None leaves them as they are.
 
         Raises:
             DataError: there are none.

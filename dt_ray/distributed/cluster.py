@@ -22,7 +22,7 @@ from dt_ray.distributed.resources import (
     plan_trials,
     worker_bundles,
 )
-from dt_ray.distributed.room import Cluster, find_room
+from dt_ray.distributed.room import Cluster, wait_for_room
 from dt_ray.distributed.usage import cluster_nodes, describe_free
 from dt_ray.errors import UserError
 
@@ -102,7 +102,7 @@ def plan_on_cluster(config: RunConfig) -> ResourcePlan:
     """
 
     scaling = config.scaling
-    found = find_room(
+    found = wait_for_room(
         lambda nodes: plan_resources(config, nodes),
         is_fair=lambda wanted, less: less.cpus_per_worker >= min(1.0, wanted.cpus_per_worker),
         cluster=Cluster(),
@@ -119,7 +119,7 @@ def plan_trials_on_cluster(scaling: ScalingConfig, *, wanted: int) -> TrialPlan:
         ResourceError: as `plan_on_cluster`.
     """
 
-    found = find_room(
+    found = wait_for_room(
         lambda nodes: plan_trials(scaling, nodes, wanted=wanted),
         is_fair=lambda wanted, less: True,
         cluster=Cluster(),

@@ -19,7 +19,7 @@ from dt_ray.data.logs.files import DatasetFile
 from dt_ray.data.logs.looks import FileShape, look_into, read_shape_of
 from dt_ray.data.logs.outline import outline_rows
 from dt_ray.data.logs.plan import FileEpisodes
-from dt_ray.data.logs.reading import EpisodeReader, find_fault_in, warn_of
+from dt_ray.data.logs.reading import EpisodeReader, fault_in_file, warn_of
 from dt_ray.data.logs.sources import read_episode_ids, sound_files
 from dt_ray.data.spaces import SpaceSpec, read_spaces
 from dt_ray.data.transitions import chosen_episodes, held_out_episodes
@@ -142,7 +142,7 @@ def sound_files_on_ray(config: DataConfig, spec: SpaceSpec | None) -> tuple[list
     """`sound_files`, looked for by tasks."""
     files, num_skipped = sound_files(
         config,
-        lambda files: ray.get([_find_fault.remote(file, config, spec) for file in files]),
+        lambda files: ray.get([_fault_in_file.remote(file, config, spec) for file in files]),
         lambda files: ray.get([_episode_ids.remote(file) for file in files]),
     )
     doubtful = len(files) == 1 or not is_flat(files[0], config)  # of others their plan knows
@@ -157,8 +157,8 @@ def _episode_returns(table: pa.Table) -> pa.Table:
 
 
 @ray.remote
-def _find_fault(file: DatasetFile, config: DataConfig, spec: SpaceSpec | None) -> str | None:
-    return find_fault_in(file, config, spec)
+def _fault_in_file(file: DatasetFile, config: DataConfig, spec: SpaceSpec | None) -> str | None:
+    return fault_in_file(file, config, spec)
 
 
 @ray.remote

@@ -41,7 +41,7 @@ class Room(Generic[T]):
     note: str | None = None
 
 
-def find_room(
+def wait_for_room(
     plan: Callable[[Sequence[Node]], T],
     *,
     is_fair: Callable[[T, T], bool],

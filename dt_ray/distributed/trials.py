@@ -29,7 +29,7 @@ from dt_ray.distributed.resources import ResourcePlan
 from dt_ray.distributed.training import train_on_ray
 from dt_ray.errors import StorageError, UserError
 from dt_ray.learners import Policy, check_settings, declaration_of, return_source_of
-from dt_ray.runs.checkpoint import find_fault, read_facts
+from dt_ray.runs.checkpoint import checkpoint_fault, read_facts
 from dt_ray.runs.evaluation_report import EvaluationReport
 from dt_ray.runs.folder import RunFolder
 from dt_ray.runs.storage import Folder
@@ -110,7 +110,7 @@ def copy_checkpoint(checkpoint: Folder, target: str) -> str | None:
     filesystem, path = reach(checkpoint.uri)
     with suppress(FileNotFoundError):  # pruned meanwhile
         fs.copy_files(path, target, source_filesystem=filesystem, destination_filesystem=fs.LocalFileSystem())
-    return find_fault(Folder(target))
+    return checkpoint_fault(Folder(target))
 
 
 def local_copy(checkpoint: ray.tune.Checkpoint, target: str) -> Folder:

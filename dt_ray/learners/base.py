@@ -38,7 +38,7 @@ class Declaration:
     # data.return_source=value works: a learner of values is trained first, and its model has `values` by `model.values`
     gives_values: bool = False  # it is a learner of values: it has `value_function()`
 
-    def find_conflicts(self, config: RunConfig) -> Iterator[str]:
+    def conflicts_in(self, config: RunConfig) -> Iterator[str]:
         """One line for each setting that does not go with this learner."""
         name, data = config.algorithm, config.data
         if self.returns == "rewards" and (data.return_source in ("column", "value") or data.return_noise):

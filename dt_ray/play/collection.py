@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from dt_ray.config.modules import allow_modules, allowed_modules
 from dt_ray.config.schema import NUM_EVALUATION_SEEDS
 from dt_ray.data.logs.episodes import from_table, to_table
-from dt_ray.data.spaces import SpaceSpec, find_misfit, read_spaces
+from dt_ray.data.spaces import SpaceSpec, misfit_of, read_spaces
 from dt_ray.data.summary import DatasetSummary
 from dt_ray.environments.batched import try_environment
 from dt_ray.environments.behaviors import NAMES, make_behavior
@@ -25,7 +25,7 @@ from dt_ray.errors import DataError, UserError
 from dt_ray.learners import Policy
 from dt_ray.play.rollout import join_rollouts, rollout
 from dt_ray.runs.checkpoint import load_policy
-from dt_ray.runs.folder import find_checkpoint
+from dt_ray.runs.folder import checkpoint_at
 from dt_ray.runs.storage import Folder
 
 EPISODES_PER_FILE = 100
@@ -93,8 +93,8 @@ class CollectionPlan:
                 )
             return make_behavior(self.behavior, self.env_id, spec, seeds=seeds), 0.0
         allow_modules(*self.modules)
-        policy, facts = load_policy(find_checkpoint(place))
-        if (misfit := find_misfit(facts.spec, facts.action_bounds, spec)) is not None:
+        policy, facts = load_policy(checkpoint_at(place))
+        if (misfit := misfit_of(facts.spec, facts.action_bounds, spec)) is not None:
             raise UserError(
                 f"{self.behavior} acts in {facts.env_id}, whose spaces are not those of {self.env_id}: {misfit}"
             )

@@ -36,7 +36,7 @@ from dt_ray.reports.records import (
     time_rows,
 )
 from dt_ray.runs.checkpoint import PolicyFacts, load_policy
-from dt_ray.runs.folder import find_checkpoint
+from dt_ray.runs.folder import checkpoint_at
 from dt_ray.runs.storage import Folder
 from dt_ray.sweeps.config import SweepConfig
 from dt_ray.sweeps.folder import SweepFolder
@@ -201,7 +201,7 @@ def _add_episodes(report: Report, run: RunRecord, *, video: bool) -> None:
         return
     torch.set_num_threads(1)
     try:
-        policy, facts = load_policy(find_checkpoint(run.folder.folder), config.evaluation)
+        policy, facts = load_policy(checkpoint_at(run.folder.folder), config.evaluation)
     except RunError as error:
         if video:
             raise

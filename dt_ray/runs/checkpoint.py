@@ -24,7 +24,7 @@ from dt_ray.config.schema import ActionBounds, EvaluationConfig, ModelConfig, Op
 from dt_ray.data.normalizer import Normalizer
 from dt_ray.data.spaces import SpaceSpec
 from dt_ray.errors import RunError, StorageError
-from dt_ray.learners import Learner, Policy, find_learner
+from dt_ray.learners import Learner, Policy, learner_class
 from dt_ray.runs.storage import Folder
 
 FORMAT_VERSION = 1
@@ -139,7 +139,7 @@ def load_policy(folder: Folder, evaluation: EvaluationConfig | None = None) -> t
         evaluation=evaluation or facts.evaluation,
     )
     with _kept_random_state():
-        learner = find_learner(facts.algorithm)(config, facts.spec, _normalizer(facts))
+        learner = learner_class(facts.algorithm)(config, facts.spec, _normalizer(facts))
         _load_weights(learner, folder, files["policy/model.safetensors"])
         return learner.policy(), facts
 
@@ -158,7 +158,7 @@ def load_learner(folder: Folder, *, optim: OptimConfig | None = None) -> tuple[L
     check_names(config.named_code, source=f"{folder}/training/state.json")
     config = replace(config, optim=optim or config.optim)
     with _kept_random_state():
-        learner = find_learner(facts.algorithm)(config, facts.spec, _normalizer(facts))
+        learner = learner_class(facts.algorithm)(config, facts.spec, _normalizer(facts))
         restore_learner(folder, learner)
     return learner, config
 
@@ -192,7 +192,7 @@ def restore_learner(folder: Folder, learner: Learner) -> dict[str, Any]:
     return json.loads(files["training/state.json"])
 
 
-def find_fault(folder: Folder) -> str | None:
+def checkpoint_fault(folder: Folder) -> str | None:
     """What is wrong with a checkpoint: no manifest, or the first file that isn't what the manifest says.
 
     Raises:

@@ -17,7 +17,7 @@ from pyarrow import fs
 from dt_ray.config.loading import decode_config, parse_yaml, to_yaml
 from dt_ray.config.schema import RunConfig
 from dt_ray.errors import ConfigError, RunError
-from dt_ray.runs.checkpoint import checkpoint_name, find_fault
+from dt_ray.runs.checkpoint import checkpoint_fault, checkpoint_name
 from dt_ray.runs.evaluation_report import EvaluationReport, best_of
 from dt_ray.runs.lease import Lease, check_new, clear
 from dt_ray.runs.storage import Folder, Stamp
@@ -101,7 +101,7 @@ class RunFolder:
         """The newest checkpoint that is complete and undamaged, and the faults of newer ones passed over."""
         faults = []
         for step in reversed(self.checkpoint_steps()):
-            if (fault := find_fault(self.checkpoint(step))) is None:
+            if (fault := checkpoint_fault(self.checkpoint(step))) is None:
                 return self.checkpoint(step), faults
             faults.append(fault)
         return None, faults
@@ -129,7 +129,7 @@ class RunFolder:
     def _is_sound(self, step: int) -> bool:
         """Whether a checkpoint is complete and undamaged; one that is as it was when it was read is not read again."""
         stamps = self.checkpoint(step).stamps(recursive=True)
-        if self._sound.get(step) != stamps and find_fault(self.checkpoint(step)) is None:
+        if self._sound.get(step) != stamps and checkpoint_fault(self.checkpoint(step)) is None:
             self._sound[step] = stamps
         return self._sound.get(step) == stamps
 
@@ -239,7 +239,7 @@ def _version(package: str) -> str | None:
     return None
 
 
-def find_checkpoint(place: Folder) -> Folder:
+def checkpoint_at(place: Folder) -> Folder:
     """The checkpoint meant by a run's folder (its newest complete one) or by a checkpoint's own.
 
     Raises:
@@ -270,4 +270,4 @@ def with_values_checkpoint(config: RunConfig) -> RunConfig:
             f"data.values: there is no run at {config.data.values}; give the folder of a run or checkpoint of iql, "
             f"which `python -m dt_ray.train --config iql/pendulum_values`, for one, makes"
         )
-    return replace(config, data=replace(config.data, values=str(find_checkpoint(place))))
+    return replace(config, data=replace(config.data, values=str(checkpoint_at(place))))

@@ -19,9 +19,9 @@ from dt_ray.config.schema import RunConfig
 from dt_ray.data.blocks import EpisodeBlocks
 from dt_ray.data.held_out import HeldOutEpisodes, LinearCloning, replayed_part
 from dt_ray.data.normalizer import Normalizer, mean_and_std
-from dt_ray.data.ranges import Ranges, find_range_traps
+from dt_ray.data.ranges import Ranges, range_traps
 from dt_ray.data.returns import Tail, bounds_by_timestep, find_tails
-from dt_ray.data.row_traps import find_other_returns
+from dt_ray.data.row_traps import return_traps
 from dt_ray.data.spaces import SpaceSpec, with_data_bounds
 from dt_ray.data.transitions import (
     SOURCE_BITS,
@@ -126,7 +126,7 @@ def plan_layout(blocks: EpisodeBlocks, spec: SpaceSpec, config: RunConfig) -> tu
     if declared.returns == "shown" and settings.return_source is None and blocks.has_returns:
         looked_at = int(np.searchsorted(np.cumsum(blocks.lengths), MAX_LOOKED_AT)) + 1
         first = blocks.take(np.arange(min(looked_at, blocks.num_episodes)))
-        notes = tuple(find_other_returns(first, discount=settings.discount))
+        notes = tuple(return_traps(first, discount=settings.discount))
     chosen = chosen_episodes(
         blocks.episode_ids,
         blocks.episode_returns,
@@ -146,7 +146,7 @@ def plan_layout(blocks: EpisodeBlocks, spec: SpaceSpec, config: RunConfig) -> tu
     normalizer = _fit(blocks, train, spec, config)
     lengths = blocks.lengths[train]
     num_known = int(lengths.sum() - (blocks.endings[train] == HIDDEN).sum())
-    notes = find_notes(ranges, spec, config, num_known=num_known, num_transitions=int(lengths.sum())) + notes
+    notes = notes_on_data(ranges, spec, config, num_known=num_known, num_transitions=int(lengths.sum())) + notes
     values, length = None, window_length_of(config)
     if learned is not None:
         values = learned.inside(normalizer, blocks.take(train), length=length, discount=settings.discount)
@@ -239,7 +239,7 @@ def _find_tails(
     return [*reversed(find_tails((part.rewards * scale, part.starts) for part in parts))]
 
 
-def find_notes(
+def notes_on_data(
     ranges: Ranges, spec: SpaceSpec, config: RunConfig, *, num_known: int, num_transitions: int
 ) -> tuple[str, ...]:
     """What a run should say of its data before it trains: a line each.
@@ -249,7 +249,7 @@ def find_notes(
     Raises:
         DataError: nothing would be trained.
     """
-    notes = list(find_range_traps(ranges, spec, config.data.columns))
+    notes = list(range_traps(ranges, spec, config.data.columns))
     if declaration_of(config).needs_next_steps and num_known < num_transitions:
         hidden = (
             f"{config.algorithm} learns values from a step and what came next, and of {num_transitions - num_known} of "

@@ -19,7 +19,7 @@ from dt_ray.config.schema import RunConfig
 from dt_ray.errors import DivergedError, UserError
 from dt_ray.learners import Learner
 from dt_ray.losses import Metrics
-from dt_ray.runs.checkpoint import find_fault, load_policy, pack_checkpoint, write_checkpoint
+from dt_ray.runs.checkpoint import checkpoint_fault, load_policy, pack_checkpoint, write_checkpoint
 from dt_ray.runs.evaluation_report import EvaluationReport
 from dt_ray.runs.folder import RunFolder
 from dt_ray.runs.metrics import MetricsLog
@@ -169,7 +169,7 @@ class Recorder:
         for step in self.run.checkpoint_steps():
             checkpoint = self.run.checkpoint(step)
             is_undone = step <= self.learner.step and is_due(step) and not self.run.has_evaluation(step)
-            if is_undone and find_fault(checkpoint) is None:
+            if is_undone and checkpoint_fault(checkpoint) is None:
                 policy, _ = load_policy(checkpoint, self.config.evaluation)
                 self.evaluations[step] = self.context.evaluate(policy, self.source.held_out, step=step, again=True)
 

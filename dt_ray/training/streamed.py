@@ -27,7 +27,7 @@ from dt_ray.data.transitions import TransitionDataset, chosen_episodes, held_out
 from dt_ray.data.windows import WindowTable
 from dt_ray.errors import DataError
 from dt_ray.learners import return_source_of, window_length_of
-from dt_ray.training.layout import check_length, find_notes, hold_out
+from dt_ray.training.layout import check_length, hold_out, notes_on_data
 
 VALIDATION_SHARE = 1 / 12  # of a node's memory
 
@@ -130,7 +130,7 @@ class StreamingData:
                 normalizer, discount=settings.discount, to_go_bounds=join_bounds(for_each(find, train_files))
             )
         num_known = int((lengths[train] - 1 + statistics["is_end_known"].to_numpy()[train]).sum())
-        notes = find_notes(ranges, spec, config, num_known=num_known, num_transitions=int(lengths[train].sum()))
+        notes = notes_on_data(ranges, spec, config, num_known=num_known, num_transitions=int(lengths[train].sum()))
         most = capacity_of(config, spec, share=VALIDATION_SHARE)
         shown, fitted = (_first_within(episodes, lengths, most) for episodes in (chosen[are_held_out], train))
         held_out = list(read_chosen(_files_at(files, places[shown]), ids[shown], config, spec))

@@ -34,7 +34,7 @@ from dt_ray.jobs.training import resume_run, resumed_config, start_run
 from dt_ray.play.collection import CollectionPlan, collect_here
 from dt_ray.play.evaluation import evaluate
 from dt_ray.runs.checkpoint import load_learner
-from dt_ray.runs.folder import RunFolder, find_checkpoint
+from dt_ray.runs.folder import RunFolder, checkpoint_at
 from dt_ray.runs.storage import Folder
 from dt_ray.training.resident import ResidentData
 
@@ -157,7 +157,7 @@ def test_workers_stream_files_of_their_own(tiny_config: RunConfig, tmp_path: Pat
     settings = replace(tiny_config.data, path=str(tmp_path / "data"), residency="streaming", memory_mb=1, discount=0.9)
     result = start_run(with_workers(tiny_config, 2, data=settings))
     assert result.summary["status"] == "finished"
-    units = load_learner(find_checkpoint(Folder.at(result.run)))[0].normalizer
+    units = load_learner(checkpoint_at(Folder.at(result.run)))[0].normalizer
     _, _, expected = split_and_fit(data, pendulum_spec, replace(tiny_config, data=settings))
     np.testing.assert_array_equal(units.to_go_bounds, expected.to_go_bounds)
 

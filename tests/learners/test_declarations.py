@@ -27,7 +27,7 @@ from dt_ray.learners.decision_transformer import DecisionTransformerLearner
 from dt_ray.learners.iql import IQLLearner
 from dt_ray.play.sessions import Sessions
 from dt_ray.runs.checkpoint import load_learner, load_policy
-from dt_ray.runs.folder import find_checkpoint
+from dt_ray.runs.folder import checkpoint_at
 from dt_ray.runs.storage import Folder
 from dt_ray.sweeps.config import configure
 from dt_ray.sweeps.loading import decode_sweep
@@ -148,7 +148,7 @@ def test_settings_of_ones_own_are_checked_like_all_others(
 
 def test_settings_of_ones_own_are_in_the_checkpoint(tiny_config: RunConfig) -> None:
     config = replace(configured(tiny_config, WithSettings), algorithm_settings={"slope": 3.0})
-    checkpoint = find_checkpoint(Folder.at(start_run(config).run))
+    checkpoint = checkpoint_at(Folder.at(start_run(config).run))
     policy, facts = load_policy(checkpoint)
     assert facts.algorithm_settings == {"slope": 3.0}
     assert len(policy.model.slope) == 3  # type: ignore[attr-defined]
@@ -171,7 +171,7 @@ def test_values_may_come_from_a_learner_of_ones_own(tiny_config: RunConfig) -> N
 @pytest.mark.slow
 @pytest.mark.parametrize("learner", [OwnValues, OwnTransformer])
 def test_what_a_learner_of_ones_own_learned_is_exported_and_served(tiny_config: RunConfig, learner: type) -> None:
-    policy, facts = load_policy(find_checkpoint(Folder.at(start_run(configured(tiny_config, learner)).run)))
+    policy, facts = load_policy(checkpoint_at(Folder.at(start_run(configured(tiny_config, learner)).run)))
     act = load_exported(export_policy(policy, "torch", {}), "torch")
     assert largest_difference(act, policy, "Pendulum-v1", target_return=-100.0, seed=3, max_timesteps=20) < 1e-5
     sessions = Sessions(policy, facts.spec)

@@ -1,4 +1,4 @@
-"""The facts about a log that `describe` and `validate` report: columns, clocks, outliers, and what looks wrong.
+"""Facts about a log, which `describe` and `validate` report: columns, clocks, outliers and traps.
 
 Nothing here changes what is trained on.
 """

@@ -1,4 +1,4 @@
-"""When the steps of a log were taken, by the column that says so, and what its files call their episodes.
+"""The times of a log's steps, and the ids that its files give to their episodes.
 
 Legend: E episodes of a file.
 """
@@ -23,8 +23,8 @@ from dt_ray.data.logs.flat import find_episodes
 from dt_ray.data.logs.names import SIGNALS
 from dt_ray.data.logs.numbering import FILE_BITS
 
-GAP = 3.0  # times the usual interval of the file: a longer one is a gap
-MAX_GAPS = 50  # of a file that are kept, the longest
+GAP = 3.0  # an interval that is so many times longer than the usual one of its file is a gap
+MAX_GAPS = 50  # kept of a file: the longest ones
 UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}  # seconds
 
 
@@ -34,22 +34,22 @@ class Gap:
 
     path: str
     episode: str  # as it is logged
-    step: int  # of the episode in this file, after which it is
+    step: int  # the step before it, counted within the episode in this file
     interval: float
     usual: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class FileClock:
-    """What a file's columns of ids and times say; times are in seconds where the column is known to count them."""
+    """Facts from a file's columns of ids and times; times are in seconds where the column's type says so."""
 
     path: str
     labels: Sequence[int | str]  # of its episodes
-    are_logged: bool  # the labels; else they are counted
-    num_ended: int | None = None  # episodes with a logged end of any kind; None: the episodes themselves say it
+    are_logged: bool  # the labels; otherwise they are numbers from 0
+    num_ended: int | None = None  # episodes with a logged end of any kind; None: not read here
     column: str | None = None  # None: no times
     is_in_seconds: bool = False
-    counts_steps: bool = False  # an index and no clock
+    counts_steps: bool = False  # the column counts steps and is no clock
     usual: float = np.nan  # interval between steps
     quick: float = np.nan  # a twentieth of the intervals are shorter
     slow: float = np.nan  # a twentieth are longer
@@ -58,7 +58,7 @@ class FileClock:
 
 
 def read_clock(file: DatasetFile, config: DataConfig) -> FileClock | None:
-    """Reads the columns of ids, times and ends of one file; None: its episodes have neither.
+    """Reads the columns of ids, times and ends of one file; None for formats that have no ids.
 
     Raises:
         DataError: as `dt_ray.data.logs.reading.read_fragments`.
@@ -124,7 +124,7 @@ def _gap(
 
 
 def _seconds(kind: pa.DataType) -> float | None:
-    """How many seconds one of the column's units is; None: it does not say."""
+    """The unit of a column of times in seconds; None where its type has no unit."""
     if pa.types.is_timestamp(kind) or pa.types.is_time(kind) or pa.types.is_duration(kind):
         return UNITS[kind.unit]
     if pa.types.is_date(kind):
@@ -135,9 +135,9 @@ def _seconds(kind: pa.DataType) -> float | None:
 def name_episodes(
     ids: Int[ndarray, "E"], files: Sequence[DatasetFile], clocks: Sequence[FileClock | None]
 ) -> list[tuple[str, str | None]]:
-    """What the log calls each of these episodes, and the path of the file that it is in; None: it isn't known.
+    """The logged id of each of these episodes, and the path of its file, or None where that isn't known.
 
-    The other way round than `dt_ray.data.logs.plan` numbers them.
+    It inverts the numbering of `dt_ray.data.logs.plan`.
     """
     known = [clock for clock in clocks if clock is not None]
     if len(known) < len(files):

@@ -1,4 +1,4 @@
-"""What the columns of a log hold: ranges, columns that never change, columns that are there twice, actions used.
+"""Facts about the columns of a log: ranges, constant columns, copies of other columns, use of the action bounds.
 
 Legend: C columns (observations, actions, reward), R sampled steps.
 """
@@ -16,10 +16,10 @@ from dt_ray.data.description.episode_features import EpisodeFeatures
 from dt_ray.data.ranges import column_name
 from dt_ray.data.transitions import TransitionDataset
 
-ALIKE = 0.999999  # correlation of two columns that are one in two units
-MAX_COMPARED = 400  # columns: of more no two are compared by correlation
+ALIKE = 0.999999  # a larger correlation means that two columns are the same quantity in two units
+MAX_COMPARED = 400  # columns; of a log with more, correlations are not computed
 NUM_BINS = 20  # of the bounds of an action
-FEWEST_STEPS = 1e-3  # of the sampled steps: a bin with fewer counts as not used
+FEWEST_STEPS = 1e-3  # share of the sampled steps; a bin with fewer counts as unused
 
 Row = dict[str, str | int | float | None]
 
@@ -35,7 +35,7 @@ def column_names_of(data: TransitionDataset, columns: dict[str, str | None]) -> 
 
 @dataclass
 class EqualColumns:
-    """Which columns have had the same numbers at every step so far, part by part."""
+    """Finds columns with the same number at every step, part by part."""
 
     groups: list[int] = field(default_factory=list[int])  # of each column; equal ones have the same
 
@@ -55,7 +55,7 @@ def column_rows(features: EpisodeFeatures, names: list[str], groups: list[int]) 
     low, high = features.lowest.min(axis=0), features.highest.max(axis=0)
     rows = sampled_rows(features)
     quantiles = np.quantile(rows, [0.05, 0.5, 0.95], axis=0) if len(rows) else np.full((3, len(names)), np.nan)
-    twins = _find_twins(features, rows, names, groups)
+    twins = _copied_columns(features, rows, names, groups)
     return [
         {
             "column": names[i],
@@ -75,7 +75,7 @@ def column_rows(features: EpisodeFeatures, names: list[str], groups: list[int]) 
 def action_rows(
     features: EpisodeFeatures, names: list[str], bounds: tuple[Float[ndarray, "A"], Float[ndarray, "A"]] | None
 ) -> list[Row]:
-    """For each action how much of its bounds the log uses; of the log's own range where no bounds are known."""
+    """For each action, how much of its bounds the log uses; the log's own range stands in for unknown bounds."""
     num = features.observation_dim
     acted = slice(num, num + features.action_dim)
     lowest, highest = features.lowest[:, acted].min(axis=0), features.highest[:, acted].max(axis=0)
@@ -112,10 +112,10 @@ def _share(part: float, width: float) -> str:
     return f"{part / width:.0%}" if width > 0 else "–"
 
 
-def _find_twins(
+def _copied_columns(
     features: EpisodeFeatures, rows: Float[ndarray, "R C"], names: list[str], groups: list[int]
 ) -> dict[int, str]:
-    """For a column that an earlier one says already, which one that is."""
+    """For each column that is a copy of an earlier one, in the same or another unit, a note that says of which."""
     moves = features.lowest.min(axis=0) < features.highest.max(axis=0)
     twins: dict[int, str] = {}
     for i in range(len(names)):

@@ -1,6 +1,6 @@
-"""What is kept of each episode to tell later whether it is like the others: a few numbers, and a sample of its steps.
+"""Features of each episode, by which it is later compared with the others: some numbers and a sample of its steps.
 
-One pass: each part of a log is looked at once. What is kept of an episode does not grow with its length.
+Each part of a log is read once, and the size of an episode's features does not grow with its length.
 
 Legend: N transitions, E episodes, S observation dimension, A action dimension, C columns (S + A + 1: observations,
 actions, reward), K sampled steps.
@@ -19,15 +19,15 @@ from numpy import ndarray
 from dt_ray.data.transitions import TransitionDataset
 
 NUM_SAMPLED = 64  # steps of an episode
-MAX_SAMPLED = 2**25  # numbers in the samples of all episodes, 128 MB; beyond it each keeps every second one
-TAKEN_BACK = 0.5  # of a move by the next one: a spike, and no jump
-MAX_STEPS = 2**18  # whose numbers are looked at at once
+MAX_SAMPLED = 2**25  # numbers in the samples of all episodes, 128 MB; of more, every second sampled step is kept
+TAKEN_BACK = 0.5  # share of a move that the next one must undo to make it a spike and no jump
+MAX_STEPS = 2**18  # processed at once
 FEWEST_SAMPLED = 6  # steps of an episode, however many episodes there are
 
 
 @dataclass(frozen=True, kw_only=True)
 class EpisodeFeatures:
-    """Facts about each episode; `*_step` are the steps at which the largest ones begin."""
+    """Features of each episode; `*_step` is the step at which the largest run, spike, jump or bend begins."""
 
     episode_ids: Int[ndarray, "E"]
     lengths: Int[ndarray, "E"]
@@ -47,7 +47,7 @@ class EpisodeFeatures:
     usual_move: Float[ndarray, "E C"]  # its mean
     bend: Float[ndarray, "E C"]  # the largest change of that move
     bend_step: Int[ndarray, "E C"]
-    num_repeats: Int[ndarray, "E"]  # rows that the episode has before
+    num_repeats: Int[ndarray, "E"]  # rows that are copies of an earlier row of the episode
     repeat_step: Int[ndarray, "E"]
     at_limit: Float[ndarray, "E A"]  # share of the steps at the episode's own smallest or largest action
     rows: Float[ndarray, "E K C"]  # sampled steps, NaN past the last
@@ -82,7 +82,9 @@ class EpisodeFeatures:
         margin = 1e-3 * (high - low)
         at_limit = ((actions <= low + margin) | (actions >= high - margin)).astype(np.float64)
         rows, after = _sample(columns, starts, lengths, num_sampled)
-        mixed = hashes * (steps.astype(np.uint64) * np.uint64(2) + np.uint64(1))  # a sum that the order changes
+        mixed = hashes * (
+            steps.astype(np.uint64) * np.uint64(2) + np.uint64(1)
+        )  # so that the sum depends on the order of the rows
         return cls(
             episode_ids=data.episode_ids,
             lengths=lengths,
@@ -167,7 +169,7 @@ def join_features(parts: Sequence[EpisodeFeatures]) -> EpisodeFeatures:
 
 
 def _runs(moves: Float[ndarray, "N C"], steps: Int[ndarray, "N"]) -> Int[ndarray, "N C"]:
-    """How many steps in a row, up to each, have its value."""
+    """For each step and column, the number of steps in a row, up to this one, with the same value."""
     begins = (moves != 0) | (steps == 0)[:, None]
     at = np.arange(len(moves))[:, None]
     return at - np.maximum.accumulate(np.where(begins, at, 0), axis=0) + 1
@@ -184,7 +186,7 @@ def _largest(
 
 
 def _hashes(columns: Float[ndarray, "N C"]) -> Int[ndarray, "N"]:
-    """A number for each row that hardly another row has: a sum of its bits times random odd numbers, modulo 2^64."""
+    """A hash of each row: the sum of its bits times random odd numbers, modulo 2^64."""
     bits = np.ascontiguousarray(columns, np.float32).view(np.uint32).astype(np.uint64)
     drawn = cast("ndarray", np.random.default_rng(0).integers(1, 2**63, size=bits.shape[1], dtype=np.uint64))
     products: Any = bits * (drawn | np.uint64(1))
@@ -195,7 +197,7 @@ def _hashes(columns: Float[ndarray, "N C"]) -> Int[ndarray, "N"]:
 def _repeats(
     hashes: Int[ndarray, "N"], starts: ndarray, lengths: ndarray, steps: ndarray
 ) -> tuple[Int[ndarray, "E"], Int[ndarray, "E"]]:
-    """How many rows of each episode it has before, and the first of them."""
+    """For each episode, the number of rows that repeat an earlier one, and the step of the first of these."""
     episode = np.repeat(np.arange(len(starts)), lengths)
     order = np.lexsort((steps, hashes, episode))
     again = np.zeros(len(hashes), bool)
@@ -207,7 +209,7 @@ def _repeats(
 def _sample(
     columns: Float[ndarray, "N C"], starts: ndarray, lengths: ndarray, num: int
 ) -> tuple[Float[ndarray, "E K C"], Float[ndarray, "E K C"]]:
-    """Steps at equal distances, of those that another one follows, and the rows that follow them; NaN past the last."""
+    """Steps at equal distances, without the last step, and the rows after them; NaN past the end of short episodes."""
     kept = np.minimum(lengths - 1, num)
     place = np.arange(num)[None, :]
     offsets = place * (lengths - 1)[:, None] // np.maximum(kept, 1)[:, None]

@@ -1,4 +1,4 @@
-"""What a log holds, gathered file by file: the facts of `describe`, as tables and as JSON.
+"""The facts that `describe` reports about a log, gathered file by file, as tables and as JSON.
 
 Legend: E episodes.
 """
@@ -27,7 +27,7 @@ from dt_ray.data.description.tables import (
     outlier_rows,
     quantile_rows,
 )
-from dt_ray.data.description.traps import LogFacts, find_log_traps, find_part_traps
+from dt_ray.data.description.traps import LogFacts, log_traps, step_traps
 from dt_ray.data.logs.files import DatasetFile
 from dt_ray.data.spaces import SpaceSpec
 from dt_ray.data.transitions import TransitionDataset
@@ -36,7 +36,7 @@ from dt_ray.errors import DataError
 
 @dataclass(frozen=True, kw_only=True)
 class LogDescription:
-    """All that is said of a log."""
+    """The description of a log."""
 
     path: str
     returns: Float[ndarray, "E"]
@@ -54,7 +54,7 @@ class LogDescription:
         return self.tables[-1].rows
 
     def as_json(self) -> dict[str, Any]:
-        """The same as numbers and texts."""
+        """The description as numbers and texts."""
         return {
             "path": self.path,
             "facts": self.facts,
@@ -65,7 +65,7 @@ class LogDescription:
 
 @dataclass
 class LogDescriber:
-    """Gathers the facts about a log, part by part, each part once."""
+    """Gathers the facts about a log part by part; each part is read once."""
 
     path: str
     columns: dict[str, str | None]  # `data.columns`
@@ -82,7 +82,7 @@ class LogDescriber:
     outside: dict[str, ndarray] = field(default_factory=dict[str, ndarray])  # steps outside of --env's bounds, by kind
 
     def add(self, part: TransitionDataset) -> None:
-        """Looks at some episodes."""
+        """Adds some episodes."""
         self.names = self.names or column_names_of(part, self.columns)
         self._check_dimensions(part)
         self.features.add(part)
@@ -90,7 +90,7 @@ class LogDescriber:
         last = part.ends - 1
         self.num_unended += int((~part.terminated[last] & ~part.truncated[last]).sum())
         self.log_facts = LogFacts.of(part) if self.log_facts is None else self.log_facts.joined(LogFacts.of(part))
-        self.part_traps = self.part_traps or list(find_part_traps(part, self.spec, self.env_id, self.env_kwargs))
+        self.part_traps = self.part_traps or list(step_traps(part, self.spec, self.env_id, self.env_kwargs))
         for kind, values, bounds in (
             ("observation", part.observations, self.observation_bounds),
             ("action", part.actions, None if self.spec is None else (self.spec.action_low, self.spec.action_high)),
@@ -128,7 +128,7 @@ class LogDescriber:
         if self.log_facts is None:
             raise DataError(f"{self.path} is empty: there is no episode in it")
         features = self.features.joined()
-        traps = find_log_traps(self.log_facts, self.spec, self.env_id, self.env_kwargs, self.columns)
+        traps = log_traps(self.log_facts, self.spec, self.env_id, self.env_kwargs, self.columns)
         traps = [*traps, *self.part_traps]
         if self.spec is not None and self.spec.is_bounded:
             bounds = self.spec.action_low, self.spec.action_high
@@ -189,7 +189,7 @@ class LogDescriber:
         num, terminated = features.num_episodes, int(features.is_terminated.sum())
         unended = self.num_unended
         ended = [clock.num_ended for clock in clocks if clock is not None and clock.num_ended is not None]
-        if ended:  # rows without an end are read as cut
+        if ended:  # episodes without an end are read as truncated
             unended = min(max(unended, num - sum(ended)), num - terminated)
         copies = num - len(np.unique(features.digests))
         facts: Row = {

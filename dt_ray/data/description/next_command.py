@@ -10,9 +10,9 @@ TIME_LIMIT = re.compile(r"data\.time_limit=(\d+)")
 
 
 def next_command(path: str, *, imports: bool, settings: Mapping[str, str | None], env_id: str | None) -> str:
-    """What to type next: pack the log where that spares reading it again and again, else train on it.
+    """The command to type next: pack the log (`imports`), or train on it.
 
-    `settings` are those of `data` that are not as they are by themselves.
+    `settings` are the settings of `data` that differ from their defaults.
     """
     if not imports:
         words = [f"data.path={path}", *([f"env_id={env_id}"] if env_id else [])]
@@ -29,6 +29,6 @@ def next_command(path: str, *, imports: bool, settings: Mapping[str, str | None]
 
 
 def settings_in(traps: Sequence[str]) -> dict[str, str]:
-    """The settings that the faults ask for and that change nothing else."""
+    """The settings that mend these traps without changing anything else."""
     found = [match[1] for trap in traps if (match := TIME_LIMIT.search(trap))]
     return {"time_limit": found[0]} if found else {}

@@ -1,7 +1,7 @@
-"""Which episodes are unlike the others of a log, ranked, and why.
+"""Ranks the episodes that are unlike the others of a log, with reasons.
 
-An episode is judged by many signals (`signals`), each a number that is usually about the same in all episodes.
-It is an outlier where a signal lies `THRESHOLD` robust standard deviations from that signal's median.
+An episode is judged by many signals (`signals.py`), each a number that is about the same in most episodes.
+It is an outlier if a signal lies `THRESHOLD` robust standard deviations from that signal's median.
 
 Legend: E episodes, D columns or dimensions of one signal.
 """
@@ -16,32 +16,32 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
 
-FEWEST_EPISODES = 10  # with fewer there are no others to be unlike
+FEWEST_EPISODES = 10  # fewer are not compared
 THRESHOLD = 5.0  # robust standard deviations from the median
-GROUP_SHARE = 0.05  # of the episodes: more of them, unusual in the same way, are a group and no outliers
-KIND_SHARE = 0.01  # of the episodes: so many outliers of a kind are listed, the strongest, and at least `FEWEST_LISTED`
-FEWEST_LISTED = 3  # so many are no group, and are listed
-CERTAIN = 2.0  # times the threshold: outliers that are listed however many there are
-DEVIATION = 1.4826  # of a normal distribution over its median absolute deviation
-NORMAL_TENTH = 1.2816  # standard deviations that a tenth of a normal distribution lies beyond
+GROUP_SHARE = 0.05  # of the episodes: if more are unusual in the same way, they are a group and no outliers
+KIND_SHARE = 0.01  # of the episodes: so many outliers of each kind are listed at most, but `FEWEST_LISTED` always
+FEWEST_LISTED = 3  # so few are never a group
+CERTAIN = 2.0  # outliers beyond so many thresholds are always listed
+DEVIATION = 1.4826  # standard deviation of a normal distribution over its median absolute deviation
+NORMAL_TENTH = 1.2816  # a tenth of a normal distribution lies beyond so many standard deviations
 MAX_REASONS = 2
 
 
 @dataclass(frozen=True, kw_only=True)
 class Signal:
-    """One way in which an episode may be unlike the others."""
+    """A number by which each episode is compared with the others."""
 
     kind: str
-    values: Float[ndarray, "E D"]  # NaN: says nothing of the episode
-    floor: float | Float[ndarray, "D"]  # least that counts as one deviation
-    say: Callable[[int, int], str]  # what is unusual, of an episode and a column
-    also: Float[ndarray, "E D"] | None = None  # what must be unusual besides, by half of the threshold
+    values: Float[ndarray, "E D"]  # NaN where the episode is not judged by it
+    floor: float | Float[ndarray, "D"]  # the smallest value that one deviation may have
+    say: Callable[[int, int], str]  # (episode, column) -> a sentence about what is unusual
+    also: Float[ndarray, "E D"] | None = None  # must be unusual too, beyond half of the threshold
     sign: int = 0  # +1: only large values are unusual, -1: only small ones, 0: both
     isolated: bool = False  # only values far from those of all others are unusual
-    step: Callable[[int, int], int] | None = None  # where it begins, of an episode and a column
+    step: Callable[[int, int], int] | None = None  # (episode, column) -> the step where it begins
 
     def scores(self) -> Float[ndarray, "E D"]:
-        """Sizes of the deviations; 0 for those of a group of episodes, which are no outliers."""
+        """The sizes of the deviations; 0 where a group of episodes deviates in the same way."""
         scores = self._sizes(self.values)
         if self.also is not None:
             scores = np.where(self._sizes(self.also) > THRESHOLD / 2, scores, 0.0)

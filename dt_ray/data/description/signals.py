@@ -1,4 +1,4 @@
-"""The signals by which an episode is told from the others of a log, each with what it says of an episode.
+"""The signals by which the episodes of a log are compared, each with a sentence about an unusual episode.
 
 Legend: E episodes, K sampled steps, C columns (observations, actions, reward), D columns of one signal.
 """
@@ -23,34 +23,34 @@ from dt_ray.data.description.step_models import (
     rewards_of,
 )
 
-EXACT = 0.01  # of the spread of what is predicted: a model that misses by less is exact
-NO_EFFECT = 0.35  # of the usual effect of actions, and less
-FEW = 0.1  # of the episodes
+EXACT = 0.01  # of the spread of what is predicted: smaller errors of a model count as none
+NO_EFFECT = 0.35  # of the usual effect of actions: less counts as no effect
+FEW = 0.1  # share of the episodes
 MOVES_APART = 0.3  # of the usual largest move: spikes and jumps that are smaller are none
-MAX_MODELLED = 60_000  # sampled steps that models are asked about; of more every second is taken
+MAX_MODELLED = 60_000  # sampled steps that models predict; of more, every second one is taken
 
 
 def find_outliers(features: EpisodeFeatures, names: Sequence[str]) -> list[Outlier]:
-    """The episodes that are unlike the others, ranked; `names` are those of the columns. Of few episodes none."""
+    """The outliers among the episodes, ranked; none where there are few episodes. `names` are the columns' names."""
     if features.num_episodes < FEWEST_EPISODES:
         return []
     while features.rows.shape[1] > 8 and features.rows.shape[0] * features.rows.shape[1] > MAX_MODELLED:
         features = features.thinned()
     size = column_spreads(features)
     signals = [
-        *_find_repeats(features),
-        *_find_stuck_and_moves(features, names, size),
-        *_find_cuts(features),
-        *_find_odd_actions(features, names),
-        *_find_broken_dynamics(features, names),
-        *_find_broken_rewards(features),
-        *_find_levels(features, names, size),
+        *_repeat_signals(features),
+        *_movement_signals(features, names, size),
+        *_cut_signals(features),
+        *_action_signals(features, names),
+        *_dynamics_signals(features, names),
+        *_reward_signals(features),
+        *_level_signals(features, names, size),
     ]
     return rank_outliers(signals)
 
 
 def column_spreads(features: EpisodeFeatures) -> Float[ndarray, "C"]:
-    """The robust spread of each column, 1 of one that does not move.
+    """The robust spread of each column; 1 for a constant column.
 
     1.4826 times the median distance of the sampled steps from their median, or, where that is more, the median of the
     standard deviations within episodes.
@@ -62,7 +62,7 @@ def column_spreads(features: EpisodeFeatures) -> Float[ndarray, "C"]:
     return np.where(spread > 0, spread, np.where(features.spread.max(axis=0) > 0, features.spread.max(axis=0), 1.0))
 
 
-def _find_repeats(features: EpisodeFeatures) -> Iterator[Signal]:
+def _repeat_signals(features: EpisodeFeatures) -> Iterator[Signal]:
     num = features.num_repeats
 
     yield Signal(
@@ -78,9 +78,7 @@ def _find_repeats(features: EpisodeFeatures) -> Iterator[Signal]:
     )
 
 
-def _find_stuck_and_moves(
-    features: EpisodeFeatures, names: Sequence[str], size: Float[ndarray, "C"]
-) -> Iterator[Signal]:
+def _movement_signals(features: EpisodeFeatures, names: Sequence[str], size: Float[ndarray, "C"]) -> Iterator[Signal]:
     num = features.observation_dim
     run, scale = features.run[:, :num], size[:num]
     usual_run = np.median(run, axis=0)
@@ -122,7 +120,7 @@ def _find_stuck_and_moves(
         )
 
 
-def _find_cuts(features: EpisodeFeatures) -> Iterator[Signal]:
+def _cut_signals(features: EpisodeFeatures) -> Iterator[Signal]:
     """Episodes that stop short of where the others do, and that the environment did not end.
 
     The time limit is the length that most of them have, or the longest. Where few are shorter, those are cut. Else,
@@ -152,7 +150,7 @@ def _find_cuts(features: EpisodeFeatures) -> Iterator[Signal]:
     )
 
 
-def _find_odd_actions(features: EpisodeFeatures, names: Sequence[str]) -> Iterator[Signal]:
+def _action_signals(features: EpisodeFeatures, names: Sequence[str]) -> Iterator[Signal]:
     acted = slice(features.observation_dim, features.observation_dim + features.action_dim)
     run, first = features.run[:, acted], features.run_step[:, acted]
     low, high = features.lowest[:, acted].min(axis=0), features.highest[:, acted].max(axis=0)
@@ -184,7 +182,7 @@ def _find_odd_actions(features: EpisodeFeatures, names: Sequence[str]) -> Iterat
     )
 
 
-def _find_levels(features: EpisodeFeatures, names: Sequence[str], size: Float[ndarray, "C"]) -> Iterator[Signal]:
+def _level_signals(features: EpisodeFeatures, names: Sequence[str], size: Float[ndarray, "C"]) -> Iterator[Signal]:
     num, total = features.observation_dim, len(size)
     for kind, columns in (
         ("other observations", slice(0, num)),
@@ -210,7 +208,7 @@ def _find_levels(features: EpisodeFeatures, names: Sequence[str], size: Float[nd
         yield Signal(kind=kind, values=spread, floor=0.15, isolated=True, say=say)
 
 
-def _find_broken_dynamics(features: EpisodeFeatures, names: Sequence[str]) -> Iterator[Signal]:
+def _dynamics_signals(features: EpisodeFeatures, names: Sequence[str]) -> Iterator[Signal]:
     inputs, changes = dynamics_of(features)
     if (model := fit_model(inputs, changes)) is None:
         return
@@ -238,7 +236,7 @@ def _find_broken_dynamics(features: EpisodeFeatures, names: Sequence[str]) -> It
     yield Signal(kind="other dynamics", values=over_steps(errors), floor=floor, say=say)
 
 
-def _find_broken_rewards(features: EpisodeFeatures) -> Iterator[Signal]:
+def _reward_signals(features: EpisodeFeatures) -> Iterator[Signal]:
     inputs, rewards = rewards_of(features)
     if (model := fit_model(inputs, rewards)) is None:
         return
@@ -261,7 +259,7 @@ def _find_broken_rewards(features: EpisodeFeatures) -> Iterator[Signal]:
 def _slopes(
     errors: Float[ndarray, "E K D"], effects: Float[ndarray, "E K D"], model: StepModel
 ) -> Float[ndarray, "E 1"]:
-    """By how much of an expected effect each episode differs from it: 0 as expected, -1 no effect, 1 twice of it.
+    """How much the effects in each episode differ from the expected ones: 0 as expected, -1 no effect, 1 twice as much.
 
     The least-squares slope of the errors over the effects, each divided by the usual error of its dimension, and
     clipped, so that no single step decides. NaN where hardly any effect is expected.

@@ -1,4 +1,4 @@
-"""What usually follows a step: the next observation and the reward, by least squares over sampled steps of a log.
+"""Models of what follows a step, the next observation and the reward, fitted by least squares to sampled steps.
 
 Legend: E episodes, K sampled steps of each, R their steps in one list, C columns, F terms of a model, D what it
 predicts, S observation dimension.
@@ -16,32 +16,32 @@ from numpy import ndarray
 from dt_ray.data.description.episode_features import EpisodeFeatures
 from dt_ray.data.description.outliers import DEVIATION
 
-MAX_PRODUCTS = 14  # columns: with more of them a model has their squares, but not the products of two
+MAX_PRODUCTS = 14  # columns; a model of more has squares of columns, but no products of two
 MAX_FITTED = 30_000  # steps that a model is fitted to
-MAX_TERMS = 2**24  # numbers that are computed at once
+MAX_TERMS = 2**24  # numbers computed at once
 RIDGE = 1e-4  # times the number of steps, added to the squares of each standardised term
-NUM_FITS = 3  # each without the tenth of the episodes that the one before missed by most
+NUM_FITS = 3  # each without the tenth of the episodes for which the fit before had the largest errors
 KEPT_SHARE = 0.9
-USUAL_SHARE = 0.75  # of the episodes miss the model by less than what is usual
-FEWEST_STEPS = 5  # of an episode, by which it can be told from others
-WIDEST = 6.0  # standard deviations: a term of a model sees no value that is further away
+USUAL_SHARE = 0.75  # of the episodes have smaller errors than the usual one
+FEWEST_STEPS = 5  # an episode with fewer is not judged
+WIDEST = 6.0  # standard deviations, to which the inputs of a model are clipped
 FACTORS = (180 / np.pi, 1000.0, 100.0, 10.0, 3.6, 2.54)  # degrees, milli, percent, …, km/h for m/s, inches for cm
-EXPLAINED = 0.4  # of the error: a correction that leaves less explains it
-MAX_GUESSED = 24  # observations: of more no two are tried
+EXPLAINED = 0.4  # a correction explains an error if it leaves less than this share of it
+MAX_GUESSED = 24  # observations; with more, no correction is tried
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepModel:
-    """Predicts what follows steps, in the robust standard deviations of what it misses it by."""
+    """Predicts what follows a step."""
 
     center: Float[ndarray, "C"]
     scale: Float[ndarray, "C"]
     weights: Float[ndarray, "F D"]
-    spread: Float[ndarray, "D"]  # of what it predicts
-    usual: Float[ndarray, "D"]  # what it misses steps by, as a share of that, in all but a quarter of the episodes
+    spread: Float[ndarray, "D"]  # robust standard deviation of what it predicts
+    usual: Float[ndarray, "D"]  # three quarters of the episodes have smaller median errors; in `spread`
 
     def predict(self, inputs: Float[ndarray, "... C"]) -> Float[ndarray, "... D"]:
-        """In its spread."""
+        """The predictions, divided by `spread`."""
         rows = inputs.reshape(-1, inputs.shape[-1])
         every = max(1, MAX_TERMS // len(self.weights))
         parts = [
@@ -51,7 +51,7 @@ class StepModel:
         return np.concatenate(parts).reshape(*inputs.shape[:-1], -1)
 
     def errors(self, inputs: Float[ndarray, "... C"], outputs: Float[ndarray, "... D"]) -> Float[ndarray, "... D"]:
-        """What each step misses the model by, in the spread of what it predicts."""
+        """The errors of the predictions, divided by `spread`."""
         return outputs / self.spread - self.predict(inputs)
 
 
@@ -86,7 +86,7 @@ def fit_model(inputs: Float[ndarray, "E K C"], outputs: Float[ndarray, "E K D"])
 def median_sizes(
     model: StepModel, inputs: Float[ndarray, "E K C"], outputs: Float[ndarray, "E K D"]
 ) -> Float[ndarray, "E D"]:
-    """For each episode the median size of what its steps miss the model by; NaN where it has too few."""
+    """The median size of the errors of each episode; NaN where it has too few steps."""
     return over_steps(np.abs(model.errors(inputs, outputs)))
 
 
@@ -100,13 +100,13 @@ def over_steps(values: Float[ndarray, "E K D"]) -> Float[ndarray, "E D"]:
 
 
 def dynamics_of(features: EpisodeFeatures) -> tuple[Float[ndarray, "E K C"], Float[ndarray, "E K S"]]:
-    """Observations and actions, and what the observations change by until the next step."""
+    """Inputs: observations and actions. Outputs: the changes of the observations until the next step."""
     rows = features.rows.astype(np.float64)
     return rows[:, :, :-1], features.next_observations - rows[:, :, : features.observation_dim]
 
 
 def rewards_of(features: EpisodeFeatures) -> tuple[Float[ndarray, "E K C"], Float[ndarray, "E K 1"]]:
-    """Observations, actions and next observations, and the reward."""
+    """Inputs: observations, actions and next observations. Output: the reward."""
     rows = features.rows.astype(np.float64)
     return np.concatenate([rows[:, :, :-1], features.next_observations], axis=2), rows[:, :, -1:]
 
@@ -122,7 +122,7 @@ def _terms(inputs: Float[ndarray, "... C"], center: ndarray, scale: ndarray) -> 
 
 
 def _center_and_scale(values: Float[ndarray, "R C"]) -> tuple[Float[ndarray, "C"], Float[ndarray, "C"]]:
-    """Medians, and robust standard deviations; those of a column that hardly ever moves are the plain ones, or 1."""
+    """Medians, and robust standard deviations; plain ones, or 1, for columns that hardly ever change."""
     if len(values) > MAX_FITTED:
         values = values[:: len(values) // MAX_FITTED]
     center = np.median(values, axis=0) if len(values) else np.zeros(values.shape[1])
@@ -135,9 +135,9 @@ def _center_and_scale(values: Float[ndarray, "R C"]) -> tuple[Float[ndarray, "C"
 def guess_mistake(
     model: StepModel, inputs: Float[ndarray, "K C"], changes: Float[ndarray, "K S"], names: Sequence[str]
 ) -> str | None:
-    """Which mistake, put right, makes an episode follow the others' dynamics; None: none that is known does.
+    """The mistake in an episode whose correction makes it follow the dynamics of the others; None where none does.
 
-    Tried are two observations that are swapped, one in another unit (`FACTORS`, or one over that), and actions of 0.
+    It tries swapped observations, an observation in another unit (`FACTORS`, or one over that), and actions of 0.
     """
     is_there = np.isfinite(inputs).all(axis=1)
     inputs, changes = inputs[is_there], changes[is_there]

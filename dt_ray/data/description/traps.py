@@ -1,6 +1,6 @@
-"""What a log hides: it can be trained on, and the policy would be wrong.
+"""Traps: problems of a log that can be trained on, but would give a wrong policy.
 
-The environment's own dynamics, where it can be set to a state that its observation tells, decide about scales.
+Where an environment can be set to the state of an observation, logged steps are replayed in it to check their scale.
 
 Legend: E episodes.
 """
@@ -15,16 +15,16 @@ import numpy as np
 from jaxtyping import Bool, Int
 from numpy import ndarray
 
-from dt_ray.data.ranges import Ranges, find_range_traps
-from dt_ray.data.row_traps import find_row_traps
+from dt_ray.data.ranges import Ranges, range_traps
+from dt_ray.data.row_traps import row_traps
 from dt_ray.data.spaces import SpaceSpec, close_env, make_env, read_observation_bounds
 from dt_ray.data.transitions import TransitionDataset
 
 NUM_REPLAYED = 200  # transitions
-ROUNDING = 1e-3  # of an observation's standard deviation: what exact dynamics may miss the next one by
-NOTICEABLE = 0.05  # other dynamics, whatever the actions
-SHARE_AT_LIMIT = 0.1  # of the ended episodes: fewer may end a step before the limit by chance
-FEWEST_ALIKE = 5  # episodes that end at the same step, beside others that don't
+ROUNDING = 1e-3  # of an observation's standard deviation: the error that exact dynamics may have
+NOTICEABLE = 0.05  # of it: a larger error means other dynamics
+SHARE_AT_LIMIT = 0.1  # of the ended episodes: a smaller share may end a step before the limit by chance
+FEWEST_ALIKE = 5  # episodes that end at the same step; fewer may do so by chance
 
 STATES: dict[str, Callable[[ndarray], ndarray]] = {  # environment -> its state out of an observation
     "Pendulum-v1": lambda observation: np.array([np.arctan2(observation[1], observation[0]), observation[2]]),
@@ -34,7 +34,7 @@ STATES: dict[str, Callable[[ndarray], ndarray]] = {  # environment -> its state 
 
 @dataclass(frozen=True, kw_only=True)
 class LogFacts:
-    """What is asked of a whole log at once, gathered part by part."""
+    """Facts about a whole log, gathered part by part."""
 
     lengths: Int[ndarray, "E"]
     is_ended: Bool[ndarray, "E"]  # by the environment, as the log says
@@ -60,39 +60,39 @@ class LogFacts:
         )
 
 
-def find_traps(
+def all_traps(
     data: TransitionDataset,
     spec: SpaceSpec | None = None,
     env_id: str | None = None,
     env_kwargs: Mapping[str, Any] | None = None,
 ) -> Iterator[str]:
     """One line for each thing that looks wrong, and the setting that mends it."""
-    yield from find_log_traps(LogFacts.of(data), spec, env_id, env_kwargs)
-    yield from find_part_traps(data, spec, env_id, env_kwargs)
+    yield from log_traps(LogFacts.of(data), spec, env_id, env_kwargs)
+    yield from step_traps(data, spec, env_id, env_kwargs)
 
 
-def find_log_traps(
+def log_traps(
     facts: LogFacts,
     spec: SpaceSpec | None = None,
     env_id: str | None = None,
     env_kwargs: Mapping[str, Any] | None = None,
     columns: Mapping[str, str | None] | None = None,
 ) -> Iterator[str]:
-    """What looks wrong with a log as a whole; `columns` is `data.columns`."""
-    yield from _find_wrong_ends(facts, None if env_id is None else _time_limit(env_id, env_kwargs))
+    """One line for each trap of a log as a whole; `columns` is `data.columns`."""
+    yield from _end_traps(facts, None if env_id is None else _time_limit(env_id, env_kwargs))
     if not facts.has_rewards:
         yield "every reward is 0: there is no return to reach, and none to tell good episodes from bad ones"
-    yield from find_range_traps(facts.ranges, spec, columns)
+    yield from range_traps(facts.ranges, spec, columns)
 
 
-def find_part_traps(
+def step_traps(
     data: TransitionDataset,
     spec: SpaceSpec | None = None,
     env_id: str | None = None,
     env_kwargs: Mapping[str, Any] | None = None,
 ) -> Iterator[str]:
-    """What looks wrong with the steps of some episodes, beside others or in the environment."""
-    yield from find_row_traps(data)
+    """One line for each trap in the steps of these episodes."""
+    yield from row_traps(data)
     if spec is None or env_id is None:
         return
     low, high = np.asarray(spec.action_low), np.asarray(spec.action_high)
@@ -115,7 +115,7 @@ def find_part_traps(
             f"all actions are within [-1, 1] where {env_id} takes {low.tolist()}..{high.tolist()}; if they are "
             f"normalised, set data.action_scale={high.max():g}"
         )
-    yield from _find_normalised(data, env_id, env_kwargs)
+    yield from _normalisation_traps(data, env_id, env_kwargs)
 
 
 def _time_limit(env_id: str, env_kwargs: Mapping[str, Any] | None) -> int | None:
@@ -124,8 +124,8 @@ def _time_limit(env_id: str, env_kwargs: Mapping[str, Any] | None) -> int | None
     return None if env.spec is None else env.spec.max_episode_steps
 
 
-def _find_wrong_ends(facts: LogFacts, limit: int | None) -> Iterator[str]:
-    """Episodes that the environment can't have ended as the log says; `limit` is its time limit."""
+def _end_traps(facts: LogFacts, limit: int | None) -> Iterator[str]:
+    """Traps in the ends of episodes; `limit` is the environment's time limit in steps."""
     if limit is not None and (num := int((facts.lengths > limit).sum())):
         yield (
             f"{num} episode(s) are longer than the environment's limit of {limit} steps, the longest has "
@@ -154,10 +154,10 @@ def _find_wrong_ends(facts: LogFacts, limit: int | None) -> Iterator[str]:
 def replay_errors(
     data: TransitionDataset, env_id: str, scales: list[float], env_kwargs: Mapping[str, Any] | None = None
 ) -> list[float] | None:
-    """How far the environment's next observations lie from the logged ones, with the actions multiplied by each scale.
+    """The distance between replayed and logged next observations, with the actions multiplied by each scale.
 
     The mean over transitions of the largest error of a dimension, in its standard deviations; None where the
-    environment can't be set to the state that an observation tells.
+    environment can't be set to the state of an observation.
     """
     inner = np.setdiff1d(np.arange(data.num_transitions), data.ends - 1)
     if env_id not in STATES or not len(inner):
@@ -179,7 +179,7 @@ def _step(env: Any, env_id: str, data: TransitionDataset, step: int, scale: floa
     return env.step(data.actions[step] * np.float32(scale))[0]
 
 
-def _find_normalised(data: TransitionDataset, env_id: str, env_kwargs: Mapping[str, Any] | None) -> Iterator[str]:
+def _normalisation_traps(data: TransitionDataset, env_id: str, env_kwargs: Mapping[str, Any] | None) -> Iterator[str]:
     low, high = read_observation_bounds(env_id, env_kwargs)
     margin = 1e-3 * np.where(np.isfinite(high - low), high - low, 0.0)
     outside = ((data.observations < low - margin) | (data.observations > high + margin)).any(axis=1)

@@ -34,7 +34,7 @@ def has_rows(file: DatasetFile) -> bool:
 
 
 def is_flat(file: DatasetFile, config: DataConfig) -> bool:
-    """Whether the file's episodes may go on in other files: files of arrays are taken to be whole."""
+    """Whether episodes may continue in other files; files of arrays hold whole ones unless a setting says otherwise."""
     if file.format in ARRAY_READERS:
         return config.episodes_across_files is True
     return has_rows(file)

@@ -1,7 +1,6 @@
-"""Arrays by name as rows: one for each step, in columns that are called as the arrays are.
+"""Turns named arrays into rows, one per step, with a column for each array.
 
-What a container keeps apart by itself (groups, trajectories, a leading axis of episodes) is told apart by the column
-`UNIT`.
+The column `UNIT` numbers the groups, trajectories or entries of a leading axis that rows come from.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ Arrays = Mapping[str, Any]  # by name
 def rows_of_parts(
     parts: Sequence[tuple[str, Arrays]], config: DataConfig, *, source: str, are_apart: bool | None = None
 ) -> pa.Table:
-    """The rows of parts that no episode spans, each a place in the file and its arrays; one part may be all episodes.
+    """The rows of the parts of a file, each given by its place and its arrays. No episode spans two parts.
 
     Raises:
         DataError: as `align`, no parts, or parts with different arrays.

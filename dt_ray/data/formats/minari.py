@@ -15,12 +15,12 @@ from dt_ray.errors import DataError
 
 
 def read_minari_environment(file: DatasetFile) -> tuple[str | None, dict[str, Any]]:
-    """The id and the arguments of the environment that a dataset was recorded in; None where it says nothing."""
+    """The id and the arguments of the environment in which a dataset was recorded; (None, {}) if it names none."""
     try:
         from minari import MinariDataset
 
         spec = MinariDataset(Path(file.path) / "data").env_spec
-    except Exception:  # which reading the episodes says
+    except Exception:  # reported when the episodes are read
         return None, {}
     return (None, {}) if spec is None else (spec.id, dict(spec.kwargs))
 
@@ -40,7 +40,7 @@ def read_minari(file: DatasetFile) -> TransitionDataset:
     episodes: list[TransitionDataset] = []
     try:
         found: list[Any] = list(MinariDataset(Path(file.path) / "data").iterate_episodes())
-    except Exception as error:  # what its library raises depends on what is damaged or missing
+    except Exception as error:  # the library raises other errors for each kind of damage
         raise DataError(f"{file.path} is not a readable Minari dataset: {type(error).__name__}: {error}") from None
     for episode in found:
         num = len(episode.rewards)

@@ -1,4 +1,4 @@
-"""What no policy can be trained on, named by episode and step."""
+"""Faults that make a file useless for training, named by episode and step."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dt_ray.data.transitions import TransitionDataset
 BOUNDS_TOLERANCE = 1e-4  # of the action range: float32 samples of a squashed policy round past the bound
 
 
-def find_faults(
+def faults_in(
     data: TransitionDataset, spec: SpaceSpec | None = None, labels: Mapping[int, str] | None = None
 ) -> Iterator[str]:
     """One line per fault: NaN or infinite values, and, given `spec`, wrong dimensions and actions out of bounds.

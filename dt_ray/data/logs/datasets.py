@@ -18,7 +18,7 @@ def read_dataset(config: DataConfig, spec: SpaceSpec | None = None) -> Transitio
     """All episodes of a dataset's sound files.
 
     Raises:
-        DataError: a file can't be trained on, files are unlike one another, or an episode doesn't add up across files.
+        DataError: a file can't be trained on, files differ in kind, or an episode's fragments contradict one another.
     """
     parts = list(read_parts(config, spec))
     blocks = EpisodeBlocks(parts)
@@ -26,7 +26,7 @@ def read_dataset(config: DataConfig, spec: SpaceSpec | None = None) -> Transitio
 
 
 def read_parts(config: DataConfig, spec: SpaceSpec | None = None) -> Iterator[TransitionDataset]:
-    """The same file by file; all at once where an episode may lie in several files.
+    """The same, file by file; all at once where episodes lie in several files.
 
     Raises:
         DataError: as `read_dataset`.

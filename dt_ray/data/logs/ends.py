@@ -1,4 +1,4 @@
-"""Where episodes end, by all columns that say so, and which kind of end it was, by the most specific of them."""
+"""Where episodes end, by all columns that mark an end, and how, by the most specific of these columns."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FIRST, MIDDLE, LAST = ("0", "first"), ("1", "mid"), ("2", "last")  # of dm_env's
 
 
 class Ends(NamedTuple):
-    """The ends of a file's rows, as they stand in it."""
+    """For each row of a file, in its order, whether an episode ends there."""
 
     terminated: Bool[ndarray, "N"]
     truncated: Bool[ndarray, "N"]
@@ -34,9 +34,9 @@ class Ends(NamedTuple):
 def read_ends(rows: pa.Table, names: ColumnNames, *, source: str) -> Ends:
     """The ends that any column marks.
 
-    A terminal is one whatever else is said of it. `done` and the like are a truncation where a column of truncations
-    says so, or where the log has a column of terminals that denies it; else they are terminals. The mark of a last step
-    is a truncation unless another column calls it a terminal.
+    A step that is marked as terminal is one, whatever other columns say. A step that is marked as `done` is a
+    truncation if a column of truncations marks it, or if there is a column of terminals that does not; otherwise it is
+    a terminal. A step that is marked as the last one is a truncation unless another column marks it as a terminal.
 
     Raises:
         DataError: a value that is neither true nor false.
@@ -104,7 +104,7 @@ def _step_types(column: pa.ChunkedArray, where: str) -> tuple[ndarray, ndarray]:
 
 
 class _Texts(NamedTuple):
-    """A column of few texts, without blanks around them and in small letters."""
+    """A column with few different texts, in lower case and without blanks around them."""
 
     values: list[str]
     rows: ndarray  # of `values`

@@ -26,22 +26,22 @@ EXTENSIONS = {  # in the order in which a folder's files are looked for: what el
     "trajectories": ("pkl", "pickle"),
 }
 PART_BYTES = 2**27  # of a Parquet file that one task reads, uncompressed
-EXPANSION = 4  # a smaller file takes no more than that in memory: it isn't looked into
+EXPANSION = 4  # times a file's size is the most that it takes in memory: small files need no look at their footer
 FORMATS = ("minari", "lerobot", *EXTENSIONS)
 
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetFile:
-    """One file of a dataset, or a part of a large one, by its place in the dataset's order; of Minari the folder."""
+    """A file of a dataset, or a part of a large file; for Minari, whose library reads all files, the folder."""
 
     index: int
-    source: int = 0  # of several datasets, which
+    source: int = 0  # number of its dataset, where several are mixed
     path: str  # on the filesystem of the dataset
     dataset: str
     format: str = "parquet"  # of `FORMATS`
     size: int = 0  # bytes
     row_groups: tuple[int, ...] | None = None  # of a large Parquet file those that are read; None: all
-    is_numbered: bool = False  # its episode ids are other files' too: they get the file's number besides
+    is_numbered: bool = False  # its episode ids occur in other files too: the file's number is added to them
 
     @property
     def filesystem(self) -> fs.FileSystem:
@@ -59,7 +59,7 @@ class DatasetFile:
         """The file's bytes.
 
         Raises:
-            DataError: what is done with it meanwhile says that it isn't what it should be.
+            DataError: the file is damaged, or of another format.
             StorageError: the storage doesn't answer.
         """
         try:
@@ -73,7 +73,7 @@ class DatasetFile:
 
 
 def absolute(path: str) -> str:
-    """A path that means the same in other working directories; `minari:ID` is where Minari keeps that dataset."""
+    """The absolute path, or the URI; `minari:ID` becomes the folder in which Minari keeps that dataset."""
     if path.startswith("minari:"):
         path = os.path.join(os.environ.get("MINARI_DATASETS_PATH", "~/.minari/datasets"), path.removeprefix("minari:"))
     return path.rstrip("/") if "://" in path else os.path.abspath(os.path.expanduser(path))
@@ -105,7 +105,7 @@ def find_files(path: str, format: str | None = None) -> list[DatasetFile]:
             entries = filesystem.get_file_info(fs.FileSelector(root, recursive=True))
             sizes = {entry.path: entry.size for entry in entries if entry.is_file}
             names = sorted(path.removeprefix(f"{root}/") for path in sizes)
-            format = format or _find_format(names)
+            format = format or _format_of_folder(names)
             found = [f"{root}/{name}".rstrip("/") for name in _names_of(format, names)]
     except OSError as error:
         raise StorageError(f"can't read {path}: {error}") from None
@@ -128,7 +128,7 @@ def _parts_of(file: DatasetFile) -> Iterator[DatasetFile]:
     try:
         with file.open() as stream:
             metadata = pq.read_metadata(stream)
-    except DataError:  # which whoever reads it says, or passes over
+    except DataError:  # reported when the file is read
         yield file
         return
     groups: list[int] = []
@@ -141,7 +141,7 @@ def _parts_of(file: DatasetFile) -> Iterator[DatasetFile]:
             groups, size = [], 0
 
 
-def _find_format(names: Sequence[str]) -> str | None:
+def _format_of_folder(names: Sequence[str]) -> str | None:
     if "meta/info.json" in names:
         return "lerobot"
     if "data/main_data.hdf5" in names or "data/metadata.json" in names:

@@ -1,7 +1,7 @@
-"""Rows, one per step, into episodes, a row each.
+"""Turns rows, one per step, into episodes.
 
-A file's rows are first cut into fragments (what one episode has in that file). Where the plan says that an episode goes
-on in other files, its fragments are then joined. Both steps see a part of the data only, so that they run anywhere: in
+A file's rows are first cut into fragments: the steps of one episode in that file. Where the plan says that an episode
+continues in other files, its fragments are then joined. Neither step needs all of the data at once, so that both run in
 one process or over a cluster.
 """
 
@@ -33,7 +33,7 @@ class FoundEpisodes(NamedTuple):
     episodes: Episodes
     ends: Ends
     times: ndarray | None
-    doubt: str | None  # what looks wrong
+    doubt: str | None  # what looks wrong, for a warning
 
 
 def find_episodes(rows: pa.Table, names: ColumnNames, *, time_limit: int | None, source: str) -> FoundEpisodes:
@@ -105,12 +105,12 @@ def _numbers(rows: pa.Table, names: ColumnNames, name: str, *, source: str) -> n
 
 
 class Fragments(NamedTuple):
-    """What a file has of each of its episodes."""
+    """The steps of each episode in one file."""
 
     data: TransitionDataset
     times: ndarray | None  # of the steps, where they are logged
     labels: Mapping[int, str]  # the logged ids of episodes that have others
-    doubt: str | None  # what looks wrong
+    doubt: str | None  # what looks wrong, for a warning
 
 
 def cut_fragments(
@@ -124,9 +124,9 @@ def cut_fragments(
 ) -> Fragments:
     """The episodes of one file's rows.
 
-    `ids` are those that the plan gives to its episodes; None: the logged ones, or their numbers where these repeat.
-    Under `joins` episodes may go on in other files, and nothing is said of the end of those that have none. Else they
-    were cut by the end of the log.
+    `ids` are the episode ids of the plan; None: the logged ones, or numbers from 0 where an id repeats. With `joins`
+    episodes may continue in other files, so one without an end stays open. Otherwise the end of the log cut it, and its
+    last step is marked as truncated.
 
     Raises:
         DataError: missing values, vectors of different dimensions, an episode that goes on after its end, or steps
@@ -172,14 +172,14 @@ def cut_fragments(
                 f"{following.shape[1]}; data.columns.next_observation=null leaves them out"
             )
         data = data.with_next_observations(following)
-    labels = {}  # of faults, where ids are not as they were logged
+    labels = {}  # the logged ids, for messages, where the ids are others
     if found.labels.texts is not None or not np.array_equal(ids, found.ids):
         labels = {int(number): found.label(episode) for episode, number in enumerate(ids)}
     return Fragments(data if joins else data.with_time_limit(time_limit), ordered, labels, doubt)
 
 
 def fragment_table(fragments: Fragments, *, file_index: int) -> pa.Table:
-    """Fragments as a table for `join_fragments`: that of `to_table`, with the columns `file_index` and `timesteps`."""
+    """Fragments as a table for `join_fragments`: that of `to_table`, and the columns `file_index` and `timesteps`."""
     data, times = fragments.data, fragments.times
     table = to_table(data).append_column("file_index", pa.array(np.full(data.num_episodes, file_index)))
     offsets = pa.array(np.append(data.starts, data.num_transitions).astype(np.int32))
@@ -190,7 +190,7 @@ def fragment_table(fragments: Fragments, *, file_index: int) -> pa.Table:
 def join_fragments(
     fragments: pa.Table, *, time_limit: int | None = None, labels: Mapping[int, str] | None = None
 ) -> TransitionDataset:
-    """The episodes of fragments that hold whole ones between them.
+    """Joins fragments that together hold whole episodes.
 
     An episode with no end of either kind is `truncated`: the log stopped, the environment did not. So is one that
     ends at `time_limit`, whatever the log says.

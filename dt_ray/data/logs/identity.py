@@ -1,4 +1,4 @@
-"""Which rows of a file are one episode: by ids, ends, starts and timesteps, and refused where these leave it open.
+"""Groups the rows of a file into episodes by ids, ends, starts and timesteps; refuses rows where these leave it open.
 
 Legend: N rows, E episodes.
 """
@@ -16,20 +16,20 @@ from dt_ray.data.logs.ids import RowIds
 from dt_ray.errors import DataError
 
 UNIT = (
-    "dt_ray.unit"  # column of rows from a container that keeps episodes apart by itself: no episode spans two of them
+    "dt_ray.unit"  # column with the number of the group, trajectory or array that a row is from: no episode spans two
 )
 EVENNESS = 1e-3  # of a clock's step, within which its steps are the same
 REMEDY = "name the steps by data.columns.timestep=NAME or the ends by data.columns.terminated=NAME"
 
 
 class Follows(Protocol):
-    """Whether what was observed after each of some rows is what others begin with."""
+    """Whether the next observation of each row in `earlier` equals the observation of the row in `later`."""
 
     def __call__(self, earlier: Int[ndarray, "M"], later: Int[ndarray, "M"]) -> Bool[ndarray, "M"]: ...
 
 
 class Episodes(NamedTuple):
-    """The episodes of a file: in `order`, each one's rows follow one another."""
+    """The episodes of a file. With the rows in `order`, the rows of each episode follow one another."""
 
     order: Int[ndarray, "N"] | None  # None: as they are
     starts: Int[ndarray, "E"]
@@ -138,7 +138,7 @@ def _group_by_key(
     not_last = np.ones(num, bool)
     not_last[firsts + lengths - 1] = False
     ends_inside = np.logical_or.reduceat(ended[order] & not_last, firsts)
-    even, repeats = _find_steps(times, order, firsts, lengths)
+    even, repeats = _are_steps_even(times, order, firsts, lengths)
     if times is not None and repeats.any():  # time that goes back to where it was is not that of a shuffled table
         back = np.flatnonzero((np.diff(times) < 0) & (np.diff(key) == 0))
         repeats &= np.isin(by_key[firsts], key[back])
@@ -159,10 +159,10 @@ def _group_by_key(
     return Episodes(order, firsts, ids.numbers[order[firsts]], ids)
 
 
-def _find_steps(
+def _are_steps_even(
     times: ndarray | None, order: ndarray, firsts: ndarray, lengths: ndarray
 ) -> tuple[Bool[ndarray, "E"], Bool[ndarray, "E"]]:
-    """For each key whether its times, put in order, go up by equal steps, and whether one is there twice."""
+    """For each key: whether its sorted times increase by equal steps, and whether a time occurs twice."""
     if times is None:
         return lengths == 1, np.zeros(len(firsts), bool)
     steps = np.diff(times[order], append=np.nan)
@@ -182,7 +182,7 @@ def _cut_pieces(
     source: str,
     follows: Follows | None,
 ) -> ndarray:
-    """The number of the episode among those of its key, for rows that are sorted by key and stand in the file's order.
+    """For each row, the number of its episode among those with the same key; rows are sorted by key, stably.
 
     Raises:
         DataError: it isn't known whether an id that comes back is the same episode.

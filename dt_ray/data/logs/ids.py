@@ -1,4 +1,4 @@
-"""The columns by which rows are told apart: ids of episodes, timesteps and clocks.
+"""Reads the columns that say to which episode and step a row belongs: ids, timesteps and clocks.
 
 Legend: N rows.
 """
@@ -18,10 +18,10 @@ from dt_ray.errors import DataError
 
 
 class RowIds(NamedTuple):
-    """Ids of the rows' episodes as numbers, which sort as the logged ones do, and those where they are no numbers."""
+    """The episode id of each row as a number; numbers are in the order of the logged ids."""
 
     numbers: Int[ndarray, "N"]
-    texts: ndarray | None  # by number
+    texts: ndarray | None  # the logged ids by number, where these are no numbers
 
     def label(self, number: int | np.integer) -> str:
         return f"{number}" if self.texts is None else f"{self.texts[number]}"

@@ -1,4 +1,4 @@
-"""A look into a file before it is read: which episodes it has rows of, and what its vectors are like."""
+"""Facts about a file that reading other files needs: the episodes in it, and the dimensions of its vectors."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def look_into(file: DatasetFile, config: DataConfig) -> FileEpisodes:
 
 
 def _digests(observations: Float[ndarray, "E S"]) -> Int[ndarray, "E"]:
-    """A number for each observation that others don't have, never 0; 0 for one that isn't known."""
+    """A hash of each observation, never 0; 0 where an observation is missing."""
     rows = np.ascontiguousarray(observations)
     digests = [int.from_bytes(blake2b(row.tobytes(), digest_size=7).digest(), "little") + 1 for row in rows]
     return np.where(np.isnan(rows).any(axis=1), 0, np.asarray(digests, np.int64))
@@ -88,7 +88,7 @@ def read_log_spaces(config: DataConfig) -> SpaceSpec:
 
 
 def read_shape_of(file: DatasetFile, config: DataConfig) -> FileShape:
-    """What the file's episodes are like, by its first rows where they can be read alone.
+    """The dimensions of the file's vectors, from its first row where that can be read alone.
 
     Raises:
         DataError: the file is unreadable, or has no vectors.

@@ -1,4 +1,4 @@
-"""What the columns of a log mean: the only place that knows the names that people give them."""
+"""The meaning of a log's columns, by the names that people give them; no other file knows these names."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def column_names(available: Sequence[str], renamed: Mapping[str, str | None], *,
     columns (`observation_0`, …) or as the one array of a group. One that is renamed to nothing is left out.
 
     Raises:
-        DataError: unknown names in `renamed`, a needed column that is not there, or a name that stands for too much.
+        DataError: unknown names in `renamed`, a needed column that is missing, or several columns where one is allowed.
     """
     if unknown := set(renamed) - {*REQUIRED, *OPTIONAL}:
         raise DataError(
@@ -54,7 +54,9 @@ def column_names(available: Sequence[str], renamed: Mapping[str, str | None], *,
     }
     taken = {name for names in given.values() for name in names}
     names = {
-        ours: given[ours] if ours in given else _find(ours, [name for name in available if name not in taken], source)
+        ours: given[ours]
+        if ours in given
+        else _usual_columns(ours, [name for name in available if name not in taken], source)
         for ours in (*REQUIRED, *OPTIONAL)
     }
     missing = [
@@ -77,10 +79,12 @@ def column_names(available: Sequence[str], renamed: Mapping[str, str | None], *,
     return {ours: theirs for ours, theirs in names.items() if theirs}
 
 
-def finds_rewards(available: Iterable[str], renamed: Mapping[str, str | None]) -> bool:
-    """Whether rewards are among these columns."""
+def has_reward_column(available: Iterable[str], renamed: Mapping[str, str | None]) -> bool:
+    """Whether a column of rewards is among these."""
     names = list(available)
-    return any(name in names for name in (renamed.get("reward") or "").split(",")) or bool(_find("reward", names, ""))
+    return any(name in names for name in (renamed.get("reward") or "").split(",")) or bool(
+        _usual_columns("reward", names, "")
+    )
 
 
 def listed(names: Iterable[str]) -> str:
@@ -95,7 +99,7 @@ def _exact(name: str, available: Sequence[str]) -> str:
     return name if name in available else next((each for each in available if _plain(each) == _plain(name)), name)
 
 
-def _find(ours: str, available: Sequence[str], source: str) -> tuple[str, ...]:
+def _usual_columns(ours: str, available: Sequence[str], source: str) -> tuple[str, ...]:
     plain: dict[str, str] = {}  # names without case and blanks -> the file's
     for name in available:
         plain.setdefault(_plain(name), name)

@@ -1,4 +1,4 @@
-"""The outline of a log: what the settings of a run are derived from, gathered part by part."""
+"""The outline of a log, from which settings that say `auto` are derived; it is gathered part by part."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from dt_ray.data.logs.files import DatasetFile, find_files
 from dt_ray.data.transitions import TransitionDataset, chosen_episodes
 from dt_ray.errors import DataError
 
-SHARE_AT_LIMIT = 0.01  # of the steps: so many actions that are exactly the smallest, or largest, were cut there
+SHARE_AT_LIMIT = 0.01  # of the steps: where so many actions are exactly the smallest, or largest, that is a limit
 FEWEST_AT_LIMIT = 2
 
 
 def outline_rows(
     data: TransitionDataset, config: RunConfig, source: Literal["column", "rewards"] | None = None
 ) -> pa.Table:
-    """A row for each episode with what an outline is made of; returns-to-go come from `source`."""
+    """A row for each episode with the facts that `make_outline` needs; returns-to-go come from `source`."""
     data = data if config.relabels else data.with_return_source(source)
     to_go, lowest = data.to_go(config.data.discount), np.minimum.reduceat(data.actions, data.starts)
     return pa.table(
@@ -113,6 +113,6 @@ def _environment_of(file: DatasetFile) -> tuple[str | None, dict[str, Any]]:
         return None, {}
     try:
         facts = read_metadata(read_schema(file))
-    except (DataError, json.JSONDecodeError):  # which whoever reads the data says
+    except (DataError, json.JSONDecodeError):  # reported when the data is read
         return None, {}
     return facts.get("env_id"), facts.get("env_kwargs", {})

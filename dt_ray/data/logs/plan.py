@@ -1,9 +1,9 @@
-"""Which episodes go on from file to file, and the ids of all episodes of a dataset.
+"""Plans which episodes continue from file to file, and the ids of all episodes of a dataset.
 
-An episode is known by its file and its id. It goes on in another file only where the log itself says so, by the first
-of these that it has: the rows of both are parts of one file; the setting; the id is that of a folder (`episode=3/`);
-timesteps that go on; a logged next observation that the other file begins with; a column of starts that does not mark
-the first row; ids that count on through all files, or that are unique by themselves (UUIDs).
+An episode is identified by its file and its id. It continues in another file only where the log itself says so, by the
+first of these that it has: both are parts of one file; the setting `data.episodes_across_files`; the id is that of a
+folder (`episode=3/`); timesteps that continue; a logged next observation with which the other file begins; a column of
+starts that does not mark the first row; ids that count on through all files; ids that are unique everywhere (UUIDs).
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ log = logging.getLogger("dt_ray")
 class FileEpisodes(NamedTuple):
     """The episodes of one file, in the order in which they are cut from it.
 
-    `opens` and `closes` are those of its first and last row. `before` and `after` tell two observations apart, the one
-    that an episode begins with here and the logged one after its last row; 0 where it isn't logged.
+    `opens` and `closes` are the episodes of its first and last row. `before` and `after` are hashes of the observation
+    with which an episode begins here, and of the logged one after its last row; 0 where it isn't logged.
     """
 
     labels: Sequence[int | str]
     are_logged: bool  # the labels; else they are counted
-    are_shared: bool  # by all files: the name of a folder
+    are_shared: bool  # the labels are the name of a folder, and so the same in all files below it
     ended: Bool[ndarray, "E"]
     num_steps: Int[ndarray, "E"]
     first: Float[ndarray, "E"]  # timestep; NaN where none is logged
@@ -50,11 +50,11 @@ class FileEpisodes(NamedTuple):
 
 
 class FilePlan(NamedTuple):
-    """What the reader of one file must know of the others."""
+    """What reading one file needs to know of the other files."""
 
     ids: Int[ndarray, "E"]
     joins: bool  # some episode of the dataset lies in several files
-    labels: dict[int, str]  # the logged ids of episodes that do
+    labels: dict[int, str]  # the logged ids of these, for messages
 
 
 class _Piece(NamedTuple):
@@ -86,7 +86,7 @@ def plan_files(
 
 
 def _number(files: Sequence[DatasetFile], looks: Sequence[FileEpisodes], episodes: Sequence[list[_Piece]]) -> list[int]:
-    """An id for each episode, the logged one where none is there twice; order by file and id else."""
+    """An id for each episode: the logged one where these are unique, else one by file and id."""
     first = [pieces[0] for pieces in episodes]
     labels = [looks[piece.file].labels[piece.episode] for piece in first]
     sources = [files[piece.file].source for piece in first]
@@ -143,9 +143,9 @@ def _chain(
     is_global: bool,
     unsure: list[tuple[_Piece, _Piece]],
 ) -> list[list[_Piece]]:
-    """The episodes that pieces under one id make, in several files or several times in one.
+    """Joins the pieces with one id, in several files or several times in one file, into episodes.
 
-    `unsure` gets those of which nothing says whether they are one, which are taken for two.
+    Pairs of which nothing says whether they are one episode are taken for two, and added to `unsure`.
     """
     if across is True or (looks[pieces[0].file].are_shared and across == "auto"):
         return _split_at_ends(pieces, looks)
@@ -182,7 +182,7 @@ def _chain(
 
 
 def _split_at_ends(pieces: list[_Piece], looks: Sequence[FileEpisodes]) -> list[list[_Piece]]:
-    """One episode, or one after each end, where the pieces stand in the order of their files."""
+    """One episode, or, where no timestep orders the pieces, one after each end."""
     times = [looks[piece.file].first[piece.episode] for piece in pieces]
     if not np.isnan(times).any():
         return [pieces]  # in the order of their timesteps, which joining checks
@@ -202,7 +202,7 @@ def _chain_by_time(
     files: Sequence[DatasetFile],
     looks: Sequence[FileEpisodes],
 ) -> list[list[_Piece]]:
-    """Pieces that count on from one another."""
+    """Joins pieces whose timesteps continue one another."""
     order: list[int] = np.argsort(first, kind="stable").tolist()
     if num.sum() == last.max() - first.min() + 1 and not (first == first[0]).all():
         return [[pieces[at] for at in order]]
@@ -234,7 +234,7 @@ def _chain_unnumbered(
     looks: Sequence[FileEpisodes],
     across: bool | Literal["auto"],
 ) -> list[list[_Piece]]:
-    """The same, where the last episode of a file without ids may go on as the first one of the next."""
+    """Joins episodes without ids: the last one of a file may continue as the first one of the next file."""
     result: list[list[_Piece]] = []
     unsure = None
     for chain in sorted(chains, key=lambda chain: chain[0]):
@@ -273,9 +273,9 @@ def _chain_unnumbered(
 
 
 def _are_global(files: Sequence[DatasetFile], looks: Sequence[FileEpisodes]) -> dict[int, bool]:
-    """For each dataset whether its ids count on through its files: each lies in one run of rows over all of them.
+    """For each dataset, whether its ids count on through its files: each id is in one run of rows over all files.
 
-    A file that begins with the id that the first one begins with may count anew, so that nothing is known.
+    False where a file begins with the same id as the first file: it may count anew.
     """
     result: dict[int, bool] = {}
     for source in {file.source for file in files}:

@@ -1,4 +1,4 @@
-"""From files to checked episodes, one file at a time: what the Ray pipeline and a single process both call."""
+"""Reads files into checked episodes, one file at a time; Ray's tasks and a single process both use it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pyarrow as pa
 from dt_ray.config.schema import DataConfig
 from dt_ray.data.formats import has_rows, is_flat, read_minari, read_rows
 from dt_ray.data.formats.tables import read_parquet
-from dt_ray.data.logs.checks import find_faults
+from dt_ray.data.logs.checks import faults_in
 from dt_ray.data.logs.episodes import from_table
 from dt_ray.data.logs.files import DatasetFile
 from dt_ray.data.logs.flat import Fragments, cut_fragments, fragment_table, join_fragments
@@ -32,11 +32,11 @@ log = logging.getLogger("dt_ray")
 
 @dataclass(frozen=True, kw_only=True)
 class EpisodeReader:
-    """Reads the files of a dataset one by one, in any process: it holds what each must know of the others."""
+    """Reads the files of a dataset one by one, in any process; holds what reading one needs to know of the others."""
 
     files: Sequence[DatasetFile]
-    plans: Sequence[FilePlan | None]  # None: the file says by itself what its episodes are
-    first: FileShape  # of the first file, which the others are to be like
+    plans: Sequence[FilePlan | None]  # None: the file can be read without the others
+    first: FileShape  # of the first file; the others must have the same
     config: DataConfig
     spec: SpaceSpec | None
 
@@ -50,7 +50,7 @@ class EpisodeReader:
         look: Callable[[Sequence[DatasetFile]], list[FileEpisodes]],
         shape_of: Callable[[DatasetFile], FileShape],
     ) -> EpisodeReader:
-        """Looks into the files as far as reading one of them needs it; `look` and `shape_of` say where.
+        """Gathers what reading needs to know of the files; `look` and `shape_of` gather it, here or on a cluster.
 
         Raises:
             DataError: files of both kinds, or timesteps that don't go together.
@@ -68,7 +68,7 @@ class EpisodeReader:
         return self.plans[0] is not None and self.plans[0].joins
 
     def read(self, index: int) -> Fragments:
-        """The checked episodes of a file, or what it has of each; actions in the environment's units.
+        """The checked episodes of a file, or its fragments of them; actions are in the environment's units.
 
         Raises:
             DataError: the file is unreadable or empty, is unlike the first one, or has faults: each is named by file,
@@ -84,10 +84,10 @@ class EpisodeReader:
         return fragment_table(self.read(index), file_index=self.files[index].index)
 
     def join(self, fragments: pa.Table) -> TransitionDataset:
-        """The episodes of fragments that hold whole ones between them.
+        """Joins fragments that together hold whole episodes.
 
         Raises:
-            DataError: an episode that does not add up across files.
+            DataError: the fragments of an episode contradict one another.
         """
         first = self.plans[0]
         assert first is not None
@@ -191,7 +191,7 @@ def read_episodes(file: DatasetFile, config: DataConfig, spec: SpaceSpec | None)
     return read_fragments(file, config, spec).data
 
 
-def find_fault_in(file: DatasetFile, config: DataConfig, spec: SpaceSpec | None) -> str | None:
+def fault_in_file(file: DatasetFile, config: DataConfig, spec: SpaceSpec | None) -> str | None:
     """Why a file can't be trained on; None where it can."""
     try:
         read_episodes(file, config, spec)
@@ -201,13 +201,13 @@ def find_fault_in(file: DatasetFile, config: DataConfig, spec: SpaceSpec | None)
 
 
 def warn_of(doubts: Iterable[str | None]) -> None:
-    """Logs the first of them, and how many there are."""
+    """Logs one warning: the first doubt, and how many files have one."""
     if found := [doubt for doubt in doubts if doubt]:
         log.warning("%s%s", found[0], f"; so in {len(found)} files" if len(found) > 1 else "")
 
 
 def may_share_episodes(files: Sequence[DatasetFile], config: DataConfig) -> bool:
-    """Whether episodes may go on from file to file: in all of its files, or in none.
+    """Whether episodes may continue from file to file; that is the same for all files.
 
     Raises:
         DataError: it has files of both kinds.
@@ -244,7 +244,7 @@ def raise_faults(
     hint: str = "",
     labels: Mapping[int, str] | None = None,
 ) -> None:
-    faults = list(islice(find_faults(data, spec, labels), MAX_LISTED_FAULTS + 1))
+    faults = list(islice(faults_in(data, spec, labels), MAX_LISTED_FAULTS + 1))
     if faults:
         more = "\n  and more" if len(faults) > MAX_LISTED_FAULTS else ""
         lines = "".join(f"\n  {fault}" for fault in faults[:MAX_LISTED_FAULTS])

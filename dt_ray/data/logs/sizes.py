@@ -1,7 +1,7 @@
 """How much memory a dataset takes once it is read: 4 bytes for each number of its steps, however small its files are.
 
-Only headers, footers and the first bytes of files are read. Of many files some are looked at, and the others are taken
-to be like them.
+Only headers, footers and the first bytes of files are read. Of many files only some are read, and the size of the
+others is estimated from them.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SAMPLE_BYTES = 2**20  # of a text file
 
 
 def decoded_size(files: Sequence[DatasetFile], config: DataConfig) -> int:
-    """Bytes that the steps of these files take in memory, about.
+    """The approximate number of bytes that the steps of these files take in memory.
 
     Raises:
         DataError: a file can't be read.
@@ -89,7 +89,7 @@ def _in_npz(file: DatasetFile) -> float:
         try:
             return sum(_in_array(member) for member in _members(stream))
         except (zipfile.BadZipFile, ValueError):
-            return file.size / FLOAT_BYTES  # its reader says what it is
+            return file.size / FLOAT_BYTES  # damaged: reading it says how
 
 
 def _members(stream: pa.NativeFile) -> list[tuple[int, ...]]:
@@ -121,12 +121,12 @@ def _in_hdf5(file: DatasetFile) -> float:
             with h5py.File(stream, "r") as content:
                 content.visititems(count)
         except (OSError, RuntimeError):
-            return file.size / FLOAT_BYTES  # its reader says what it is
+            return file.size / FLOAT_BYTES  # damaged: reading it says how
     return sum(found)
 
 
 def _in_minari(file: DatasetFile) -> float:
-    """Of a folder whose data lies in one HDF5 file; in another container, by its size."""
+    """Exact for a dataset in one HDF5 file, estimated by size for others."""
     path = f"{file.path.rstrip('/')}/data/main_data.hdf5"
     if not file.filesystem.get_file_info(path).is_file:
         return file.size / FLOAT_BYTES
@@ -151,4 +151,4 @@ def _in_json(file: DatasetFile) -> float:
     try:
         return numbers_in_line(json.loads(line)) * file.size / max(1, len(line))
     except (ValueError, RecursionError, TypeError, AttributeError):
-        return file.size / FLOAT_BYTES  # its reader says what it is
+        return file.size / FLOAT_BYTES  # damaged: reading it says how

@@ -1,4 +1,4 @@
-"""Which files of a dataset are trained on, and how their episodes are told apart."""
+"""The files of a dataset that are trained on, and whether their episode ids need the file's number."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dt_ray.data.formats import is_flat
 from dt_ray.data.formats.tables import read_parquet
 from dt_ray.data.logs.episodes import episode_ids_of
 from dt_ray.data.logs.files import DatasetFile, find_files
-from dt_ray.data.logs.reading import find_fault_in
+from dt_ray.data.logs.reading import fault_in_file
 from dt_ray.data.spaces import SpaceSpec
 from dt_ray.errors import DataError
 
@@ -24,13 +24,13 @@ log = logging.getLogger("dt_ray")
 
 def sound_files(
     config: DataConfig,
-    find_faults_of: Callable[[list[DatasetFile]], list[str | None]],
+    faults_of_files: Callable[[list[DatasetFile]], list[str | None]],
     ids_of: Callable[[list[DatasetFile]], list[Int[ndarray, "E"]]],
 ) -> tuple[list[DatasetFile], int]:
-    """The files to train on, and how many `data.on_corrupt=skip` leaves out; what is wrong with those is logged.
+    """The files to train on, and how many `data.on_corrupt=skip` leaves out; their faults are logged.
 
     Raises:
-        DataError: nothing there, nothing sound there, or a row per step, where an episode can go on in a lost file.
+        DataError: there is no file, no sound file, or files with a row per step are to be left out.
     """
     all_files = [
         replace(file, source=source)
@@ -40,7 +40,7 @@ def sound_files(
     files = [replace(file, index=index) for index, file in enumerate(all_files)]
     if config.on_corrupt == "stop":
         return number_files(files, config, ids_of), 0
-    found = find_faults_of(files)
+    found = faults_of_files(files)
     sound = [file for file, fault in zip(files, found, strict=True) if fault is None]
     faults = [fault for fault in found if fault is not None]
     if not sound:
@@ -58,7 +58,7 @@ def sound_files(
 def number_files(
     files: list[DatasetFile], config: DataConfig, ids_of: Callable[[list[DatasetFile]], list[Int[ndarray, "E"]]]
 ) -> list[DatasetFile]:
-    """The files, marked where their episode ids are those of other files too: they get their file's number besides.
+    """The files, marked where episode ids repeat in other files, so that the file's number is added to the ids.
 
     Raises:
         DataError: a file can't be read.
@@ -89,6 +89,6 @@ def sound_files_here(config: DataConfig, spec: SpaceSpec | None) -> tuple[list[D
     """`sound_files`, looked for in this process."""
     return sound_files(
         config,
-        lambda files: [find_fault_in(file, config, spec) for file in files],
+        lambda files: [fault_in_file(file, config, spec) for file in files],
         lambda files: [read_episode_ids(file) for file in files],
     )
