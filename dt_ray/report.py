@@ -1,4 +1,4 @@
-"""Draws what runs and sweeps came to: one page, and the PNGs and CSVs behind it.
+"""Draws the results of runs and sweeps: one page, with its pictures as PNG and its tables as CSV.
 
 python -m dt_ray.report runs/mine                      into runs/mine/report/
 python -m dt_ray.report runs/one runs/two --out both   side by side; runs that differ in their seed only as one

@@ -191,7 +191,7 @@ def _write(options: argparse.Namespace, tables: Iterable[pa.Table], *, source: s
 
 @contextmanager
 def _parts(options: argparse.Namespace, spec: SpaceSpec | None) -> Iterator[Iterator[TransitionDataset]]:
-    """The checked episodes of the dataset, part by part: read by Ray's tasks, or here where the log is small."""
+    """The checked episodes of the dataset, part by part; Ray's tasks read them, or this process if the log is small."""
     from dt_ray.data.logs.datasets import read_parts
     from dt_ray.data.logs.episodes import from_table
     from dt_ray.data.logs.files import find_files

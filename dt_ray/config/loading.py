@@ -1,4 +1,4 @@
-"""YAML files and `section.key=value` overrides in, a `RunConfig` out: every problem reported in one message."""
+"""Makes a `RunConfig` of YAML files and `section.key=value` overrides; reports every problem in one message."""
 
 from __future__ import annotations
 
@@ -47,14 +47,14 @@ def read_settings(
     Without a name it is `default`, or, where they name a log or an environment, the neutral configuration.
 
     Raises:
-        ConfigError: no such configuration, an override that is none, or a preset with another environment than its own.
+        ConfigError: no such configuration, a malformed override, or a preset with another environment than its own.
     """
     given, problems = read_overrides(overrides)
     given = {**(changes or {}), **given}
     name = name_or_file or start_from(given, default=default)
     tree = read_yaml(find_config(name))
     if problems:
-        decode_config(without_auto(tree)[0], overrides)  # which names these problems beside the others
+        decode_config(without_auto(tree)[0], overrides)  # reports these problems together with the others
     if not Path(name).is_file():  # a file of the user's own is the user's to change
         check_environment(tree, given.get("env_id"), preset=name)
     return with_values(tree, given)
@@ -195,7 +195,7 @@ def _adapter(cls: type) -> TypeAdapter[Any]:
 
 
 def read_overrides(overrides: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-    """The values given as `section.key=value`, by their dotted keys, and what is wrong with others."""
+    """The values given as `section.key=value`, by their dotted keys, and a line for each malformed override."""
     changes: dict[str, Any] = {}
     problems: list[str] = []
     for override in overrides:

@@ -1,4 +1,4 @@
-"""One application on Ray Serve beside those of others: at an address that is true, and gone alone when it ends."""
+"""An application on a Ray Serve that others may use too: it gets a free name and route, and removes only itself."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def application(name: str, *, host: str, port: int) -> Iterator[Application]:
 
 def check_address(http: Any, *, host: str, port: int) -> None:
     """Raises:
-    ResourceError: Ray Serve listens elsewhere; what it is given later it ignores.
+    ResourceError: Ray Serve listens at another address, which can't be changed while it runs.
     """
     if (http.host, http.port) != (host, port):
         raise ResourceError(

@@ -31,7 +31,7 @@ from dt_ray.learners import return_source_of
 
 MAX_PARTITIONS = 16
 WINDOWS_PER_BLOCK = 4096
-MAX_LOOKED_AT = 2**26  # bytes of rows that are looked through before they are read: tasks can't warn anybody
+MAX_LOOKED_AT = 2**26  # bytes; smaller logs are looked through first, to log warnings that tasks can't log
 
 
 def episode_dataset(
@@ -42,7 +42,7 @@ def episode_dataset(
     Flat transitions are cut into fragments file by file; where files share episodes, their fragments meet by a shuffle.
 
     Raises:
-        DataError: nothing there, or files of both kinds; what is wrong inside a file is raised when it is read.
+        DataError: there is no file, or files of both kinds; faults inside a file are raised when it is read.
     """
     with user_errors():
         files = sound_files_on_ray(config, spec)[0] if files is None else files
@@ -145,7 +145,7 @@ def sound_files_on_ray(config: DataConfig, spec: SpaceSpec | None) -> tuple[list
         lambda files: ray.get([_fault_in_file.remote(file, config, spec) for file in files]),
         lambda files: ray.get([_episode_ids.remote(file) for file in files]),
     )
-    doubtful = len(files) == 1 or not is_flat(files[0], config)  # of others their plan knows
+    doubtful = len(files) == 1 or not is_flat(files[0], config)  # for others the plan warns
     if doubtful and has_rows(files[0]) and sum(file.size for file in files) < MAX_LOOKED_AT:
         warn_of(look.doubt for look in ray.get([_look_into.remote(file, config) for file in files]))
     return files, num_skipped

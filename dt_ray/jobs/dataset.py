@@ -1,4 +1,4 @@
-"""A dataset from the settings to the files."""
+"""Collects the dataset that a configuration asks for."""
 
 from __future__ import annotations
 

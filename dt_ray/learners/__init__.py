@@ -66,7 +66,7 @@ def window_length_of(config: RunConfig) -> int:
 
 
 def return_source_of(config: RunConfig) -> Literal["column", "rewards"] | None:
-    """Where logged returns-to-go come from: the column, the rewards, or None for the column where there is one."""
+    """Where returns-to-go come from: the logged column, the rewards, or None for the column if there is one."""
     source = config.data.return_source
     return "rewards" if declaration_of(config).returns == "rewards" else None if source == "value" else source
 
@@ -76,7 +76,7 @@ def _declared(learner: Callable[..., Learner]) -> Declaration:
 
 
 def givers_of_values() -> str:
-    """The packaged learners of values, by name."""
+    """The names of the packaged learners of values, in words."""
     return " or ".join(name for name, learner in LEARNERS.items() if _declared(learner).gives_values)
 
 

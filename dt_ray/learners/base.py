@@ -1,4 +1,4 @@
-"""What a learner declares, what the loop, the evaluation and the checkpoints ask of it, and what learners share.
+"""The interfaces of learners and policies, the declaration of a learner's needs, and the optimizer steps they share.
 
 Legend: N live episodes, S observation, A action dimension.
 """
@@ -26,17 +26,17 @@ from dt_ray.models.batch import WindowBatch
 
 @dataclass(frozen=True, kw_only=True)
 class Declaration:
-    """What a learner needs of the data, and which settings it reads. A class without one has this one's defaults."""
+    """What a learner needs of the data, and which settings it reads. A class without one has these defaults."""
 
     window_length: int | None = None  # steps of a training window; None: as model.context_length and data.window_length
     returns: Literal["shown", "ignored", "rewards"] = "shown"
-    # returns-to-go are shown to the model; or nobody looks at them; or they are taken apart into the rewards again
-    sections: tuple[str, ...] = ()  # of the configuration, that it reads beside those that all learners share
+    # the model gets returns-to-go; or they are not used; or the learner gets rewards back from their differences
+    sections: tuple[str, ...] = ()  # sections of the configuration that only some learners read, such as `iql`
     settings: type[Any] | None = None  # a dataclass of settings of its own, whose values `algorithm_settings` gives
-    needs_next_steps: bool = False  # it learns from a step and what came next: a log that never says that is refused
+    needs_next_steps: bool = False  # it learns from pairs of steps: a log without any next step is refused
     counts_from_values: bool = False
     # data.return_source=value works: a learner of values is trained first, and its model has `values` by `model.values`
-    gives_values: bool = False  # it is a learner of values: it has `value_function()`
+    gives_values: bool = False  # it learns state values: it has `value_function()`
 
     def conflicts_in(self, config: RunConfig) -> Iterator[str]:
         """One line for each setting that does not go with this learner."""
@@ -72,18 +72,18 @@ class Declaration:
 
 
 class ValueFunction(NamedTuple):
-    """What states are worth, as a learner has learned it."""
+    """A learned value of states."""
 
     network: nn.Sequential  # of observations in the learner's units, by `make_perceptron`
     config: PerceptronConfig
-    scale: float  # its values are in rewards of the data's own units, times this
+    scale: float  # its outputs are values in the data's units of reward, times this
 
 
 class Policy(Protocol):
     """Acts in a batch of live episodes that step together."""
 
     def start(self, observations: Float[ndarray, "N S"], target_returns: Float[ndarray, "N"]) -> None:
-        """Forgets what was, and begins N episodes that are to reach these returns."""
+        """Begins N new episodes, each with the return that it is asked to reach."""
         ...
 
     def act(self) -> Float[ndarray, "N A"]:
@@ -93,20 +93,20 @@ class Policy(Protocol):
     def observe(
         self, actions: Float[ndarray, "N A"], rewards: Float[ndarray, "N"], observations: Float[ndarray, "N S"]
     ) -> None:
-        """What was done in every live episode, what it earned and what was seen next."""
+        """Tells the policy the action, the reward and the next observation of every live episode."""
         ...
 
     def keep(self, episodes: Sequence[int] | Int[ndarray, "M"]) -> None:
-        """Goes on with these episodes only, by their place in the batch; the others have ended."""
+        """Drops the other episodes, which have ended; these are given by their index in the batch."""
         ...
 
 
 @runtime_checkable
 class WindowPolicy(Policy, Protocol):
-    """A policy that acts by its model's `predict_last_action` of the newest steps: it can be exported and served.
+    """A policy that acts by its model's `predict_last_action` of the newest steps; it can be exported and served.
 
     The steps are a `WindowBatch` of up to `history_length` of them, in the normalizer's units. Their returns-to-go are
-    those of `normalizer.returns_while_acting(return_scale)`; the newest action is not to be looked at.
+    those of `normalizer.returns_while_acting(return_scale)`; the newest action is unknown and must not be used.
     """
 
     model: Any  # an nn.Module with `predict_last_action`
@@ -135,7 +135,7 @@ def as_window_policy(policy: Policy) -> WindowPolicy:
 
 
 class Learner(Protocol):
-    """Owns a model and its optimizer; the class may have a `declares`, a `Declaration`."""
+    """Owns a model and its optimizer; the class may have an attribute `declares`, a `Declaration`."""
 
     model: Any  # an nn.Module with `predict_last_action`
     spec: SpaceSpec
@@ -159,14 +159,14 @@ class Learner(Protocol):
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """What resuming needs besides the model's weights: tensors and plain values."""
+        """What resuming needs beside the model's weights: tensors and plain values."""
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
 class GradientSteps:
-    """AdamW with the warm-up, the decay and the clipping of `optim`, and the number of steps that were taken."""
+    """AdamW with the warm-up, schedule and clipping of `optim`, and a count of the steps taken."""
 
     def __init__(self, model: nn.Module, config: RunConfig) -> None:
         self.model, self.config, self.total = model, config.optim, config.total_timesteps

@@ -74,7 +74,7 @@ class IQLLearner:
         return ObservationPolicy(copy.deepcopy(self.model).cpu(), self.normalizer)
 
     def value_function(self) -> ValueFunction:
-        """What it has learned that states are worth."""
+        """The learned value of states."""
         sizes = PerceptronConfig(num_layers=self.config.model.num_layers, width=self.config.model.width)
         return ValueFunction(self.model.value, sizes, self.config.iql.reward_scale)
 
@@ -101,7 +101,7 @@ class IQLLoss(nn.Module):
 
 
 def mean_windows(batch: WindowBatch, num_real: Float[Tensor, ""] | None, batch_size: int) -> float | Tensor:
-    """Windows a worker, on average over all of them; `num_real` is that average of real steps, if there are several."""
+    """The mean number of windows of a worker; `num_real` is the mean number of real steps where there are several."""
     if num_real is None:
         return len(batch.mask)
     if batch.num_real is not None:  # what all of them have together
@@ -110,7 +110,7 @@ def mean_windows(batch: WindowBatch, num_real: Float[Tensor, ""] | None, batch_s
 
 
 class ObservationPolicy:
-    """Acts on the newest observation alone; whatever return is asked for."""
+    """Acts on the newest observation alone and ignores the target return."""
 
     history_length = 1  # steps of an episode that an action depends on
     return_scale = 0.0

@@ -194,7 +194,7 @@ def _best_run(groups: Sequence[Group]) -> RunRecord:
 
 
 def _add_episodes(report: Report, run: RunRecord, *, video: bool) -> None:
-    """The policy at work, in the first evaluation episode."""
+    """Adds plots of the policy's first evaluation episode, and an animation if `video`."""
     config, env_id = run.config, needed_environment(run.config.env_id, "an episode to show")
     is_pendulum = config.env_id == pendulum.ENV_ID
     if not (video or is_pendulum):

@@ -1,4 +1,4 @@
-"""What a report is about: runs side by side, grouped over their seeds, and the figures' numbers as tables."""
+"""The records of runs that a report compares, grouped over their seeds, and their numbers as tables."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ ReturnsByTarget = Mapping[float, Float[ndarray, "seeds episodes"]]  # of episode
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:
-    """What a run has written."""
+    """The files of a run, read."""
 
     folder: RunFolder
     config: RunConfig
@@ -213,7 +213,7 @@ def iqm(returns: Float[ndarray, "seeds episodes"]) -> float:
 
 
 def improvement_rows(groups: Sequence[Group]) -> list[Row]:
-    """How likely an episode of one group gets more than one of another, asked for the most; ties count half.
+    """The probability that an episode of one group has a higher return than one of another; ties count half.
 
     The Mann-Whitney statistic over the number of pairs, as in Agarwal et al. 2021.
     """
@@ -230,7 +230,7 @@ def improvement_rows(groups: Sequence[Group]) -> list[Row]:
 
 
 def time_rows(groups: Sequence[Group]) -> list[Row]:
-    """Where each run's time went, in seconds."""
+    """The seconds that each run spent on training and evaluation."""
     return [
         {
             "group": group.label,

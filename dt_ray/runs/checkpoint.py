@@ -1,4 +1,4 @@
-"""Checkpoints: what acting needs in `policy/`, what resuming needs besides in `training/`, a manifest last."""
+"""Checkpoints: `policy/` for acting, `training/` for what resuming needs beside it, and a manifest, written last."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class PolicyFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class FileFacts:
-    """What `MANIFEST.json` says of a file."""
+    """The size and hash of a file in `MANIFEST.json`."""
 
     size: int
     sha256: str
@@ -147,7 +147,7 @@ def load_policy(folder: Folder, evaluation: EvaluationConfig | None = None) -> t
 def load_learner(folder: Folder, *, optim: OptimConfig | None = None) -> tuple[Learner, RunConfig]:
     """The learner of a checkpoint as it was, on the CPU, and the configuration that it was trained with.
 
-    With `optim` it is run by that, where the machine that trained it had what this one has not.
+    `optim` replaces its `optim` settings, where this machine lacks something that they need.
 
     Raises:
         RunError: the checkpoint is incomplete, damaged or of another format.
@@ -164,7 +164,7 @@ def load_learner(folder: Folder, *, optim: OptimConfig | None = None) -> tuple[L
 
 
 def read_facts(folder: Folder) -> PolicyFacts:
-    """What a checkpoint's policy is, without its weights."""
+    """The facts in a checkpoint's `policy.json`."""
     return _facts(folder, _verified_files(folder, "policy/policy.json")["policy/policy.json"])
 
 
@@ -193,10 +193,10 @@ def restore_learner(folder: Folder, learner: Learner) -> dict[str, Any]:
 
 
 def checkpoint_fault(folder: Folder) -> str | None:
-    """What is wrong with a checkpoint: no manifest, or the first file that isn't what the manifest says.
+    """Why a checkpoint is not complete: it has no manifest, or a file differs from it. None where it is complete.
 
     Raises:
-        StorageError: the storage doesn't answer, which says nothing of the checkpoint.
+        StorageError: the storage doesn't answer.
     """
     try:
         _verified_files(folder, "")
@@ -225,7 +225,7 @@ def _verified_files(folder: Folder, prefix: str) -> dict[str, bytes]:
 
 @contextmanager
 def _kept_random_state() -> Iterator[None]:
-    """Learners seed the process when they are made, for a training; who loads one keeps the random state they had."""
+    """Restores the random state of the process afterwards: making a learner seeds it."""
     plain, arrays = random.getstate(), np.random.get_state()
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     try:

@@ -63,7 +63,7 @@ class SweepFolder:
         (self.folder / "sweep.yaml").write_text(sweep.to_yaml())
 
     def read(self, overrides: Sequence[str] = ()) -> SweepConfig:
-        """The sweep as it was started, wherever its folder is now; `overrides` say where what it needs is now.
+        """The sweep as it was started, at its present folder; `overrides` may give new places of its data.
 
         Raises:
             RunError: the folder is no sweep.
@@ -102,7 +102,7 @@ def result_of(run: RunFolder) -> tuple[str, EvaluationReport | None]:
 
 
 def further_evaluations(sweep: SweepConfig, folder: SweepFolder) -> list[tuple[str, EvaluationConfig, Folder]]:
-    """What is still to be evaluated: checkpoints, under which settings, and the files for the reports."""
+    """The missing evaluations: checkpoint, settings, and the file for the report."""
     missing = []
     for name in folder.trial_names():
         run = folder.trial(name)

@@ -1,4 +1,4 @@
-"""Where the loop runs: what it is told of its place among the workers, and of who runs them."""
+"""The context of the training loop: its place among the workers, and its connection to the driver."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from dt_ray.runs.folder import RunFolder
 from dt_ray.runs.storage import Folder
 
 T = TypeVar("T")
-EXCHANGE_EVERY = 10  # updates of several workers between two exchanges of what is asked of them, and who has failed
+EXCHANGE_EVERY = 10  # updates after which several workers tell one another of stop requests and failures
 
 
 class StopRequest(enum.Enum):
@@ -38,7 +38,7 @@ class StopRequest(enum.Enum):
 class TrainContext(Protocol):
     """Where the loop runs: in this process, in a Ray Train worker or in a Tune trial.
 
-    What has a body here is that of a single worker, which contexts of one worker take over.
+    Methods with a body are those of a single worker; contexts of one worker inherit them.
     """
 
     config: RunConfig
@@ -82,7 +82,7 @@ class TrainContext(Protocol):
     ) -> Future[EvaluationReport]:
         """Begins an evaluation; its report comes when the future is done.
 
-        `held_out` takes the place of the environment where there is none. `again`: it was begun before and not
+        `held_out` is used where there is no environment. `again` says that this evaluation was begun before and not
         finished, perhaps because the environment ended the process.
         """
         ...
@@ -97,7 +97,7 @@ class LocalContext(TrainContext):
         self._request = StopRequest.NONE
 
     def stop(self) -> None:
-        """Ends the training after the update that it is in."""
+        """Ends the training after the current update."""
         self._request = StopRequest.STOP
 
     def stop_request(self) -> StopRequest:
@@ -112,8 +112,8 @@ class LocalContext(TrainContext):
 class Failures:
     """The failure of one worker, kept until all workers know of it.
 
-    A worker that ended by itself would leave the others waiting for it. So it goes on as they do, and all of them end
-    at the next exchange.
+    A worker that ended alone would leave the others waiting for it. So it continues like them, and all of them end at
+    the next exchange.
     """
 
     def __init__(self, context: TrainContext) -> None:
@@ -132,7 +132,7 @@ class Failures:
             self.first = self.first or error
 
     def exchange(self, *, now: bool) -> None:
-        """Raises on all workers what one kept. They call it at every update, and ask each other every few, or `now`."""
+        """Raises the failure of one worker on all. Called at every update; they exchange every few, or `now`."""
         self._num_updates += 1
         if self.context.world_size > 1 and (now or self._num_updates % EXCHANGE_EVERY == 0):
             failed = torch.tensor(float(self.first is not None), device=self.context.device)
@@ -140,19 +140,19 @@ class Failures:
                 self.raise_on_all()
 
     def raise_own(self) -> None:
-        """Raises what this worker kept, where no other one waits for it any more."""
+        """Raises this worker's failure, once no other worker waits for it."""
         if self.first is not None:
             raise self.first
 
     def raise_on_all(self) -> None:
-        """Raises what one worker kept, on all of them; every worker must call it."""
+        """Raises the failure of one worker on all of them; every worker must call it."""
         for failure in self.context.gather(self.first):
             if failure is not None:
                 raise failure
 
 
 def together(context: TrainContext, work: Callable[[], T]) -> T:
-    """What `work` returns on this worker; raises on all workers the `UserError` that it raised on one."""
+    """Runs `work` on every worker and returns its result; a `UserError` on one worker is raised on all."""
     failures, results = Failures(context), []
     with failures.kept():
         results.append(work())
@@ -163,7 +163,7 @@ def together(context: TrainContext, work: Callable[[], T]) -> T:
 def evaluate_here(
     policy: Policy, held_out: HeldOutEpisodes | None, config: RunConfig, *, step: int
 ) -> Future[EvaluationReport]:
-    """A finished evaluation, for a context without actors."""
+    """Evaluates in this process; the future is done when it returns."""
     future: Future[EvaluationReport] = Future()
     try:
         if config.env_id is None:
@@ -179,9 +179,9 @@ def evaluate_here(
 
 
 def mean_real_steps(batch: WindowBatch, context: TrainContext) -> Tensor | None:
-    """Real steps a worker, over all of them; None where there is one, who counts them itself."""
+    """The mean number of real steps per worker; None for a single worker."""
     if context.world_size == 1:
         return None
-    if batch.num_real is not None:  # without waiting for the others, twice an update
+    if batch.num_real is not None:  # known without an exchange
         return batch.num_real / context.world_size
     return context.sum(batch.mask.sum()) / context.world_size

@@ -13,14 +13,16 @@ log = logging.getLogger("dt_ray")
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, which asks for the same as Ctrl-C."""
+    """Raised for SIGTERM, as `KeyboardInterrupt` is for Ctrl-C."""
 
 
 class StoppedEarlyError(Exception):
-    """What was asked to stop has ended, and there is nothing that it would return."""
+    """The work was asked to stop and ended without a result."""
 
 
-sigterm_received = threading.Event()  # Ray raises KeyboardInterrupt for whatever a handler raised within its calls
+sigterm_received = (
+    threading.Event()
+)  # Ray raises KeyboardInterrupt for any exception of a signal handler within its calls
 EXCEPTIONS = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: Terminated}
 
 
