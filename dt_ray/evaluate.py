@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 NEED_ENVIRONMENT = ("target_return", "episodes", "seed", "max_timesteps", "max_envs", "actors", "plot", "video")
 
 
-def main(arguments: Sequence[str]) -> None:
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m dt_ray.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -52,7 +52,11 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--video", metavar="FILE", help="record one episode for each target return (GIF)")
     parser.add_argument("--verbose", action="store_true", help="show Ray's own messages too")
     add_modules_argument(parser)
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: Sequence[str]) -> None:
+    options = make_parser().parse_args(arguments)
 
     from dt_ray.config.loading import change_evaluation
     from dt_ray.data.spaces import misfit_of, needed_environment, read_spaces

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dt_ray.cli.command import add_modules_argument, run_command, show_log
 
 
-def main(arguments: Sequence[str]) -> None:
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m dt_ray.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -25,7 +25,11 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--out", metavar="FILE", help="(default: policy.onnx or policy.pt2 here)")
     parser.add_argument("--overwrite", action="store_true", help="replace the file")
     add_modules_argument(parser)
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: Sequence[str]) -> None:
+    options = make_parser().parse_args(arguments)
 
     from dt_ray.errors import UserError
     from dt_ray.interchange.exporting import TOLERANCE, export_policy, largest_difference, load_exported

@@ -19,7 +19,7 @@ from dt_ray.cli.command import add_modules_argument, run_command, show_log
 TOKEN = "DT_RAY_SERVE_TOKEN"  # an environment variable, which other users of the machine can't see
 
 
-def main(arguments: Sequence[str]) -> None:
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m dt_ray.serve", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -37,7 +37,11 @@ def main(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("--verbose", action="store_true", help="show Ray's own messages too")
     add_modules_argument(parser)
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: Sequence[str]) -> None:
+    options = make_parser().parse_args(arguments)
 
     import importlib.util
 

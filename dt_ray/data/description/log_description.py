@@ -133,6 +133,28 @@ class LogDescriber:
         if self.spec is not None and self.spec.is_bounded:
             bounds = self.spec.action_low, self.spec.action_high
         outliers = find_outliers(features, self.names)
+        tables = self._tables(features, outliers, bounds, files, clocks)
+        return LogDescription(
+            path=self.path,
+            returns=features.returns,
+            lengths=features.lengths,
+            facts=self._facts(features, files, clocks),
+            tables=[table for table in tables if table.rows or table.name == "outliers"],
+            traps=traps,
+            outliers=outliers,
+            features=features,
+            names=self.names,
+            suggested_settings=settings_in(traps),
+        )
+
+    def _tables(
+        self,
+        features: EpisodeFeatures,
+        outliers: Sequence[Outlier],
+        bounds: tuple[Sequence[float], Sequence[float]] | None,
+        files: Sequence[DatasetFile],
+        clocks: Sequence[FileClock | None],
+    ) -> list[Table]:
         known_bounds = None if bounds is None else (np.asarray(bounds[0], float), np.asarray(bounds[1], float))
         whose = (
             self.env_id
@@ -141,7 +163,7 @@ class LogDescriber:
             if bounds
             else "the log's smallest and largest"
         )
-        tables = [
+        return [
             Table(name="quantiles", title="Returns and lengths of episodes", rows=quantile_rows(features)),
             Table(
                 name="columns",
@@ -170,18 +192,6 @@ class LogDescriber:
                 note=outlier_note(features, outliers),
             ),
         ]
-        return LogDescription(
-            path=self.path,
-            returns=features.returns,
-            lengths=features.lengths,
-            facts=self._facts(features, files, clocks),
-            tables=[table for table in tables if table.rows or table.name == "outliers"],
-            traps=traps,
-            outliers=outliers,
-            features=features,
-            names=self.names,
-            suggested_settings=settings_in(traps),
-        )
 
     def _facts(
         self, features: EpisodeFeatures, files: Sequence[DatasetFile], clocks: Sequence[FileClock | None]
