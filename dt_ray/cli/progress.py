@@ -99,7 +99,7 @@ class Watcher:
         step, total = self.newest["step"], self.config.total_timesteps
         if step < self.shown_step:
             workers = f"{self.newest['time/workers']} worker(s)"
-            self._say(f"went back to a checkpoint after update {self.shown_step}, on with {workers} at update {step}")
+            self._say(f"after update {self.shown_step}, resumed from a checkpoint at update {step} with {workers}")
             self.last_line = 0.0
         rate, loss = self.newest["time/updates_per_s"], self.newest["train/loss"]
         if self.is_live:

@@ -74,8 +74,9 @@ def return_traps(data: TransitionDataset, *, discount: float = 1.0) -> Iterator[
         return
     what = _describe_returns(data, logged, rewards, sums, scale)
     yield (
-        f"the logged returns-to-go are not the sums of the rewards: {what}. A policy is shown them, and while it acts "
-        f"what is asked of it less the rewards; set data.return_source=rewards, unless they are meant so"
+        f"the logged returns-to-go are not the sums of the rewards: {what}. In training a policy sees them, "
+        f"but while it acts it sees the target return minus the rewards; set data.return_source=rewards, unless this "
+        f"is intended"
     )
 
 

@@ -93,7 +93,7 @@ def read_spaces(env_id: str, env_kwargs: Mapping[str, Any] | None = None) -> Spa
     try:
         observations, actions = env.observation_space, env.action_space
     except AttributeError as error:
-        raise UnsupportedSpaceError(f"{env_id} does not say what it takes and gives: {error}") from None
+        raise UnsupportedSpaceError(f"{env_id} has no observation_space or action_space: {error}") from None
     finally:
         close_env(env)
     for kind, space in (("observations", observations), ("actions", actions)):
@@ -151,7 +151,7 @@ def choose_bounds(spec: SpaceSpec, bounds: ActionBounds, *, env_id: str | None) 
         return spec
     if bounds == "environment":
         if not spec.is_bounded:
-            whose = f"{env_id} takes actions of {_show_bounds(spec)}, which are no bounds"
+            whose = f"the actions of {env_id} have no usable bounds ({_show_bounds(spec)})"
             if env_id is None:
                 whose = "there is no environment (env_id=null) whose action bounds could be taken"
             raise UnsupportedSpaceError(

@@ -98,7 +98,7 @@ class Fit:
             if attempts_left == 0 or self._has_ended.is_set():
                 self._outcome.set_exception(error)
                 return
-            log.warning("lost Ray Train's controller; going on from the newest checkpoint")
+            log.warning("lost Ray Train's controller; resuming from the newest checkpoint")
             with suppress(ray.exceptions.RayError):
                 self._look()
             self._free_workers()  # else their CPUs are taken for ever

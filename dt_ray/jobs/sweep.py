@@ -81,7 +81,7 @@ def run_sweep(
             tune_on_ray(sweep, spec, plan, prepare_folder, resume=resume, verbose=verbose)
     except KeyboardInterrupt:
         if folder.is_sweep():
-            log.warning("stopped; go on with: python -m dt_ray.sweep --resume %s", folder)
+            log.warning("stopped; resume with: python -m dt_ray.sweep --resume %s", folder)
         raise
     return write_results(sweep, folder)
 
@@ -104,7 +104,7 @@ def write_results(sweep: SweepConfig, folder: SweepFolder) -> dict[str, Any] | N
             else:
                 best = evaluate_best(best, best_evaluation(best, sweep, folder))
         except RunError as error:  # noqa: PERF203
-            log.warning("the best of the rest: the best trial's checkpoint can't be played: %s", error)
+            log.warning("the best trial's checkpoint can't be played, so the next best trial is taken: %s", error)
             rows = [row for row in rows if row["trial"] != best["trial"]]
         else:
             (folder.folder / "best.json").write_text(to_json(best, indent=1))
@@ -135,4 +135,4 @@ def raise_failures(folder: SweepFolder) -> None:
         text = error.read_text().strip() if error.exists() else "it was not evaluated"
         failures.setdefault(text.splitlines()[-1] if text else "", []).append(name)
     said = "; ".join(f"{', '.join(names)}: {text}" for text, names in failures.items())
-    raise RunError(f"no trial of {folder} came to an evaluation. {said}")
+    raise RunError(f"no trial of {folder} was evaluated. {said}")

@@ -191,11 +191,11 @@ def resume_run(config: RunConfig, *, verbose: bool = False, dashboard: bool = Fa
     run.check_writable()
     checkpoint, faults = run.latest_checkpoint()
     for fault in faults:
-        log.warning("passed over: %s", fault)
+        log.warning("skipped a checkpoint: %s", fault)
     if checkpoint is None:
-        raise RunError(f"{run} has no complete checkpoint to go on from; start it again with --overwrite")
+        raise RunError(f"{run} has no complete checkpoint to resume from; start it again with --overwrite")
     check_inputs_are_there(config, str(run))
-    log.info("going on from %s", checkpoint)
+    log.info("resuming from %s", checkpoint)
 
     def prepare_folder() -> None:
         lease.acquire()
@@ -232,7 +232,7 @@ def tell_how_to_resume(config: RunConfig) -> None:
     """Logs the command that resumes a stopped run, if it has a checkpoint."""
     run = RunFolder.of(config)
     if run.latest_checkpoint()[0] is not None:
-        log.warning("stopped; go on with: python -m dt_ray.train --resume %s", run)
+        log.warning("stopped; resume with: python -m dt_ray.train --resume %s", run)
 
 
 def check_run(config: RunConfig, *, is_new: bool = True) -> SpaceSpec:

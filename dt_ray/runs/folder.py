@@ -98,7 +98,7 @@ class RunFolder:
         return sorted(int(name) for name in names if name.isdigit())
 
     def latest_checkpoint(self) -> tuple[Folder | None, list[str]]:
-        """The newest checkpoint that is complete and undamaged, and the faults of newer ones passed over."""
+        """The newest checkpoint that is complete and undamaged, and the faults of the newer ones."""
         faults = []
         for step in reversed(self.checkpoint_steps()):
             if (fault := checkpoint_fault(self.checkpoint(step))) is None:

@@ -188,7 +188,7 @@ def check_new(folder: Folder) -> None:
     """
     if folder.exists() and folder.names() != [FILE]:
         raise RunError(
-            f"{folder} exists already; choose another name=…, go on with --resume {folder}, "
+            f"{folder} exists already; choose another name=…, resume it with --resume {folder}, "
             f"or replace it with --overwrite"
         )
 

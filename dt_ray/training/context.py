@@ -69,7 +69,7 @@ class TrainContext(Protocol):
         ...
 
     def latest_checkpoint(self) -> Folder | None:
-        """The checkpoint to go on from, the same on all workers; every worker must call it."""
+        """The checkpoint to resume from, the same on all workers; every worker must call it."""
         return RunFolder.of(self.config).latest_checkpoint()[0]
 
     @property

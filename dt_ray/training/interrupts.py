@@ -52,7 +52,7 @@ def stops_asked_of(ask: Callable[[], object]) -> Iterator[None]:
         received.append(number)
         if len(received) > 1:
             raise EXCEPTIONS[signal.Signals(number)]
-        log.warning("stopping after a checkpoint; again to stop at once")
+        log.warning("stopping after the next checkpoint; a second signal stops at once")
         ask()
 
     before = {number: signal.signal(number, handle) for number in EXCEPTIONS}

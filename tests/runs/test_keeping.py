@@ -168,7 +168,7 @@ def test_a_live_bar_goes_back_where_updates_are_made_again(
     said = capsys.readouterr().err.splitlines()
     assert said[:2] == [
         "evaluation at update 5: -100 → -150.0",
-        "went back to a checkpoint after update 15, on with 1 worker(s) at update 10",
+        "after update 15, resumed from a checkpoint at update 10 with 1 worker(s)",
     ]
     assert said[2].startswith("update 10/20 ")
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from numpy import ndarray
 
 from dt_ray.data.logs.ends import Ends, read_ends
@@ -23,7 +23,7 @@ from dt_ray.data.logs.identity import UNIT, Episodes, Follows, check_steps, grou
 from dt_ray.data.logs.ids import read_ids, read_times
 from dt_ray.data.logs.names import ColumnNames
 from dt_ray.data.logs.numbering import unique_ids
-from dt_ray.data.transitions import TransitionDataset
+from dt_ray.data.transitions import STEP_FIELDS, TransitionDataset
 from dt_ray.errors import DataError
 
 
@@ -139,12 +139,11 @@ def cut_fragments(
     last = np.append(starts[1:], len(rows)) - 1
     terminated, truncated = found.of(ends.terminated), found.of(ends.truncated)
     ended = terminated | truncated
-    inside = np.setdiff1d(np.flatnonzero(ended), last)
-    if len(inside):
-        at = bisect_right(starts, inside[0]) - 1
+    if (end := _end_inside(ended, starts, last)) is not None:
+        at, step = end
         raise DataError(
-            f"{source}, episode {found.label(at)}: it ends at step {inside[0] - starts[at]} of this file but goes on "
-            f"with the same episode id"
+            f"{source}, episode {found.label(at)}: it ends at step {step} of this file but goes on with the same "
+            f"episode id"
         )
     ordered = None if times is None else found.of(times)
     if ordered is not None and not joins:
@@ -176,6 +175,17 @@ def cut_fragments(
     if found.labels.texts is not None or not np.array_equal(ids, found.ids):
         labels = {int(number): found.label(episode) for episode, number in enumerate(ids)}
     return Fragments(data if joins else data.with_time_limit(time_limit), ordered, labels, doubt)
+
+
+def _end_inside(
+    ended: Bool[ndarray, "N"], starts: Int[ndarray, "E"], last: Int[ndarray, "E"]
+) -> tuple[int, int] | None:
+    """The first episode with an end before its last row, and the step of that end; None where there is none."""
+    inside = np.setdiff1d(np.flatnonzero(ended), last)
+    if not len(inside):
+        return None
+    at = bisect_right(starts, inside[0]) - 1
+    return at, int(inside[0] - starts[at])
 
 
 def fragment_table(fragments: Fragments, *, file_index: int) -> pa.Table:
@@ -211,28 +221,17 @@ def join_fragments(
     episode = np.repeat(np.arange(len(heads)), np.diff(np.append(starts, data.num_transitions)))
     if ((np.diff(times) < 0) & (np.diff(episode) == 0)).any():  # the steps of an episode lie mixed over files
         by_time = np.lexsort((times, episode))
-        fragment, times = fragment[by_time], times[by_time]
-        steps = {
-            name: getattr(data, name) for name in ("observations", "actions", "rewards", "terminated", "truncated")
-        }
-        to_go = data.returns_to_go
-        data = replace(
-            data,
-            **{name: values[by_time] for name, values in steps.items()},
-            returns_to_go=None if to_go is None else to_go[by_time],
-        )
+        fragment, times, data = fragment[by_time], times[by_time], _with_steps(data, by_time)
 
     def label(index: int) -> str:
         return (labels or {}).get(int(ids[index]), f"{ids[index]}")
 
     last = data.ends[tails] - 1
     ended = data.terminated | data.truncated
-    inside = np.setdiff1d(np.flatnonzero(ended), last)
-    if len(inside):
-        at = bisect_right(starts, inside[0]) - 1
+    if (end := _end_inside(ended, starts, last)) is not None:
         raise DataError(
-            f"episode {label(at)} ends in one file and goes on in a later one; if each file has episodes of its own, "
-            f"set data.episodes_across_files=false"
+            f"episode {label(end[0])} ends in one file and goes on in a later one; if each file has episodes of its "
+            f"own, set data.episodes_across_files=false"
         )
     known = ~np.isnan(times)
     if known.all():
@@ -250,6 +249,16 @@ def join_fragments(
         returns_to_go=data.returns_to_go,
         final_observations=None if finals is None else finals[fragment[last]],
     ).with_time_limit(time_limit)
+
+
+def _with_steps(data: TransitionDataset, rows: Int[ndarray, "N"]) -> TransitionDataset:
+    """The same episodes with their steps in another order."""
+    to_go = data.returns_to_go
+    return replace(
+        data,
+        **{name: getattr(data, name)[rows] for name in STEP_FIELDS},
+        returns_to_go=None if to_go is None else to_go[rows],
+    )
 
 
 def _rows_of(data: TransitionDataset, episodes: ndarray) -> ndarray:
