@@ -1,4 +1,4 @@
-"""What the options of the data commands mean: values for the functions that do the work."""
+"""Turns the options of the data commands into values for the functions that do the work."""
 
 from __future__ import annotations
 

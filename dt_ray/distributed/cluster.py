@@ -132,7 +132,7 @@ def plan_trials_on_cluster(scaling: ScalingConfig, *, wanted: int) -> TrialPlan:
 
 
 def describe_on_cluster(config: RunConfig) -> dict[str, str]:
-    """What the run will ask of the joined cluster, in words.
+    """The resources that the run will ask of the joined cluster, in words.
 
     Raises:
         ResourceError: the cluster has not enough.

@@ -50,7 +50,7 @@ class TrialPlan(NamedTuple):
 
 
 def describe_plan(plan: ResourcePlan, scaling: ScalingConfig, nodes: Sequence[Node]) -> dict[str, str]:
-    """What a run will ask for and what there is, in words."""
+    """The resources that a run needs and those of the cluster, in words."""
     cpus, gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
     workers = f"{plan.num_workers}" if plan.max_workers is None else f"{plan.num_workers} to {plan.max_workers}"
     gpu = f" and a {scaling.accelerator_type or 'GPU'}" if plan.use_gpu else ""
@@ -69,7 +69,7 @@ def describe_plan(plan: ResourcePlan, scaling: ScalingConfig, nodes: Sequence[No
 
 
 def describe_workers(plan: ResourcePlan) -> str:
-    """What the workers need, in words."""
+    """The resources that the workers need, in words."""
     gpu = " and a GPU" if plan.use_gpu else ""
     return f"{plan.num_workers} worker(s) with {plan.cpus_per_worker:g} CPU(s){gpu} each"
 

@@ -52,7 +52,7 @@ def learner_class(algorithm: str) -> Callable[..., Learner]:
 
 
 def declaration_of(config: RunConfig) -> Declaration:
-    """What the configured learner declares.
+    """The declaration of the configured learner.
 
     Raises:
         ConfigError: there is none of this name.

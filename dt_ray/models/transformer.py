@@ -171,7 +171,7 @@ class KeyValueCache:
         self._kept: dict[int, Float[Tensor, "2 N H length D/H"]] = {}  # by layer
 
     def begin_token(self) -> None:
-        """What is put from now on belongs to the next token."""
+        """Begins the next token, to which later calls of `put` belong."""
         self._num_tokens += 1
 
     def put(

@@ -150,7 +150,7 @@ def configure(config: RunConfig, chosen: Mapping[str, Any]) -> RunConfig:
 
 
 def value_of(config: RunConfig, key: str) -> Any:
-    """What a configuration has under a dotted key, as a plain value."""
+    """The value of a dotted key in a configuration, as a plain value."""
     node: Any = to_plain(config)
     for part in key.split("."):
         node = node.get(part) if key.startswith("algorithm_settings.") else node[part]

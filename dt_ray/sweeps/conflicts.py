@@ -1,4 +1,4 @@
-"""What is wrong with a sweep before anything of it is trained: one line for each problem."""
+"""Finds the problems of a sweep before anything is trained: one line each."""
 
 from __future__ import annotations
 

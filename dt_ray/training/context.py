@@ -27,7 +27,7 @@ EXCHANGE_EVERY = 10  # updates after which several workers tell one another of s
 
 
 class StopRequest(enum.Enum):
-    """What the driver asks of the training workers between two updates."""
+    """The driver's request to the training workers, between two updates."""
 
     NONE = enum.auto()
     SAVE = enum.auto()  # write a checkpoint now: this machine may soon be gone
@@ -62,10 +62,10 @@ class TrainContext(Protocol):
         """Called when a checkpoint is complete, for Ray Train; every worker must call it."""
 
     def report_evaluation(self, report: EvaluationReport) -> None:
-        """Called by rank 0 when an evaluation and its checkpoint are written, for whoever compares runs."""
+        """Called by rank 0 when an evaluation and its checkpoint are written, for Ray Tune."""
 
     def stop_request(self) -> StopRequest:
-        """What the driver asks of the workers now: the same on all of them. They call it after every update."""
+        """The driver's present request, the same on all workers, which call it after every update."""
         ...
 
     def latest_checkpoint(self) -> Folder | None:

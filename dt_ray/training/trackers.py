@@ -169,7 +169,7 @@ def make_trackers(config: RunConfig, run: RunFolder, *, step: int) -> list[Track
 
 
 def evaluation_values(report: EvaluationReport) -> dict[str, float]:
-    """What a tracker is told of an evaluation."""
+    """The values of an evaluation that trackers get, by name."""
     if report.held_out is not None:
         return {"evaluation/action_error": report.held_out.action_error}
     return {f"evaluation/return_mean/{target:g}": mean for target, mean in report.return_means.items()}

@@ -1,4 +1,4 @@
-"""Logs into checked episodes: which files, what their columns mean, which rows are one episode, and reading them.
+"""Reads logs into checked episodes: finds files, names columns, groups rows into episodes.
 
-The formats of files are in `dt_ray.data.formats`; what is done with episodes afterwards is in `dt_ray.data` itself.
+The formats of files are in `dt_ray.data.formats`; the work on episodes afterwards is in `dt_ray.data` itself.
 """

@@ -67,7 +67,7 @@ def _digests(observations: Float[ndarray, "E S"]) -> Int[ndarray, "E"]:
 
 
 class FileShape(NamedTuple):
-    """What the files of a dataset have in common."""
+    """The properties that all files of a dataset share."""
 
     path: str
     dimensions: tuple[int, int]  # of observations and of actions
