@@ -4,6 +4,8 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 # Two processes, each with whole files and, where they need one, a Ray cluster of its own.
 TEST_OPTIONS := -v -n 2 --dist loadfile --durations=20
+# Coverage of the whole run: part of the tests, by ARGS, can't reach the floor.
+COVERAGE := $(if $(ARGS),,--cov)
 
 .PHONY: train test nightly install lint
 
@@ -11,7 +13,7 @@ train: install
 	$(RUN) -m dt_ray.train $(ARGS)
 
 test: install-dev lint
-	$(RUN) -m pytest -m "not nightly" $(TEST_OPTIONS) $(ARGS)
+	$(RUN) -m pytest -m "not nightly" $(TEST_OPTIONS) $(COVERAGE) $(ARGS)
 
 # What only costs time: the whole fault campaign, every export, the README at full length. About two hours.
 nightly: install-dev

@@ -39,8 +39,8 @@ from work import ACTION, CONTEXT, EPISODE_STEPS, STATE, Measure, rate, watching
 
 from dt_ray.config.schema import DataConfig, EvaluationConfig, ModelConfig, OptimConfig, RunConfig, ScalingConfig
 from dt_ray.data import slice_windows
-from dt_ray.data.episodes import from_table, to_table
-from dt_ray.data.files import find_files
+from dt_ray.data.logs.episodes import from_table, to_table
+from dt_ray.data.logs.files import find_files
 from dt_ray.jobs.training import name_run, start_run
 from dt_ray.play.collection import flatten
 from dt_ray.training.resident import BatchSource, ResidentData, ResidentSource

@@ -32,7 +32,7 @@ from work import watching
 from dt_ray.config.loading import load_config
 from dt_ray.config.schema import RunConfig
 from dt_ray.data import TransitionDataset
-from dt_ray.data.episodes import to_table
+from dt_ray.data.logs.episodes import to_table
 from dt_ray.data.spaces import SpaceSpec
 
 EPISODE_STEPS = 1000

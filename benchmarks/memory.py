@@ -26,7 +26,7 @@ from rich.table import Table
 from work import ACTION, EPISODE_STEPS, STATE, watching
 
 from dt_ray.config.schema import EvaluationConfig, RunConfig
-from dt_ray.data.episodes import to_table
+from dt_ray.data.logs.episodes import to_table
 from dt_ray.jobs.training import name_run, start_run
 
 

@@ -28,8 +28,9 @@ from dt_ray.jobs.training import start_run
 from dt_ray.play.collection import CollectionPlan, collect_here, write_dataset
 from dt_ray.runs.folder import RunFolder
 from dt_ray.runs.intervals import student_interval
-from dt_ray.sweeps.config import SweepConfig, decode_sweep
+from dt_ray.sweeps.config import SweepConfig
 from dt_ray.sweeps.folder import SweepFolder
+from dt_ray.sweeps.loading import decode_sweep
 from dt_ray.sweeps.tables import read_rows
 
 ALGORITHMS = {

@@ -26,8 +26,8 @@ from dt_ray.config.schema import DEFAULT_CONFIG
 from dt_ray.distributed.cluster import connection, environment
 from dt_ray.distributed.tuning import TUNE_SETTINGS
 from dt_ray.jobs.sweep import run_sweep
-from dt_ray.sweeps.config import DEFAULT_SWEEP, load_sweep
 from dt_ray.sweeps.folder import SweepFolder
+from dt_ray.sweeps.loading import DEFAULT_SWEEP, load_sweep
 
 TARGETS = (-130, -250, -400, -550, -700, -850, -1000, -1200)
 NUM_TRIALS = 10

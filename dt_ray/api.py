@@ -21,7 +21,7 @@ from dt_ray.config.loading import change_evaluation, decode_config, read_setting
 from dt_ray.config.schema import DEFAULT_CONFIG, RunConfig
 from dt_ray.config.targets import read_target
 from dt_ray.data.blocks import EpisodeBlocks
-from dt_ray.data.datasets import read_parts
+from dt_ray.data.logs.datasets import read_parts
 from dt_ray.data.spaces import needed_environment
 from dt_ray.data.windows import Windows
 from dt_ray.errors import ConfigError, RunError
@@ -32,7 +32,7 @@ from dt_ray.models.batch import WindowBatch
 from dt_ray.play.evaluation import evaluate
 from dt_ray.play.held_out import evaluate_held_out
 from dt_ray.runs.checkpoint import MANIFEST, load_learner, save_checkpoint
-from dt_ray.runs.folder import find_checkpoint
+from dt_ray.runs.folder import checkpoint_at
 from dt_ray.runs.storage import Folder
 from dt_ray.training.layout import plan_layout
 from dt_ray.training.recorder import TrainResult
@@ -102,7 +102,7 @@ class Algorithm:
             RunError: there is none, or it is damaged.
             ConfigError: it is of another algorithm.
         """
-        learner, config = load_learner(find_checkpoint(Folder.at(run_or_checkpoint)))
+        learner, config = load_learner(checkpoint_at(Folder.at(run_or_checkpoint)))
         model = cls(config)
         model._learner = learner
         return model
@@ -127,7 +127,7 @@ class Algorithm:
         """Trains a new run of `total_timesteps` gradient updates and takes over what it learned."""
         config = self.config if total_timesteps is None else replace(self.config, total_timesteps=total_timesteps)
         result = start_run(name_run(config, config.algorithm))
-        self._learner, self.config = load_learner(find_checkpoint(Folder.at(result.run)))
+        self._learner, self.config = load_learner(checkpoint_at(Folder.at(result.run)))
         return result
 
     def update(self, windows: Windows) -> dict[str, float]:

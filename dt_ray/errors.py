@@ -1,4 +1,4 @@
-"""The mistakes a user can make, one small exception each. Commands print them without a traceback and exit 2."""
+"""One exception for each kind of mistake that a user can mend. Commands print it without a traceback and exit 2."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 NEED_ENVIRONMENT = ("target_return", "episodes", "seed", "max_timesteps", "max_envs", "actors", "plot", "video")
 
 
-def main(arguments: Sequence[str]) -> None:
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m dt_ray.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -53,17 +53,21 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--video", metavar="FILE", help="record one episode for each target return (GIF)")
     parser.add_argument("--verbose", action="store_true", help="show Ray's own messages too")
     add_modules_argument(parser)
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: Sequence[str]) -> None:
+    options = make_parser().parse_args(arguments)
 
     from dt_ray.config.loading import change_evaluation
-    from dt_ray.data.spaces import find_misfit, needed_environment, read_spaces
+    from dt_ray.data.spaces import misfit_of, needed_environment, read_spaces
     from dt_ray.errors import UserError
     from dt_ray.runs.checkpoint import load_policy, read_facts
-    from dt_ray.runs.folder import find_checkpoint
+    from dt_ray.runs.folder import checkpoint_at
     from dt_ray.runs.storage import Folder
 
     show_log()
-    place = find_checkpoint(Folder.at(options.checkpoint))
+    place = checkpoint_at(Folder.at(options.checkpoint))
     facts = read_facts(place)
     evaluation = change_evaluation(
         facts.evaluation,
@@ -84,7 +88,7 @@ def main(arguments: Sequence[str]) -> None:
         return
     env_id = needed_environment(facts.env_id, ", ".join(f"--{name.replace('_', '-')}" for name in played))
     here = read_spaces(env_id, facts.env_kwargs)
-    if (misfit := find_misfit(facts.spec, facts.action_bounds, here)) is not None:
+    if (misfit := misfit_of(facts.spec, facts.action_bounds, here)) is not None:
         raise UserError(f"{env_id} has other spaces here, {here}: {misfit}")
     policy, facts = load_policy(place, evaluation)
     report = play_evaluation(policy, facts, evaluation, actors=options.actors, verbose=options.verbose)

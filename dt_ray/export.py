@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dt_ray.cli.command import add_modules_argument, run_command, show_log
 
 
-def main(arguments: Sequence[str]) -> None:
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m dt_ray.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -26,19 +26,23 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--out", metavar="FILE", help="(default: policy.onnx or policy.pt2 here)")
     parser.add_argument("--overwrite", action="store_true", help="replace the file")
     add_modules_argument(parser)
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: Sequence[str]) -> None:
+    options = make_parser().parse_args(arguments)
 
     from dt_ray.errors import UserError
     from dt_ray.interchange.exporting import TOLERANCE, export_policy, largest_difference, load_exported
     from dt_ray.runs.checkpoint import load_policy
-    from dt_ray.runs.folder import find_checkpoint
+    from dt_ray.runs.folder import checkpoint_at
     from dt_ray.runs.storage import Folder
 
     show_log()
     out = Folder.at(options.out or {"onnx": "policy.onnx", "torch": "policy.pt2"}[options.format])
     if out.exists() and not options.overwrite:
         raise UserError(f"{out} exists already; give another --out, or replace it with --overwrite")
-    place = find_checkpoint(Folder.at(options.checkpoint))
+    place = checkpoint_at(Folder.at(options.checkpoint))
     policy, facts = load_policy(place)
     about = {"env_id": facts.env_id or "", "algorithm": facts.algorithm, "step": facts.step}
     content = export_policy(policy, options.format, about)

@@ -69,10 +69,11 @@ def iql_losses(
     """The losses of V, of both Q and of the policy (Kostrikov et al. 2021, equations 5 to 7), and their sum `loss`.
 
     V regresses on the slow Q by an expectile; Q on r + discount V(s'), or on r where the environment ended the episode;
-    the policy on logged actions, weighted with exp(temperature (Q - V)), at most `MAX_WEIGHT`. Transitions whose
-    successor a time limit hides train V and the policy only. Sums over transitions are divided by `mean_windows`: by
-    default the transitions of this batch; a data-parallel worker passes the mean count over all workers, so that the
-    mean of the workers' losses, and of their gradients, is the mean over the whole global batch.
+    the policy on logged actions, weighted with exp(temperature (Q - V)), at most `MAX_WEIGHT`. Transitions whose next
+    observation is unknown, because a time limit cut the episode, train V and the policy only. Sums over transitions are
+    divided by `mean_windows`: by default the transitions of this batch; a data-parallel worker passes the mean count
+    over all workers, so that the mean of the workers' losses, and of their gradients, is the mean over the whole global
+    batch.
     """
     divisor = len(batch.rewards) if mean_windows is None else mean_windows
     slow = model.target_action_values(batch.observations, batch.actions)

@@ -1,4 +1,4 @@
-"""Draws what runs and sweeps came to: one page, and the PNGs and CSVs behind it.
+"""Draws the results of runs and sweeps: one page, with its pictures as PNG and its tables as CSV.
 
 python -m dt_ray.report runs/mine                      into runs/mine/report/
 python -m dt_ray.report runs/one runs/two --out both   side by side; runs that differ in their seed only as one
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dt_ray.cli.command import add_modules_argument, run_command, show_log
 
 
-def main(arguments: Sequence[str]) -> None:
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m dt_ray.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -21,6 +21,11 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--out", metavar="DIR", help="folder for the report (default: report/ in the run or sweep)")
     parser.add_argument("--video", action="store_true", help="record an episode for each target return (GIF)")
     add_modules_argument(parser)
+    return parser
+
+
+def main(arguments: Sequence[str]) -> None:
+    parser = make_parser()
     options = parser.parse_args(arguments)
 
     from dt_ray.reports.page import write_report

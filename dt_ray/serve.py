@@ -19,7 +19,7 @@ from dt_ray.cli.command import add_modules_argument, run_command, show_log
 TOKEN = "DT_RAY_SERVE_TOKEN"  # an environment variable, which other users of the machine can't see
 
 
-def main(arguments: Sequence[str]) -> None:
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m dt_ray.serve", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -37,20 +37,24 @@ def main(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("--verbose", action="store_true", help="show Ray's own messages too")
     add_modules_argument(parser)
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: Sequence[str]) -> None:
+    options = make_parser().parse_args(arguments)
 
     import importlib.util
 
     from dt_ray.errors import UserError
     from dt_ray.learners.base import as_window_policy
     from dt_ray.runs.checkpoint import load_policy
-    from dt_ray.runs.folder import find_checkpoint
+    from dt_ray.runs.folder import checkpoint_at
     from dt_ray.runs.storage import Folder
 
     show_log()
     if importlib.util.find_spec("fastapi") is None or importlib.util.find_spec("grpc_reflection") is None:
         raise UserError('serving needs the extra serve: pip install "dt-ray[serve]"')
-    place = find_checkpoint(Folder.at(options.checkpoint))
+    place = checkpoint_at(Folder.at(options.checkpoint))
     as_window_policy(load_policy(place)[0])  # before anything starts
     from dt_ray.distributed.cluster import connection
     from dt_ray.distributed.serving import serve_policy

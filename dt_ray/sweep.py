@@ -26,27 +26,32 @@ if TYPE_CHECKING:
     from dt_ray.sweeps.folder import SweepFolder
 
 
-def main(arguments: Sequence[str]) -> None:
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m dt_ray.sweep", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config", metavar="NAME|FILE", help="configuration to start from")
     parser.add_argument("--sweep", metavar="NAME|FILE", help="what to sweep (context lengths, and Pendulum's returns)")
-    parser.add_argument("--resume", metavar="SWEEP", help="go on with this sweep")
+    parser.add_argument("--resume", metavar="SWEEP", help="resume this sweep")
     parser.add_argument("--overwrite", action="store_true", help="replace a sweep of the same name")
     parser.add_argument("--print-config", action="store_true", help="print the resolved sweep and stop")
     parser.add_argument("--dashboard", action="store_true", help="start Ray's dashboard with a cluster started here")
     parser.add_argument("--verbose", action="store_true", help="show Ray's own messages too")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings to change or to sweep")
     add_modules_argument(parser)
+    return parser
+
+
+def main(arguments: Sequence[str]) -> None:
+    parser = make_parser()
     options = parser.parse_intermixed_args(arguments)
     if options.resume and (options.config or options.sweep or options.overwrite):
         parser.error("--resume takes its settings from the sweep: leave out --config, --sweep and --overwrite")
 
     from dt_ray.config.modules import check_names
     from dt_ray.runs.storage import Folder
-    from dt_ray.sweeps.config import load_sweep
     from dt_ray.sweeps.folder import SweepFolder
+    from dt_ray.sweeps.loading import load_sweep
 
     if options.resume:
         from dt_ray.jobs.sweep import named_code

@@ -18,20 +18,24 @@ from __future__ import annotations
 import argparse
 import statistics
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from dt_ray.cli.command import add_modules_argument, print_derived, print_evaluation, run_command, show_log
 from dt_ray.config.schema import DEFAULT_CONFIG, NEUTRAL_CONFIG, RunConfig
 from dt_ray.config.targets import show_target
 
+if TYPE_CHECKING:
+    from dt_ray.training.recorder import TrainResult
+
 CONFIG_HELP = f"configuration to start from ({DEFAULT_CONFIG}; {NEUTRAL_CONFIG} where a log or environment is named)"
 
 
-def main(arguments: Sequence[str]) -> None:
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m dt_ray.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config", metavar="NAME|FILE", help=CONFIG_HELP)
-    parser.add_argument("--resume", metavar="RUN", help="go on with this run from its newest complete checkpoint")
+    parser.add_argument("--resume", metavar="RUN", help="resume this run from its newest complete checkpoint")
     parser.add_argument("--overwrite", action="store_true", help="replace a run of the same name")
     parser.add_argument("--print-config", action="store_true", help="print the resolved configuration and stop")
     parser.add_argument("--plan", action="store_true", help="print what the run asks of the cluster, and stop")
@@ -40,6 +44,11 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--verbose", action="store_true", help="show Ray's own messages too")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings to change")
     add_modules_argument(parser)
+    return parser
+
+
+def main(arguments: Sequence[str]) -> None:
+    parser = make_parser()
     options = parser.parse_intermixed_args(arguments)
     if options.resume and (options.config or options.overwrite):
         parser.error("--resume takes its configuration from the run: leave out --config and --overwrite")
@@ -72,10 +81,7 @@ def main(arguments: Sequence[str]) -> None:
         return
 
     from dt_ray.cli.progress import progress
-    from dt_ray.config.experiments import find_experiment
     from dt_ray.jobs.training import name_run, resume_run, start_run, tell_how_to_resume
-    from dt_ray.runs.evaluation_report import EvaluationReport
-    from dt_ray.runs.folder import RunFolder
 
     show_log()
     if options.resume is None:
@@ -90,6 +96,15 @@ def main(arguments: Sequence[str]) -> None:
     except KeyboardInterrupt:
         tell_how_to_resume(config)
         raise
+    show_result(result, config)
+
+
+def show_result(result: TrainResult, config: RunConfig) -> None:
+    """Prints the last evaluation, where the run is, and the commands to type next."""
+    from dt_ray.config.experiments import find_experiment
+    from dt_ray.runs.evaluation_report import EvaluationReport
+    from dt_ray.runs.folder import RunFolder
+
     if result.summary["last"]:
         report = EvaluationReport.from_dict(result.summary["last"])
         print_evaluation(report)

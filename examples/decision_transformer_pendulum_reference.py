@@ -13,7 +13,7 @@ import torch
 
 from dt_ray.config.schema import ModelConfig
 from dt_ray.data import Normalizer, slice_windows
-from dt_ray.data.episodes import from_table
+from dt_ray.data.logs.episodes import from_table
 from dt_ray.data.spaces import read_spaces
 from dt_ray.data.transitions import join_episodes
 from dt_ray.learners.policies import DecisionTransformerPolicy

@@ -1,1 +1,1 @@
-"""What the commands share, and the data command. What a command does lies in `jobs` and below."""
+"""What the commands share, and the data command. The work that commands start is in `jobs` and below."""

@@ -62,7 +62,7 @@ def show_log() -> None:
 
 
 def print_derived(derived: Sequence[Derived]) -> None:
-    """The table of derived settings and the reasons for their values, on stderr."""
+    """Prints the derived settings with the reasons for their values to stderr."""
     if not derived:
         return
     from rich.console import Console
@@ -78,7 +78,7 @@ def print_derived(derived: Sequence[Derived]) -> None:
 
 
 def print_evaluation(report: EvaluationReport) -> None:
-    """The table of target returns and what was reached, or of the errors of actions, on stdout."""
+    """Prints the results for each target return, or the errors of actions on held-out episodes, to stdout."""
     from rich.console import Console
     from rich.table import Table
 
@@ -107,7 +107,7 @@ def print_evaluation(report: EvaluationReport) -> None:
 
 @cache
 def terminal() -> Console:
-    """The one console on stderr: its lines stand above a live bar or table."""
+    """The console on stderr, shared so that lines are printed above a live bar or table."""
     from rich.console import Console
 
     return Console(stderr=True)

@@ -17,15 +17,15 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dt_ray.cli.command import add_modules_argument, show_log
+from dt_ray.cli.data_options import action_bounds_of, data_config_of, env_kwargs_of
 from dt_ray.config.targets import read_target
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from dt_ray.config.schema import ActionBounds, DataConfig
     from dt_ray.data.spaces import SpaceSpec
     from dt_ray.data.transitions import TransitionDataset
 
@@ -45,6 +45,30 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="collect|import|describe|validate")
 
     collect = commands.add_parser("collect", help="play episodes in an environment and write them")
+    _add_collect_arguments(collect)
+    for name, run, text in (
+        ("import", import_dataset, "pack a log into a dataset of episodes"),
+        ("describe", describe, "say what a log holds, and which episodes are unlike the others"),
+        ("validate", validate, "look for faults"),
+    ):
+        command = commands.add_parser(name, help=text)
+        command.add_argument("path", metavar="SOURCE" if name == "import" else "DATASET")
+        _add_log_arguments(command)
+        command.set_defaults(run=run)
+        if name == "describe":
+            command.add_argument("--out", metavar="DIR", help="write the page with its pictures and tables")
+            command.add_argument("--json", metavar="FILE", help="write all that is printed as JSON")
+            command.add_argument("--plot", metavar="FILE", help="draw the histogram of returns (PNG, SVG or PDF)")
+        else:
+            command.add_argument("--clip", action="store_true", help="clip actions to the bounds of --env")
+    for command in (collect, commands.choices["import"]):
+        command.add_argument("--out", required=True, metavar="DIR")
+        command.add_argument("--overwrite", action="store_true", help="replace the folder")
+        command.add_argument("--licence", metavar="TEXT", help="for the card beside the dataset, DIR.README.md")
+    return parser
+
+
+def _add_collect_arguments(collect: argparse.ArgumentParser) -> None:
     collect.add_argument("--env", default="Pendulum-v1", metavar="ID")
     collect.add_argument(
         "--behavior",
@@ -70,48 +94,31 @@ def make_parser() -> argparse.ArgumentParser:
     add_modules_argument(collect)
     collect.set_defaults(run=collect_episodes)
 
-    for name, run, text in (
-        ("import", import_dataset, "pack a log into a dataset of episodes"),
-        ("describe", describe, "say what a log holds, and which episodes are unlike the others"),
-        ("validate", validate, "look for faults"),
-    ):
-        command = commands.add_parser(name, help=text)
-        command.add_argument("path", metavar="SOURCE" if name == "import" else "DATASET")
-        command.add_argument(
-            "--column",
-            action="append",
-            default=[],
-            metavar="OURS=THEIRS",
-            help="name of a column, or names with commas between them; nothing after the =: it isn't read",
-        )
-        command.add_argument(
-            "--episodes-across-files",
-            choices=("auto", "true", "false"),
-            default="auto",
-            help="whether an episode id in several files is one episode; auto: where the log says so",
-        )
-        command.add_argument(
-            "--action-scale", type=float, default=1.0, metavar="X", help="environment action = logged action * X"
-        )
-        command.add_argument("--format", metavar="NAME", help="minari, lerobot, parquet, …; found out by itself")
-        command.add_argument(
-            "--time-limit", type=int, metavar="T", help="episodes that end at step T were cut, whatever the log says"
-        )
-        _add_cluster_arguments(command)
-        command.set_defaults(run=run)
-        command.add_argument("--env", metavar="ID", help="check dimensions, bounds and dynamics against this one")
-        _add_env_kwargs(command)
-        if name == "describe":
-            command.add_argument("--out", metavar="DIR", help="write the page with its pictures and tables")
-            command.add_argument("--json", metavar="FILE", help="write all that is printed as JSON")
-            command.add_argument("--plot", metavar="FILE", help="draw the histogram of returns (PNG, SVG or PDF)")
-        else:
-            command.add_argument("--clip", action="store_true", help="clip actions to the bounds of --env")
-    for command in (collect, commands.choices["import"]):
-        command.add_argument("--out", required=True, metavar="DIR")
-        command.add_argument("--overwrite", action="store_true", help="replace the folder")
-        command.add_argument("--licence", metavar="TEXT", help="for the card beside the dataset, DIR.README.md")
-    return parser
+
+def _add_log_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--column",
+        action="append",
+        default=[],
+        metavar="OURS=THEIRS",
+        help="name of a column, or names with commas between them; nothing after the =: it isn't read",
+    )
+    command.add_argument(
+        "--episodes-across-files",
+        choices=("auto", "true", "false"),
+        default="auto",
+        help="whether an episode id in several files is one episode; auto: where the log says so",
+    )
+    command.add_argument(
+        "--action-scale", type=float, default=1.0, metavar="X", help="environment action = logged action * X"
+    )
+    command.add_argument("--format", metavar="NAME", help="minari, lerobot, parquet, …; found out by itself")
+    command.add_argument(
+        "--time-limit", type=int, metavar="T", help="episodes that end at step T were cut, whatever the log says"
+    )
+    _add_cluster_arguments(command)
+    command.add_argument("--env", metavar="ID", help="check dimensions, bounds and dynamics against this one")
+    _add_env_kwargs(command)
 
 
 def _add_env_kwargs(command: argparse.ArgumentParser) -> None:
@@ -132,12 +139,12 @@ def collect_episodes(options: argparse.Namespace) -> None:
     from dt_ray.play.collection import CollectionPlan, collect_here
 
     allow_modules(options.env)
-    env_kwargs, bounds = _env_kwargs(options), None
+    env_kwargs, bounds = env_kwargs_of(options), None
     if options.max_envs < 1:
         raise UserError(f"--max-envs is at least 1, got {options.max_envs}")
     if options.action_bounds:
         spec = read_spaces(options.env, env_kwargs)
-        bounds = choose_bounds(spec, _action_bounds(options.action_bounds), env_id=options.env)
+        bounds = choose_bounds(spec, action_bounds_of(options.action_bounds), env_id=options.env)
     plan = CollectionPlan(
         env_id=options.env,
         env_kwargs=env_kwargs,
@@ -161,10 +168,10 @@ def collect_episodes(options: argparse.Namespace) -> None:
 
 
 def import_dataset(options: argparse.Namespace) -> None:
-    from dt_ray.data.episodes import to_table
+    from dt_ray.data.logs.episodes import to_table
     from dt_ray.data.spaces import read_spaces
 
-    spec = read_spaces(options.env, _env_kwargs(options)) if options.env else None
+    spec = read_spaces(options.env, env_kwargs_of(options)) if options.env else None
     facts = {"env_id": options.env} if spec else {}
     if spec and spec.is_bounded:
         facts |= {"action_low": spec.action_low, "action_high": spec.action_high}
@@ -185,12 +192,12 @@ def _write(options: argparse.Namespace, tables: Iterable[pa.Table], *, source: s
 
 @contextmanager
 def _parts(options: argparse.Namespace, spec: SpaceSpec | None) -> Iterator[Iterator[TransitionDataset]]:
-    """The checked episodes of the dataset, part by part: read by Ray's tasks, or here where the log is small."""
-    from dt_ray.data.datasets import read_parts
-    from dt_ray.data.episodes import from_table
-    from dt_ray.data.files import find_files
+    """The checked episodes of the dataset, part by part; Ray's tasks read them, or this process if the log is small."""
+    from dt_ray.data.logs.datasets import read_parts
+    from dt_ray.data.logs.episodes import from_table
+    from dt_ray.data.logs.files import find_files
 
-    config = _config(options)
+    config = data_config_of(options)
     if options.workers is None and sum(file.size for file in find_files(config.path, config.format)) < SMALL:
         options.workers = 0
     with _cluster(options):
@@ -215,10 +222,10 @@ def _cluster(options: argparse.Namespace) -> Iterator[None]:
 
 def describe(options: argparse.Namespace) -> None:
     from dt_ray.cli.description import gather, print_description, write_description
-    from dt_ray.data.clocks import read_clock
-    from dt_ray.data.sources import sound_files_here
+    from dt_ray.data.description.clocks import read_clock
+    from dt_ray.data.logs.sources import sound_files_here
 
-    config = _config(options)
+    config = data_config_of(options)
     with _parts(options, None) as parts:
         files = sound_files_here(config, None)[0]
         if options.workers == 0:
@@ -227,28 +234,28 @@ def describe(options: argparse.Namespace) -> None:
             from dt_ray.distributed.data import read_clocks
 
             clocks = read_clocks(files, config)
-        log, command = gather(parts, files, clocks, config, env_id=options.env, env_kwargs=_env_kwargs(options))
+        log, command = gather(parts, files, clocks, config, env_id=options.env, env_kwargs=env_kwargs_of(options))
     print_description(log, command)
     write_description(log, command, out=options.out, json_file=options.json, plot=options.plot)
 
 
 def validate(options: argparse.Namespace) -> None:
+    from dt_ray.data.description.traps import LogFacts, log_traps, step_traps
     from dt_ray.data.ranges import constant_columns
     from dt_ray.data.spaces import read_spaces
-    from dt_ray.data.traps import LogFacts, find_log_traps, find_part_traps
     from dt_ray.errors import DataError
 
-    env_kwargs, columns = _env_kwargs(options), _config(options).columns
+    env_kwargs, columns = env_kwargs_of(options), data_config_of(options).columns
     spec = read_spaces(options.env, env_kwargs) if options.env else None
     facts: LogFacts | None = None
     part_traps: list[str] = []
     with _parts(options, spec) as parts:
         for part in parts:
             facts = LogFacts.of(part) if facts is None else facts.joined(LogFacts.of(part))
-            part_traps = part_traps or list(find_part_traps(part, spec, options.env, env_kwargs))  # of the first file
+            part_traps = part_traps or list(step_traps(part, spec, options.env, env_kwargs))  # of the first file
     if facts is None:
         raise DataError(f"{options.path} is empty: there is no episode in it")
-    traps = [*find_log_traps(facts, spec, options.env, env_kwargs, columns), *part_traps]
+    traps = [*log_traps(facts, spec, options.env, env_kwargs, columns), *part_traps]
     num_steps = int(facts.lengths.sum())
     if num_steps > 1 and (constant := constant_columns(facts.ranges, columns)):
         print(f"note: the same at every step: {', '.join(constant)}")
@@ -256,56 +263,3 @@ def validate(options: argparse.Namespace) -> None:
         raise DataError("\n  ".join([f"{options.path} can be trained on, but looks wrong:", *traps]))
     against = f"fits {options.env}" if options.env else "pass --env to check it against an environment"
     print(f"{options.path} is sound: {len(facts.lengths)} episodes, {num_steps} steps; {against}")
-
-
-def _env_kwargs(options: argparse.Namespace) -> dict[str, Any]:
-    import yaml
-
-    from dt_ray.errors import UserError
-
-    try:
-        values = yaml.safe_load(options.env_kwargs or "{}")
-    except yaml.YAMLError:
-        values = None
-    if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
-        raise UserError(f"--env-kwargs takes {{NAME: VALUE}}, got {options.env_kwargs!r}")
-    if values and not options.env:
-        raise UserError("--env-kwargs are arguments of an environment: give --env ID too")
-    return values
-
-
-def _action_bounds(text: str) -> ActionBounds:
-    import yaml
-    from pydantic import TypeAdapter, ValidationError
-
-    from dt_ray.config.schema import ActionBounds
-    from dt_ray.errors import UserError
-
-    try:
-        return TypeAdapter(ActionBounds).validate_python(yaml.safe_load(text))
-    except (yaml.YAMLError, ValidationError):
-        raise UserError(f"--action-bounds takes [[LOW …],[HIGH …]], got {text!r}") from None
-
-
-def _config(options: argparse.Namespace) -> DataConfig:
-    from dt_ray.config.schema import DataConfig
-    from dt_ray.errors import UserError
-
-    columns = {}
-    for pair in options.column:
-        ours, equals, theirs = pair.partition("=")
-        if not equals:
-            raise UserError(f"--column takes OURS=THEIRS, got {pair!r}")
-        columns[ours.strip()] = theirs.strip() or None
-    clip = getattr(options, "clip", False)
-    if clip and not options.env:
-        raise UserError("--clip clips actions to an environment's bounds: give --env ID too")
-    return DataConfig(
-        path=options.path,
-        format=options.format,
-        columns=columns,
-        episodes_across_files={"auto": "auto", "true": True, "false": False}[options.episodes_across_files],
-        action_scale=options.action_scale,
-        time_limit=options.time_limit,
-        out_of_bounds="clip" if clip else "stop",
-    )

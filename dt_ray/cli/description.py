@@ -13,17 +13,17 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from dt_ray.config.schema import DataConfig
-    from dt_ray.data.clocks import FileClock
-    from dt_ray.data.description import LogDescription, Table
-    from dt_ray.data.files import DatasetFile
+    from dt_ray.data.description.clocks import FileClock
+    from dt_ray.data.description.log_description import LogDescription, Table
+    from dt_ray.data.logs.files import DatasetFile
     from dt_ray.data.transitions import TransitionDataset
 
 WIDTH = 120  # characters where the output is no terminal
-MAX_ROWS = 40  # of a table on the terminal
+MAX_ROWS = 40  # printed of a table
 MAX_OUTLIERS = 15
 PACKED = ("parquet", "lerobot", "minari")  # formats that are read quickly again and again
 MANY_FILES = 20
-LARGE = 2**26  # bytes of a log that is no Parquet: it is packed before it is trained on
+LARGE = 2**26  # bytes; a larger log that is no Parquet should be packed before training
 READING_SETTINGS = ("format", "time_limit", "action_scale", "episodes_across_files")
 
 
@@ -37,10 +37,10 @@ def gather(
     env_kwargs: Mapping[str, Any],
 ) -> tuple[LogDescription, str]:
     """The description of a log, and the command to type next."""
-    from dt_ray.data.description import LogDescriber
-    from dt_ray.data.episodes import read_metadata
+    from dt_ray.data.description.log_description import LogDescriber
+    from dt_ray.data.description.next_command import next_command
     from dt_ray.data.formats.tables import read_schema
-    from dt_ray.data.next_command import next_command
+    from dt_ray.data.logs.episodes import read_metadata
     from dt_ray.data.spaces import read_observation_bounds, read_spaces
 
     spec = read_spaces(env_id, env_kwargs) if env_id else None
@@ -93,7 +93,7 @@ def print_description(log: LogDescription, command: str) -> None:
 def write_description(
     log: LogDescription, command: str, *, out: str | None, json_file: str | None, plot: str | None
 ) -> None:
-    """Writes what was asked for: a folder with the page, a JSON file, a picture of the returns."""
+    """Writes the outputs that were asked for: the page's folder, a JSON file, a picture of the returns."""
     if json_file:
         Path(json_file).parent.mkdir(parents=True, exist_ok=True)
         Path(json_file).write_text(json.dumps(_plain(log.as_json() | {"next": command}), indent=1) + "\n")
@@ -153,7 +153,7 @@ def _cell(value: Any) -> str:
 
 
 def _settings_of(config: DataConfig) -> dict[str, str | None]:
-    """The settings of `data` that are not as they are by themselves."""
+    """The settings of `data` that differ from their defaults."""
     from dt_ray.config.schema import DataConfig
 
     usual = DataConfig()
@@ -165,7 +165,7 @@ def _settings_of(config: DataConfig) -> dict[str, str | None]:
 
 
 def _plain(value: Any) -> Any:
-    """JSON's own types; null for what is no number."""
+    """The value in JSON's own types; NaN and infinite numbers become null."""
     if isinstance(value, dict):
         return {key: _plain(each) for key, each in value.items()}
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""Watching a run by the files it writes: a live bar on a terminal, a plain line every few seconds elsewhere."""
+"""Shows the progress of a run by reading its files: a live bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Watcher:
         self.newest: dict[str, Any] = {}
         self.last_return = ""
         self.metrics = MetricsTail(self.run.metrics_file)
-        self.metrics.new_lines()  # of a run that is resumed or replaced: nothing new
+        self.metrics.new_lines()  # skips the lines of a run that is resumed or replaced
         self.evaluated: set[str] = set(self.run.evaluations.names())
         self.last_line, self.shown_step = 0.0, 0
 
@@ -75,7 +75,7 @@ class Watcher:
         going_on = True
         while going_on:
             going_on = not self.stop.wait(every)
-            with suppress(StorageError):  # of which the run itself has to say something
+            with suppress(StorageError):  # the run itself reports it
                 self.look()
         if self.bar is not None:
             self.bar.stop()
@@ -100,7 +100,7 @@ class Watcher:
         step, total = self.newest["step"], self.config.total_timesteps
         if step < self.shown_step:
             workers = f"{self.newest['time/workers']} worker(s)"
-            self._say(f"went back to a checkpoint after update {self.shown_step}, on with {workers} at update {step}")
+            self._say(f"after update {self.shown_step}, resumed from a checkpoint at update {step} with {workers}")
             self.last_line = 0.0
         rate, loss = self.newest["time/updates_per_s"], self.newest["train/loss"]
         if self.is_live:
@@ -120,7 +120,7 @@ class Watcher:
             self.bar = Progress(*columns, console=terminal(), refresh_per_second=2)
             self.bar.add_task("", total=self.config.total_timesteps, completed=step, text=text)
             self.bar.start()
-        self.bar.update(self.bar.task_ids[0], completed=step, text=text)  # back, too, where updates are made again
+        self.bar.update(self.bar.task_ids[0], completed=step, text=text)  # may go back, where updates are made again
 
     def _say(self, line: str) -> None:
         terminal().out(line, highlight=False)

@@ -1,1 +1,1 @@
-"""The settings of a run: one frozen tree, its YAML files and the packaged experiments. Imports nothing of the rest."""
+"""The settings of a run: one frozen tree, its YAML files and the packaged experiments; needs no other package here."""

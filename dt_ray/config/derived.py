@@ -1,4 +1,4 @@
-"""Settings that say `auto`, out of facts of a log and of an environment: each with the reason for its value.
+"""Derives settings that say `auto` from facts about a log and an environment, each with the reason for its value.
 
 Legend: E episodes, A action dimension.
 """
@@ -6,9 +6,10 @@ Legend: E episodes, A action dimension.
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -23,17 +24,17 @@ KEYS = (
     *("model.context_length", "model.num_layers", "model.width", "model.max_timesteps", "model.clamp_timesteps"),
     *("evaluation.target_returns", "evaluation.max_timesteps", "evaluation.every"),
     *("evaluation.random_return", "evaluation.reference_return", "checkpoint.every"),
-)  # that may say `auto`
+)  # the settings that may say `auto`
 DERIVED_WHEN_ABSENT = ("env_id", "evaluation.target_returns", "evaluation.max_timesteps")
 
-BOUNDS_MARGIN = 0.05  # of a dimension's logged range, on either side: the best action may lie a little outside
+BOUNDS_MARGIN = 0.05  # of a dimension's logged range, added on either side: the best action may lie a little outside
 BATCH_SIZE, CONTEXT_LENGTH = 64, 20  # of the neutral configuration
 HELD_OUT = 0.05  # of the episodes, for the validation loss
-HELD_OUT_ALONE = 0.1  # where they are all that an evaluation has
+HELD_OUT_ALONE = 0.1  # where evaluations have nothing else
 MAX_TIMESTEPS = 10_000  # rows of the timestep table: later steps share the last one
 NUM_PASSES = 50  # over the log's steps
 FEWEST_UPDATES, MOST_UPDATES = 1000, 5000
-SMALL_LOG = 20_000  # steps: a log of fewer trains the small model
+SMALL_LOG = 20_000  # steps; a smaller log trains the small model
 SMALL_MODEL, MODEL = {"width": 64, "num_layers": 2}, {"width": 128, "num_layers": 2}
 NUM_EVALUATIONS = 5
 MAX_DISPLAYED = 6  # values of a list that a table shows
@@ -42,7 +43,7 @@ QUANTILES = {"best": 1.0, "90%": 0.9, "median": 0.5}
 
 @dataclass(frozen=True, kw_only=True)
 class LogOutline:
-    """What the settings of a run are derived from."""
+    """The facts about a log from which settings are derived."""
 
     observation_dim: int
     action_low: Float[ndarray, "A"]  # smallest logged action of each dimension
@@ -50,10 +51,10 @@ class LogOutline:
     is_low_a_limit: Bool[ndarray, "A"]  # many actions are exactly the smallest one
     is_high_a_limit: Bool[ndarray, "A"]
     lengths: Int[ndarray, "E"]
-    returns: Float[ndarray, "E"]  # that a policy is asked for to do as the episode did
+    returns: Float[ndarray, "E"]  # the target return that corresponds to each episode
     largest_to_go: float  # size of a return-to-go
-    env_id: str | None = None  # that the log names
-    env_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    env_id: str | None = None  # the environment that the log names
+    env_kwargs: Mapping[str, Any] = field(default_factory=dict[str, Any])
     is_relabeled: bool = False  # learned values take the place of the logged returns-to-go
 
     @property
@@ -67,7 +68,7 @@ class LogOutline:
 
 @dataclass(frozen=True, kw_only=True)
 class EnvironmentFacts:
-    """What an environment says of itself, and what has been published of it."""
+    """Facts about an environment: its own, and published returns."""
 
     env_id: str
     time_limit: int | None  # steps
@@ -93,16 +94,16 @@ class Derived:
 
 
 def undecided_keys(tree: Mapping[str, Any]) -> list[str]:
-    """The keys of a configuration's plain values that say `auto`, or mean it by being left out."""
+    """The keys whose values are `auto`, or that are left out and count as `auto` then."""
     return [key for key in KEYS if _value(tree, key) == AUTO]
 
 
 def without_auto(tree: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """A configuration's plain values without those that say `auto`, and the keys of these."""
+    """A configuration's plain values without those that are `auto`, and the keys of these."""
     rest: dict[str, Any] = {}
-    keys = []
+    keys: list[str] = []
     for name, value in tree.items():
-        inner = value if isinstance(value, Mapping) else {}
+        inner = _section(value)
         said = [f"{name}.{key}" for key, each in inner.items() if each == AUTO and f"{name}.{key}" in KEYS]
         if value == AUTO and name in KEYS:
             keys.append(name)
@@ -112,17 +113,22 @@ def without_auto(tree: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     return rest, keys
 
 
+def _section(value: Any) -> Mapping[str, Any]:
+    """The values of a section; none where a value is no section."""
+    return cast("Mapping[str, Any]", value) if isinstance(value, Mapping) else {}
+
+
 def _value(tree: Mapping[str, Any], key: str) -> Any:
     section, dot, name = key.rpartition(".")
-    values = (tree.get(section) or {}) if dot else tree
+    values = _section(tree.get(section)) if dot else tree
     absent = AUTO if key in DERIVED_WHEN_ABSENT else None
-    return values.get(name, absent) if isinstance(values, Mapping) else None
+    return values.get(name, absent)
 
 
 def derive(
     keys: Collection[str], log: LogOutline, environment: EnvironmentFacts | None, *, given: RunConfig
 ) -> list[Derived]:
-    """Values for the settings `keys`, but for `env_id`, which decides what `environment` is.
+    """Derives the settings `keys`, except `env_id`, which decides what `environment` is.
 
     Settings of `given` that are not among `keys` are the user's, and what depends on them follows them.
     """
@@ -141,7 +147,7 @@ def derive(
 
 
 def beyond_the_log(target_returns: Sequence[float], log: LogOutline) -> Derived | None:
-    """What to say of target returns, given by the user, that no logged episode supports."""
+    """A note on the user's target returns that are outside of the logged returns; None where there are none."""
     low, high = float(log.returns.min()), float(log.returns.max())
     beyond = [target for target in target_returns if math.isfinite(target) and not low <= target <= high]
     if not beyond:
@@ -155,7 +161,7 @@ def weighted_quantile(values: Float[ndarray, "E"], weights: Float[ndarray, "E"],
     """The smallest value up to which a share of the weights lies."""
     order = np.argsort(values, kind="stable")
     below = np.cumsum(weights[order])
-    return float(values[order][min(np.searchsorted(below, share * below[-1]), len(values) - 1)])
+    return float(values[order][min(bisect_left(below, share * below[-1]), len(values) - 1)])
 
 
 def _bounds(log: LogOutline, environment: EnvironmentFacts | None) -> Derived:
@@ -253,7 +259,7 @@ def _rounded(values: Sequence[float] | Float[ndarray, "N"], digits: int) -> list
 
 def _show(value: Any) -> str:
     if isinstance(value, list):
-        listed = [_show(each) for each in value]
+        listed = [_show(each) for each in cast("list[Any]", value)]
         if len(listed) > MAX_DISPLAYED:
             listed = [*listed[: MAX_DISPLAYED // 2], f"… {len(listed)} in all"]
         return f"[{', '.join(listed)}]"

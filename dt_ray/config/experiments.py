@@ -1,4 +1,4 @@
-"""Packaged experiments: what each is for, and the returns that it is expected to reach."""
+"""Packaged experiments, each with its purpose and the returns that it is expected to reach."""
 
 from __future__ import annotations
 
@@ -16,15 +16,17 @@ class Experiment:
     config: str
     purpose: str
     target_return: float  # at which it is judged
-    expected: tuple[float, float]  # mean return on seeds 0..99: measured on several training seeds, and some room
+    expected: tuple[
+        float, float
+    ]  # mean return on evaluation seeds 0..99: measured on several training seeds, widened a little
     baselines: tuple[str, ...] = ()  # configurations to run beside it
 
     def describes(self, config: RunConfig) -> bool:
-        """Whether a run is this experiment, with any name, place, training seed and machine."""
+        """Whether a run is this experiment, whatever its name, folder, training seed and machine."""
         return _essence(config) == _essence(load_config(self.config))
 
     def judge(self, return_means: Mapping[float, float]) -> str:
-        """What to say of an evaluation with these mean returns, by target return."""
+        """A sentence that compares an evaluation with what is expected; mean returns are given by target return."""
         low, high = self.expected
         if (mean := return_means.get(self.target_return)) is None:
             return f"not evaluated at {self.target_return:g}"

@@ -1,4 +1,4 @@
-"""YAML files and `section.key=value` overrides in, a `RunConfig` out: every problem reported in one message."""
+"""Makes a `RunConfig` of YAML files and `section.key=value` overrides; reports every problem in one message."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal, cast, get_args, get_type_hints
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
@@ -19,7 +19,7 @@ from dt_ray.config.schema import (
     EvaluationConfig,
     ModelConfig,
     RunConfig,
-    find_conflicts,
+    conflicts_in,
 )
 from dt_ray.errors import ConfigError
 
@@ -47,14 +47,14 @@ def read_settings(
     Without a name it is `default`, or, where they name a log or an environment, the neutral configuration.
 
     Raises:
-        ConfigError: no such configuration, an override that is none, or a preset with another environment than its own.
+        ConfigError: no such configuration, a malformed override, or a preset with another environment than its own.
     """
     given, problems = read_overrides(overrides)
     given = {**(changes or {}), **given}
     name = name_or_file or start_from(given, default=default)
     tree = read_yaml(find_config(name))
     if problems:
-        decode_config(without_auto(tree)[0], overrides)  # which names these problems beside the others
+        decode_config(without_auto(tree)[0], overrides)  # reports these problems together with the others
     if not Path(name).is_file():  # a file of the user's own is the user's to change
         check_environment(tree, given.get("env_id"), preset=name)
     return with_values(tree, given)
@@ -108,7 +108,7 @@ def parse_yaml(text: str, *, source: str) -> dict[str, Any]:
         raise ConfigError(f"{source} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{source}: expected `key: value` lines, found {type(values).__name__}")
-    return values
+    return cast("dict[str, Any]", values)
 
 
 def decode_config(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> RunConfig:
@@ -133,11 +133,26 @@ def decode_config(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> R
             else:
                 problems.append(f"{location}: {problem['msg']}, got {problem['input']!r}")
     if config is not None:
-        problems += find_conflicts(config)
+        problems += conflicts_in(config)
     if problems:
         raise ConfigError(_listed(problems))
     assert config is not None
     return config
+
+
+def decode_settings(cls: type[Any], values: Mapping[str, Any], *, section: str) -> tuple[Any, list[str]]:
+    """An instance of a dataclass made of plain values, and the problems, one line each; None where there are any."""
+    known = dotted_keys(cls, f"{section}.")
+    problems = [_unknown_key(f"{section}.{key}", known) for key in values if f"{section}.{key}" not in known]
+    try:
+        made = _adapter(cls).validate_python(values)
+    except ValidationError as error:
+        for each in error.errors():
+            place = ".".join([section, *map(str, each["loc"])])
+            is_missing = each["type"] == "missing"
+            problems.append(f"{place}: is needed" if is_missing else f"{place}: {each['msg']}, got {each['input']!r}")
+        made = None
+    return None if problems else made, problems
 
 
 def _listed(problems: Sequence[str]) -> str:
@@ -171,7 +186,7 @@ def to_yaml(config: RunConfig) -> str:
 
 def to_plain(config: Any) -> dict[str, Any]:
     """A configuration, or one section of it, as dicts, lists, strings and numbers."""
-    return _adapter(type(config)).dump_python(config, mode="json")
+    return _adapter(cast("type[Any]", type(config))).dump_python(config, mode="json")
 
 
 @cache
@@ -180,8 +195,9 @@ def _adapter(cls: type) -> TypeAdapter[Any]:
 
 
 def read_overrides(overrides: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-    """The values given as `section.key=value`, by their dotted keys, and what is wrong with others."""
-    changes, problems = {}, []
+    """The values given as `section.key=value`, by their dotted keys, and a line for each malformed override."""
+    changes: dict[str, Any] = {}
+    problems: list[str] = []
     for override in overrides:
         dotted, equals, text = override.partition("=")
         if not equals or not dotted:
@@ -208,12 +224,15 @@ def with_values(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[s
 
 
 def _copy(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: _copy(value) if isinstance(value, Mapping) else value for key, value in values.items()}
+    return {
+        key: _copy(cast("Mapping[str, Any]", value)) if isinstance(value, Mapping) else value
+        for key, value in values.items()
+    }
 
 
 def _location(path: Sequence[str | int]) -> str:
     """The dotted key that a problem's path means: the parts of it that users can write."""
-    known, parts = dotted_keys(RunConfig), []
+    known, parts = dotted_keys(RunConfig), list[str]()
     for part in path:
         if isinstance(part, int) or ".".join([*parts, part]) in known:
             parts.append(str(part))
@@ -223,14 +242,18 @@ def _location(path: Sequence[str | int]) -> str:
 def _unknown_keys(tree: Mapping[str, Any], cls: type, prefix: str = "") -> list[str]:
     sections = dict(_sections(cls))
     known = {field.name for field in dataclasses.fields(cls)}
-    lines = []
+    lines: list[str] = []
     for key, value in tree.items():
         if key not in known:
-            close = difflib.get_close_matches(f"{prefix}{key}", dotted_keys(RunConfig), n=1)
-            lines.append(f"{prefix}{key}: no such key" + (f"; did you mean {close[0]}?" if close else ""))
+            lines.append(_unknown_key(f"{prefix}{key}", dotted_keys(RunConfig)))
         elif key in sections and isinstance(value, Mapping):
-            lines += _unknown_keys(value, sections[key], f"{prefix}{key}.")
+            lines += _unknown_keys(cast("Mapping[str, Any]", value), sections[key], f"{prefix}{key}.")
     return lines
+
+
+def _unknown_key(key: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(key, known, n=1)
+    return f"{key}: no such key" + (f"; did you mean {close[0]}?" if close else "")
 
 
 def dotted_keys(cls: type, prefix: str = "") -> list[str]:

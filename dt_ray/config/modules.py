@@ -1,7 +1,7 @@
-"""Modules that names in a run's files may import: those that the user named, and no others.
+"""Controls which modules a run's files may import: only those that the user named.
 
 A checkpoint may come from anywhere. `algorithm: module:Class`, `env_id: module:Name-v0` and `behavior: module:function`
-in its files would run whatever lies under that name.
+in its files would run that module's code.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def allow_overrides(overrides: Iterable[str]) -> None:
 
 
 def allowed_modules() -> tuple[str, ...]:
-    """What `allow_modules` was given, for other processes that work for this one."""
+    """The modules allowed so far, to be handed to other processes of this run."""
     return tuple(sorted(_allowed))
 
 

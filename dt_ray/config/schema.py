@@ -1,6 +1,6 @@
 """Every setting of a run, with its meaning, unit, default and range: one frozen tree.
 
-Plain data, decoded strictly from YAML and `section.key=value` by `config.loading`. `find_conflicts` holds the rules
+Plain data, decoded strictly from YAML and `section.key=value` by `config.loading`. `conflicts_in` holds the rules
 that span several fields; those of a single learner are its own (`learners.check_settings`).
 """
 
@@ -36,28 +36,30 @@ class CollectConfig:
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     path: str = ""  # a file or folder in a known format, its URI, or minari:ID
-    mix: dict[str, Annotated[float, Gt(0)]] = field(default_factory=dict)
-    # several datasets instead: path -> its share of the windows, whatever the shares add up to
+    mix: dict[str, Annotated[float, Gt(0)]] = field(default_factory=dict[str, float])
+    # instead of `path`, several datasets: path -> its share of the windows; shares need not add up to 1
     collect: CollectConfig | None = None
-    format: str | None = None  # of `data.files.FORMATS`; null: found out
-    residency: Literal["auto", "resident", "streaming"] = "auto"  # in memory, through it, or by size
-    memory_mb: Annotated[int, Ge(1)] = 4096  # that the decoded data of a node may take, or the pools of all its workers
-    on_corrupt: Literal["stop", "skip"] = "stop"  # at a file that can't be trained on; skip: leave it out and count it
-    out_of_bounds: Literal["stop", "clip"] = "stop"  # at actions past the environment's; clip: as it would itself
-    action_bounds: ActionBounds = "environment"  # that a policy acts within; data: the log's range; [[low …], [high …]]
-    columns: dict[str, str | None] = field(default_factory=dict)  # our column name -> the log's, or none for null
-    episodes_across_files: Literal["auto", True, False] = "auto"  # one id in two files is one episode; auto: see docs
-    time_limit: Annotated[int, Ge(1)] | None = None  # episodes that end at this step were cut, whatever the log says
+    format: str | None = None  # one of `data.logs.files.FORMATS`; null: found out by itself
+    residency: Literal["auto", "resident", "streaming"] = (
+        "auto"  # held in memory, streamed from disk, or chosen by size
+    )
+    memory_mb: Annotated[int, Ge(1)] = 4096  # memory for the decoded data on each node, or for the pools of its workers
+    on_corrupt: Literal["stop", "skip"] = "stop"  # at a file that is not usable; skip: leave it out and count it
+    out_of_bounds: Literal["stop", "clip"] = "stop"  # at actions outside of the bounds; clip: move them to the bounds
+    action_bounds: ActionBounds = "environment"  # of policies; data: the log's range; or [[low …], [high …]]
+    columns: dict[str, str | None] = field(default_factory=dict[str, str | None])  # our name -> the log's; null: none
+    episodes_across_files: Literal["auto", True, False] = "auto"  # an id in two files is one episode; auto: see docs
+    time_limit: Annotated[int, Ge(1)] | None = None  # episodes of so many steps are truncated, whatever the log says
     action_scale: Annotated[float, Gt(0)] = 1.0  # environment action = logged action * action_scale
-    max_episodes: Annotated[int, Ge(1)] | None = None  # only so many, the first by id
-    top_fraction: Annotated[float, Gt(0), Le(1)] = 1.0  # of those, the ones with the highest returns
+    max_episodes: Annotated[int, Ge(1)] | None = None  # use only so many: the first ones by id
+    top_fraction: Annotated[float, Gt(0), Le(1)] = 1.0  # of those, use the share with the highest returns
     return_source: Literal["column", "rewards", "value"] | None = None  # of returns-to-go; null: the column, if any
-    values: str | None = None  # for `value`: a run or checkpoint of iql, or a configuration of it to train first
+    values: str | None = None  # for `value`: a run or checkpoint of iql, or an iql configuration to train first
     return_scale: Annotated[float, Gt(0)] | None = None  # multiplies returns-to-go; null: 1 / largest |return-to-go|
-    return_noise: Annotated[float, Ge(0)] = 0.0  # std of an error added to each training window's returns-to-go
+    return_noise: Annotated[float, Ge(0)] = 0.0  # std of the random error added to each training window's returns-to-go
     balance: Annotated[float, Ge(0), Le(1)] = 0.0  # of windows over returns: 0 as logged, 1 rare ones like others
-    discount: Annotated[float, Gt(0), Le(1)] = 1.0
-    validation_fraction: Annotated[float, Ge(0), Lt(1)] = 0.05  # of episodes
+    discount: Annotated[float, Gt(0), Le(1)] = 1.0  # of rewards in returns-to-go
+    validation_fraction: Annotated[float, Ge(0), Lt(1)] = 0.05  # of the episodes, which are not trained on
     window_length: Annotated[int, Ge(1)] | None = None  # steps of a training window; null: the context, 2 under `band`
 
     @property
@@ -113,35 +115,35 @@ class IQLConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
-    target_returns: tuple[TargetReturn, ...] = ()  # that a policy is asked for, numbers or max; for an environment
+    target_returns: tuple[TargetReturn, ...] = ()  # returns that the policy is asked to reach, numbers or max
     num_episodes: Annotated[int, Ge(1)] = 100  # for each target return
     every: Annotated[int, Ge(0)] = 0  # updates between evaluations; 0: only after the last update
     seed: Annotated[int, Ge(0)] = 0  # episode i resets its environment with seed + i
     max_timesteps: Annotated[int, Ge(1)] = 1000  # an episode is cut after so many steps
     context_length: Annotated[int, Ge(1)] | None = None  # null: the model's
     max_envs: Annotated[int, Ge(1)] = 100  # environments that a run has open at once, collection included
-    batched_env: bool = True  # step all episodes as one where an exact batched copy is known: Pendulum-v1
-    num_actors: Annotated[int, Ge(0)] | None = None  # 0: in the training process; null: what the machine allows
-    random_return: float | None = None  # normalized_score is 0 here
-    reference_return: float | None = None  # and 1 here; null: no score
+    batched_env: bool = True  # step all episodes as one batch where there is an exact batched copy: Pendulum-v1
+    num_actors: Annotated[int, Ge(0)] | None = None  # 0: evaluate in the training process; null: chosen by the cluster
+    random_return: float | None = None  # the return with normalized_score 0
+    reference_return: float | None = None  # the return with normalized_score 1; null: no score
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
     every: Annotated[int, Ge(0)] = 0  # updates between checkpoints; 0: only after the last update
-    keep: Annotated[int, Ge(1)] = 3  # newest checkpoints kept, beside the best
+    keep: Annotated[int, Ge(1)] = 3  # newest checkpoints to keep, beside the best one
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScalingConfig:
     num_workers: Annotated[int, Ge(0)] | tuple[Annotated[int, Ge(1)], Annotated[int, Ge(1)]] = 1
     # 0: in this process, without Ray; [min, max]: as many as there is room for, while nodes come and go
-    cpus_per_worker: Annotated[float, Gt(0)] | None = None  # null: what the machine allows
+    cpus_per_worker: Annotated[float, Gt(0)] | None = None  # null: chosen by the cluster
     use_gpu: bool = False
     accelerator_type: str | None = None  # workers run where there are such GPUs, as Ray names them: H100, L4
     placement_strategy: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"  # of workers over nodes
-    wait_for_nodes_s: Annotated[float, Ge(0)] = 0.0  # seconds that an autoscaler has to start what the workers need
-    max_failures: Annotated[int, Ge(0)] = 3  # lost workers survived before the run gives up
+    wait_for_nodes_s: Annotated[float, Ge(0)] = 0.0  # seconds to wait for an autoscaler or for other users' CPUs
+    max_failures: Annotated[int, Ge(0)] = 3  # lost workers that are replaced before the run gives up
     resize_every_s: Annotated[float, Gt(0)] = 60.0  # seconds between two looks for room for more workers
 
     @property
@@ -160,7 +162,7 @@ class ScalingConfig:
 @dataclass(frozen=True, kw_only=True)
 class LoggingConfig:
     every: Annotated[int, Ge(1)] = 50  # updates between lines of metrics.jsonl
-    trackers: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = ()  # that get them too
+    trackers: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = ()  # these get the same values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,8 +171,9 @@ class RunConfig:
 
     name: str | None = None  # of the run's folder; null: the configuration's name and the time
     env_id: str | None = None  # null: no simulator; a run is evaluated on held-out episodes of its log
-    env_kwargs: dict[str, Any] = field(default_factory=dict)  # arguments of the environment's constructor, by name
-    algorithm: str = "decision_transformer"
+    env_kwargs: dict[str, Any] = field(default_factory=dict[str, Any])  # arguments of its constructor, by name
+    algorithm: str = "decision_transformer"  # the name of a packaged one, or module:Class for a learner of your own
+    algorithm_settings: dict[str, Any] = field(default_factory=dict[str, Any])  # of a learner of your own, by name
     seed: Annotated[int, Ge(0)] = 0
     total_timesteps: Annotated[int, Ge(1)] = 5000  # gradient updates
     storage_path: str = "runs"  # a folder, or a URI that pyarrow's filesystems reach (s3://, gs://)
@@ -185,7 +188,7 @@ class RunConfig:
 
     @property
     def window_length(self) -> int:
-        """Steps of a training window, for learners that don't say so by themselves."""
+        """Steps of a training window, for learners that declare no `window_length`."""
         multiple = WINDOW_OVER_BAND if self.model.attention == "band" else 1
         return self.data.window_length or multiple * self.model.context_length
 
@@ -201,14 +204,14 @@ class RunConfig:
         return self.data.return_source == "value"
 
 
-def find_conflicts(config: RunConfig) -> Iterator[str]:
+def conflicts_in(config: RunConfig) -> Iterator[str]:
     """One line for each rule between fields that the configuration breaks."""
     if config.data.mix and config.data.residency == "streaming":
         yield "data.mix: windows are drawn by shares from resident data only, got data.residency=streaming"
     if config.data.mix and config.data.balance:
         yield f"data.balance: the windows of data.mix are drawn by its shares, got {config.data.balance}"
-    yield from _find_value_conflicts(config)
-    yield from _find_environment_conflicts(config)
+    yield from _value_conflicts(config)
+    yield from _environment_conflicts(config)
     model, evaluation = config.model, config.evaluation
     if model.width % model.num_heads:
         yield f"model.num_heads: must divide model.width={model.width}, got {model.num_heads}"
@@ -258,7 +261,7 @@ def find_conflicts(config: RunConfig) -> Iterator[str]:
         yield f"name: the name of a folder, without '/' and not starting with '.', got {config.name!r}"
 
 
-def _find_environment_conflicts(config: RunConfig) -> Iterator[str]:
+def _environment_conflicts(config: RunConfig) -> Iterator[str]:
     if config.env_id is None:
         if config.data.collect is not None:
             yield "data.collect: episodes are collected in an environment; set env_id=ID, or data.collect=null"
@@ -268,7 +271,7 @@ def _find_environment_conflicts(config: RunConfig) -> Iterator[str]:
         yield f"evaluation.target_returns: what a policy is asked for in {config.env_id}; give at least one, or auto"
 
 
-def _find_value_conflicts(config: RunConfig) -> Iterator[str]:
+def _value_conflicts(config: RunConfig) -> Iterator[str]:
     data = config.data
     if not config.relabels:
         if data.values is not None:

@@ -1,6 +1,6 @@
 """Offline data: episodes, returns-to-go and windows. NumPy and Arrow only."""
 
-from dt_ray.data.datasets import read_dataset
+from dt_ray.data.logs.datasets import read_dataset
 from dt_ray.data.normalizer import Normalizer
 from dt_ray.data.returns import returns_to_go
 from dt_ray.data.transitions import TransitionDataset

@@ -1,4 +1,4 @@
-"""Episodes that lie in several blocks, taken from them in any order: nothing is put together but what is asked for.
+"""Episodes of several datasets (blocks), taken in any order without joining the blocks.
 
 Legend: N transitions, E episodes of all blocks, C chosen episodes, B blocks.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +21,7 @@ CHUNK_STEPS = 2**16  # of episodes that are taken at a time
 
 
 class EpisodeBlocks:
-    """The episodes of several datasets, numbered through; what each is like is known without its steps."""
+    """The episodes of several datasets, numbered from 0; lengths, returns and ends are kept apart from the steps."""
 
     def __init__(self, blocks: Iterable[TransitionDataset]) -> None:
         self._blocks: list[TransitionDataset | None] = [block for block in blocks if block.num_episodes]
@@ -58,7 +58,7 @@ class EpisodeBlocks:
         )
 
     def take_rewards(self, episodes: Int[ndarray, "C"]) -> TransitionDataset:
-        """These episodes with what returns are made of alone: observations and actions have no dimensions."""
+        """These episodes with only rewards and returns-to-go; observations and actions have 0 dimensions."""
         names = ["rewards", *(["returns_to_go"] if self.has_returns else [])]
         lengths = self.lengths[episodes]
         nothing = np.zeros((int(lengths.sum()), 0), np.float32)
@@ -70,7 +70,7 @@ class EpisodeBlocks:
         )
 
     def with_return_source(self, source: Literal["column", "rewards"] | None) -> EpisodeBlocks:
-        """The same with their logged returns-to-go, or without; None takes what is there.
+        """The same blocks with their logged returns-to-go, or without them; None leaves them as they are.
 
         Raises:
             DataError: there are none.
@@ -81,7 +81,7 @@ class EpisodeBlocks:
         """The steps of these episodes, in this order, of each of these columns."""
         lengths, owners = self.lengths[episodes], self.block_of[episodes]
         starts = np.cumsum(lengths) - lengths
-        rows = np.arange(lengths.sum()) + np.repeat(self._starts[episodes] - starts, lengths)
+        rows = cast("ndarray", np.arange(lengths.sum()) + np.repeat(self._starts[episodes] - starts, lengths))
         return [self._gather(name, rows, np.repeat(owners, lengths)) for name in names]
 
     def chunks(self, episodes: Int[ndarray, "C"]) -> list[Int[ndarray, "_"]]:
@@ -93,7 +93,7 @@ class EpisodeBlocks:
         return [episodes[begin:end] for begin, end in pairwise(edges)]
 
     def renumbered(self, episodes: Int[ndarray, "C"]) -> tuple[Int[ndarray, "_"], Int[ndarray, "B"]]:
-        """The blocks of these episodes, and by how much each block's episodes are renumbered without the others."""
+        """The blocks that hold these episodes, and how much smaller their episode numbers are without the others."""
         needed = np.unique(self.block_of[episodes])
         counts = np.bincount(self.block_of, minlength=len(self._blocks))
         left_out = counts.copy()
@@ -101,7 +101,7 @@ class EpisodeBlocks:
         return needed, np.cumsum(left_out) - left_out
 
     def consumed(self, chunks: Sequence[Int[ndarray, "_"]]) -> Iterator[TransitionDataset]:
-        """The episodes of each chunk, for the last time: a block is let go when no later chunk has episodes of it."""
+        """The episodes of each chunk; the memory of a block is freed when no later chunk needs it."""
         last = np.zeros(len(self._blocks), np.int64)
         for number, episodes in enumerate(chunks):
             last[self.block_of[episodes]] = number
@@ -113,20 +113,21 @@ class EpisodeBlocks:
                 pa.default_memory_pool().release_unused()
 
     def _gather(self, name: str, rows: Int[ndarray, "N"], owners: Int[ndarray, "N"]) -> ndarray:
-        blocks = np.unique(owners)
-        first = getattr(self._blocks[blocks[0]] if len(blocks) else next(iter(self)), name)
-        if len(blocks) <= 1:
+        numbers: list[int] = np.unique(owners).tolist()
+        first: ndarray = getattr(self._blocks[numbers[0]] if numbers else next(iter(self)), name)
+        if len(numbers) <= 1:
             return first[rows]
         found = np.empty((len(rows), *first.shape[1:]), first.dtype)
-        for block in blocks:
+        for block in numbers:
             here = owners == block
             found[here] = getattr(self._blocks[block], name)[rows[here]]
         return found
 
     def _finals(self, episodes: Int[ndarray, "C"]) -> Float[ndarray, "C S"]:
         found = np.full((len(episodes), self.observation_dim), np.nan, np.float32)
-        for block in np.unique(self.block_of[episodes]):
-            here = self.block_of[episodes] == block
-            if (known := self._blocks[block].final_observations) is not None:
-                found[here] = known[self._places[episodes[here]]]
+        numbers: list[int] = np.unique(self.block_of[episodes]).tolist()
+        for number in numbers:
+            block, here = self._blocks[number], self.block_of[episodes] == number
+            if block is not None and block.final_observations is not None:
+                found[here] = block.final_observations[self._places[episodes[here]]]
         return found

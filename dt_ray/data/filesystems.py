@@ -1,4 +1,4 @@
-"""The filesystem that a path or URI lies on, patient with object stores that don't answer for a while."""
+"""The filesystem of a path or URI; requests to an object store are repeated for about three minutes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Episodes that nothing is trained on, and what simple rules fitted to the training episodes do at each of their steps.
+"""Held-out episodes that an evaluation replays, and linear cloning, the baseline that it is compared with.
 
 Legend: N steps, S observation, A action dimension.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
 from jaxtyping import Float
@@ -16,7 +17,7 @@ from dt_ray.data.normalizer import Normalizer
 from dt_ray.data.transitions import TransitionDataset
 
 RIDGE = 1e-3  # of the mean square of a normalised observation, which is 1
-MAX_EPISODES, MAX_STEPS = 100, 20_000  # that an evaluation replays
+MAX_EPISODES, MAX_STEPS = 100, 20_000  # of an evaluation
 MAX_EPISODE_STEPS = 2000  # of one episode: an action is computed for each, one after the other
 
 
@@ -30,14 +31,16 @@ class LinearCloning:
     @classmethod
     def fit(cls, parts: Iterable[TransitionDataset], normalizer: Normalizer) -> LinearCloning:
         """Ridge regression on the training episodes, gathered part by part."""
-        squares = products = np.zeros(())
+        squares: Any = 0.0
+        products: Any = 0.0
         for part in parts:
             inputs, actions = _inputs(part, normalizer), normalizer.normalize_actions(part.actions).astype(np.float64)
             squares, products = squares + inputs.T @ inputs, products + inputs.T @ actions
-        num = squares[-1, -1]
+        num: float = squares[-1, -1]
         penalty = RIDGE * num * np.eye(len(squares))
         penalty[-1, -1] = 0.0  # the offset is free
-        return cls(weights=np.linalg.solve(squares + penalty, products), mean=products[-1] / num)
+        weights = cast("ndarray", np.linalg.solve(squares + penalty, products))
+        return cls(weights=weights, mean=products[-1] / num)
 
     def predict(self, data: TransitionDataset, normalizer: Normalizer) -> Float[ndarray, "N A"]:
         return np.clip(_inputs(data, normalizer) @ self.weights, -1.0, 1.0)
@@ -45,7 +48,7 @@ class LinearCloning:
 
 @dataclass(frozen=True, kw_only=True)
 class HeldOutEpisodes:
-    """What an evaluation without an environment replays, in the environment's units with returns-to-go."""
+    """The episodes that an evaluation without an environment replays: in the log's units, with returns-to-go."""
 
     episodes: TransitionDataset
     cloning: LinearCloning
@@ -53,7 +56,7 @@ class HeldOutEpisodes:
 
 
 def replayed_part(data: TransitionDataset, *, seed: int = 0) -> TransitionDataset:
-    """Some of the episodes, drawn at random, and of long ones the first steps: what an evaluation has time for."""
+    """As many random episodes as an evaluation has time for; long ones are cut after `MAX_EPISODE_STEPS` steps."""
     order = np.random.default_rng(seed).permutation(data.num_episodes)[:MAX_EPISODES]
     steps = np.minimum(data.lengths, MAX_EPISODE_STEPS)[order].cumsum()
     return first_steps(data.select(np.sort(order[: max(1, int(np.searchsorted(steps, MAX_STEPS, side="right")))])))

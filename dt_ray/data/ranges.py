@@ -1,4 +1,5 @@
-"""What the sizes of a log's numbers give away: what float32 can't tell apart, what a sum swallows, unused bounds.
+"""Problems with the size of a log's numbers: values that float32 can't tell apart, rewards that vanish in a sum,
+actions that use a small part of their bounds.
 
 Legend: E episodes, S observation, A action dimension, D either.
 """
@@ -15,26 +16,26 @@ from numpy import ndarray
 from dt_ray.data.spaces import SpaceSpec
 from dt_ray.data.transitions import TransitionDataset
 
-FEWEST_VALUES = 256  # that float32 must have between the smallest and the largest number of a column
-SMALLEST_CHANGE = 2  # steps of float32 that a number must change by, from one row to the next, to be told from rounding
-NUM_LOOKED_AT = 4096  # first rows of a log, for what numbers change by
+FEWEST_VALUES = 256  # float32 must have so many between the smallest and the largest number of a column
+SMALLEST_CHANGE = 2  # steps of float32; smaller changes from row to row can't be told from rounding
+NUM_LOOKED_AT = 4096  # first rows of a log, by which usual changes are estimated
 ROWS_SIDE_BY_SIDE = 64
 SMALLEST_DEVIATION = 1e-6  # below it a column counts as constant and is not normalised
-SWALLOWED = 1e7  # times: a float32 sum forgets what is that much smaller
-UNUSED = 1e-3  # of the bounds' width: a range of actions that a policy would miss
+SWALLOWED = 1e7  # a float32 sum loses rewards that are so many times smaller than the largest one
+UNUSED = 1e-3  # of the bounds' width: a policy can't act as finely as a smaller range of actions needs
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ranges:
-    """Smallest and largest numbers of episodes, and how large their rewards are."""
+    """The smallest and largest observations and actions of episodes, and the sizes of their rewards."""
 
     observations: Float[ndarray, "2 S"]
     actions: Float[ndarray, "2 A"]
     changes: Float[
         ndarray, "S"
-    ]  # usual ones of an observation from one row to the next; infinite: none, or whole numbers
+    ]  # median change of an observation between rows; infinite for constants and whole numbers
     largest_reward: Float[ndarray, "E"]  # its size
-    usual_reward: Float[ndarray, "E"]  # mean size of the others that are not 0; 0 where there is none
+    usual_reward: Float[ndarray, "E"]  # mean size of the other rewards that are not 0; 0 where there is none
 
     @classmethod
     def of(cls, data: TransitionDataset) -> Ranges:
@@ -61,21 +62,21 @@ class Ranges:
         return Ranges(**extremes, **rewards, changes=self.changes)
 
 
-def find_range_traps(
+def range_traps(
     ranges: Ranges, spec: SpaceSpec | None = None, columns: Mapping[str, str | None] | None = None
 ) -> Iterator[str]:
-    """One line for each thing that the sizes of numbers give away, and what mends it; `columns` is `data.columns`."""
+    """One line for each such problem, with what mends it; `columns` is `data.columns`."""
     for kind in ("observation", "action"):
         low, high = getattr(ranges, f"{kind}s")
         is_observation = kind == "observation"
         for i in range(len(low)):
             change = float(ranges.changes[i]) if is_observation else np.inf
-            problem = _find_imprecise(float(low[i]), float(high[i]), change=change, is_normalised=is_observation)
+            problem = _precision_problem(float(low[i]), float(high[i]), change=change, is_normalised=is_observation)
             if problem is not None:
                 yield f"{column_name(kind, i, len(low), columns)} {problem}"
-    yield from _find_swallowed(ranges)
+    yield from _reward_size_traps(ranges)
     if spec is not None:
-        yield from _find_unused_bounds(ranges, spec, columns)
+        yield from _unused_bound_traps(ranges, spec, columns)
 
 
 def constant_columns(ranges: Ranges, columns: Mapping[str, str | None] | None = None) -> list[str]:
@@ -87,7 +88,7 @@ def constant_columns(ranges: Ranges, columns: Mapping[str, str | None] | None = 
     ]
 
 
-def _find_imprecise(low: float, high: float, *, change: float, is_normalised: bool) -> str | None:
+def _precision_problem(low: float, high: float, *, change: float, is_normalised: bool) -> str | None:
     span, step = high - low, float(np.spacing(np.float32(max(abs(low), abs(high)))))
     way_out = "subtract its smallest value, or its value at the start of the episode, in the log, or leave it out"
     if span == 0:
@@ -114,7 +115,7 @@ def _find_imprecise(low: float, high: float, *, change: float, is_normalised: bo
     return None
 
 
-def _find_swallowed(ranges: Ranges) -> Iterator[str]:
+def _reward_size_traps(ranges: Ranges) -> Iterator[str]:
     usual = ranges.usual_reward[ranges.usual_reward > 0]
     typical = float(np.median(usual if len(usual) else ranges.largest_reward))
     if typical > 0 and (largest := float(ranges.largest_reward.max())) > SWALLOWED * typical:
@@ -124,7 +125,7 @@ def _find_swallowed(ranges: Ranges) -> Iterator[str]:
         )
 
 
-def _find_unused_bounds(ranges: Ranges, spec: SpaceSpec, columns: Mapping[str, str | None] | None) -> Iterator[str]:
+def _unused_bound_traps(ranges: Ranges, spec: SpaceSpec, columns: Mapping[str, str | None] | None) -> Iterator[str]:
     low, high = np.asarray(spec.action_low), np.asarray(spec.action_high)
     if not spec.is_bounded or len(low) != ranges.actions.shape[1]:
         return
@@ -138,7 +139,7 @@ def _find_unused_bounds(ranges: Ranges, spec: SpaceSpec, columns: Mapping[str, s
 
 
 def column_name(kind: str, i: int, num: int, columns: Mapping[str, str | None] | None) -> str:
-    """What an observation or action is called: by its column where `columns` names one for each, else by its number."""
+    """The name of an observation or action: its column's where `columns` names one for each, else its number."""
     given = [name.strip() for name in ((columns or {}).get(kind) or "").split(",")]
     return f"column {given[i]}" if len(given) == num and given[i] else f"{kind} dimension {i}"
 
@@ -151,7 +152,7 @@ def _usual_change(column: Float[ndarray, "N"]) -> float:
 
 
 def _extremes(values: Float[ndarray, "N D"]) -> Float[ndarray, "2 D"]:
-    """Smallest and largest of each column: of rows side by side first, which is ten times as fast for narrow ones."""
+    """Smallest and largest of each column. Taking many rows as one first is ten times as fast for few columns."""
     num, dimension = values.shape
     whole = num // ROWS_SIDE_BY_SIDE * ROWS_SIDE_BY_SIDE
     parts = [values[whole:]]

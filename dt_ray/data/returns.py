@@ -113,7 +113,9 @@ def bounds_by_timestep(
 def join_bounds(found: Iterable[Float[ndarray, "2 K"]]) -> Float[ndarray, "2 K"]:
     """The bounds of all parts whose bounds these are."""
     every = [each for each in found if each.shape[1]]
-    columns = [(each[side], np.arange(each.shape[1])) for each in every for side in (0, 1)]
+    columns: list[tuple[ndarray, ndarray]] = [
+        (each[side], np.arange(each.shape[1])) for each in every for side in (0, 1)
+    ]
     return bounds_by_timestep(columns, max_timesteps=max((each.shape[1] for each in every), default=1))
 
 

@@ -1,10 +1,11 @@
-"""What the rows of a log give away: rows that are there twice, rows that are no steps, returns that are no sums.
+"""Problems with the rows of a log: repeated rows, rows that are no steps, returns-to-go that are no sums of rewards.
 
 Legend: N transitions, E episodes.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator
 
 import numpy as np
@@ -14,30 +15,30 @@ from numpy import ndarray
 from dt_ray.data.returns import returns_to_go
 from dt_ray.data.transitions import TransitionDataset
 
-RARE = 0.05  # share of the steps inside episodes that have a reward of 0, where dense rewards are logged
-EQUAL = 1e-3  # of the largest return: rounding, and the discount of a sum that nobody meant
+RARE = 0.05  # share of rewards inside episodes that are 0; below it rewards count as dense
+EQUAL = 1e-3  # of the largest return: smaller differences are rounding
 
 
-def find_row_traps(data: TransitionDataset) -> Iterator[str]:
+def row_traps(data: TransitionDataset) -> Iterator[str]:
     """One line for each thing that looks wrong, and what mends it."""
-    yield from _find_repeats(data)
-    yield from _find_dummy_rows(data)
-    yield from find_other_returns(data)
+    yield from _repeated_row_traps(data)
+    yield from _dummy_row_traps(data)
+    yield from return_traps(data)
 
 
-def _find_repeats(data: TransitionDataset) -> Iterator[str]:
+def _repeated_row_traps(data: TransitionDataset) -> Iterator[str]:
     rows = np.concatenate([data.observations, data.actions, data.rewards[:, None]], axis=1)
     same = (rows[1:] == rows[:-1]).all(axis=1)
     same[data.ends[:-1] - 1] = False
     if len(steps := np.flatnonzero(same)):
-        episode = np.searchsorted(data.starts, steps[0], side="right") - 1
+        episode = bisect_right(data.starts, steps[0]) - 1
         yield (
             f"{len(steps)} row(s) repeat the one before, the first in episode {data.episode_ids[episode]} at step "
             f"{steps[0] + 1 - data.starts[episode]}: duplicates, unless nothing moved"
         )
 
 
-def _find_dummy_rows(data: TransitionDataset) -> Iterator[str]:
+def _dummy_row_traps(data: TransitionDataset) -> Iterator[str]:
     """Gymnasium's vector environments with next-step autoreset give a row after each end, from there to the reset."""
     is_long = data.lengths > 1
     heads, tails = data.starts[1:][is_long[1:]], data.ends[is_long & ~data.terminated[data.ends - 1]] - 1
@@ -62,7 +63,7 @@ def _find_dummy_rows(data: TransitionDataset) -> Iterator[str]:
         )
 
 
-def find_other_returns(data: TransitionDataset, *, discount: float = 1.0) -> Iterator[str]:
+def return_traps(data: TransitionDataset, *, discount: float = 1.0) -> Iterator[str]:
     """A line where the logged returns-to-go are not what the rewards add up to."""
     if data.returns_to_go is None:
         return
@@ -73,13 +74,14 @@ def find_other_returns(data: TransitionDataset, *, discount: float = 1.0) -> Ite
         return
     what = _describe_returns(data, logged, rewards, sums, scale)
     yield (
-        f"the logged returns-to-go are not the sums of the rewards: {what}. A policy is shown them, and while it acts "
-        f"what is asked of it less the rewards; set data.return_source=rewards, unless they are meant so"
+        f"the logged returns-to-go are not the sums of the rewards: {what}. In training a policy sees them, "
+        f"but while it acts it sees the target return minus the rewards; set data.return_source=rewards, unless this "
+        f"is intended"
     )
 
 
 def _goes_on_past_the_log(data: TransitionDataset, surplus: Float[ndarray, "N"], scale: float) -> bool:
-    """Whether the returns count, beside the logged rewards, some that came after the log of a cut episode ended."""
+    """Whether the returns of cut episodes also count rewards from after the end of the log."""
     last = surplus[data.ends - 1]
     is_constant = _is_close(surplus, np.repeat(last, data.lengths), scale)
     differ = data.num_episodes == 1 or not _is_close(last, last[0], scale)

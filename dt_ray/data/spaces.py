@@ -1,4 +1,4 @@
-"""What an environment takes and gives: dimensions and action bounds, for continuous vectors only."""
+"""Dimensions and action bounds of environments and logs, for continuous vectors only."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from dt_ray.errors import ConfigError, UnsupportedSpaceError
 
 log = logging.getLogger("dt_ray")
 
-EXTRAS = ("mujoco", "box2d")  # of ours, by what Gymnasium calls that which is missing
-WIDEST_BOUNDS = 1e15  # beyond that a bound stands for none: 1e30, the largest float32
+EXTRAS = ("mujoco", "box2d")  # extras of dt_ray that are named like the package that Gymnasium misses
+WIDEST_BOUNDS = 1e15  # larger bounds, such as 1e30 or the largest float32, mean that there is none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +76,7 @@ def make_env(env_id: str, env_kwargs: Mapping[str, Any] | None = None, **options
 
 
 def close_env(env: gym.Env) -> None:
-    """Closes an environment; one that fails at that has done its work."""
+    """Closes an environment; a failure is only logged, since its work is done."""
     try:
         env.close()
     except Exception as error:
@@ -93,31 +93,35 @@ def read_spaces(env_id: str, env_kwargs: Mapping[str, Any] | None = None) -> Spa
     try:
         observations, actions = env.observation_space, env.action_space
     except AttributeError as error:
-        raise UnsupportedSpaceError(f"{env_id} does not say what it takes and gives: {error}") from None
+        raise UnsupportedSpaceError(f"{env_id} has no observation_space or action_space: {error}") from None
     finally:
         close_env(env)
     for kind, space in (("observations", observations), ("actions", actions)):
-        if (
-            not isinstance(space, gym.spaces.Box)
-            or len(space.shape) != 1
-            or not np.issubdtype(space.dtype, np.floating)
-        ):
+        if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1 or not _has_floats(space):
             raise UnsupportedSpaceError(
                 f"{env_id} has {kind} {space}; dt_ray trains on vector observations and continuous actions only "
                 f"(a 1-D Box of floats), no discrete actions and no images"
             )
-    assert isinstance(observations, gym.spaces.Box)
-    assert isinstance(actions, gym.spaces.Box)
+    bounds: Any = actions
     return SpaceSpec(
-        observation_dim=observations.shape[0],
-        action_dim=actions.shape[0],
-        action_low=tuple(actions.low.tolist()),
-        action_high=tuple(actions.high.tolist()),
+        observation_dim=_dimension(observations),
+        action_dim=_dimension(actions),
+        action_low=tuple(bounds.low.tolist()),
+        action_high=tuple(bounds.high.tolist()),
     )
 
 
+def _has_floats(space: Any) -> bool:
+    return space.dtype.kind == "f"
+
+
+def _dimension(space: gym.Space[Any]) -> int:
+    assert space.shape is not None
+    return space.shape[0]
+
+
 def spaces_of_log(observation_dim: int, action_dim: int) -> SpaceSpec:
-    """What is known of spaces without an environment: dimensions, and that actions have no bounds of their own."""
+    """The spaces of a log without an environment: its dimensions, and infinite bounds of actions."""
     infinite = (np.inf,) * action_dim
     return SpaceSpec(
         observation_dim=observation_dim,
@@ -132,23 +136,22 @@ def read_observation_bounds(
 ) -> tuple[Float[ndarray, "S"], Float[ndarray, "S"]]:
     """The lowest and highest observations that an environment says it can show; may be infinite."""
     env = make_env(env_id, env_kwargs)
-    space = env.observation_space
+    space: Any = env.observation_space
     close_env(env)
-    assert isinstance(space, gym.spaces.Box)
     return space.low, space.high
 
 
 def choose_bounds(spec: SpaceSpec, bounds: ActionBounds, *, env_id: str | None) -> SpaceSpec:
-    """The environment's spaces with the action bounds that `data.action_bounds` asks for, but for those of the data.
+    """The environment's spaces with the action bounds that `data.action_bounds` gives; `data` changes nothing yet.
 
     Raises:
         UnsupportedSpaceError: the environment's bounds are asked for and are none, or the ones given don't fit it.
     """
-    if bounds == "data":  # known once the log is read: see `with_data_bounds`
+    if bounds == "data":  # `with_data_bounds` sets these when the log is read
         return spec
     if bounds == "environment":
         if not spec.is_bounded:
-            whose = f"{env_id} takes actions of {_show_bounds(spec)}, which are no bounds"
+            whose = f"the actions of {env_id} have no usable bounds ({_show_bounds(spec)})"
             if env_id is None:
                 whose = "there is no environment (env_id=null) whose action bounds could be taken"
             raise UnsupportedSpaceError(
@@ -184,8 +187,11 @@ def with_data_bounds(
     return spec.with_bounds(low, high)
 
 
-def find_misfit(trained: SpaceSpec, bounds: ActionBounds, here: SpaceSpec) -> str | None:
-    """Why a policy of these spaces, with bounds from where `data.action_bounds` said, can't act in an environment."""
+def misfit_of(trained: SpaceSpec, bounds: ActionBounds, here: SpaceSpec) -> str | None:
+    """Why a policy trained with these spaces can't act in an environment; None where it can.
+
+    `bounds` is its `data.action_bounds`.
+    """
     dimensions = ("observation_dim", "action_dim")
     if any(getattr(trained, name) != getattr(here, name) for name in dimensions):
         return f"the policy was trained for {trained}"

@@ -1,4 +1,4 @@
-"""What a dataset holds, in a few lines: `describe`, and the card beside a dataset."""
+"""A short summary of a dataset, for `describe` and for the card beside a dataset."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ QUANTILES = (0, 0.1, 0.25, 0.5, 0.75, 0.9, 1)
 class DatasetSummary:
     """Counts, returns and ranges, gathered part by part."""
 
-    returns: list[ndarray] = field(default_factory=list)
-    lengths: list[ndarray] = field(default_factory=list)
+    returns: list[ndarray] = field(default_factory=list[ndarray])
+    lengths: list[ndarray] = field(default_factory=list[ndarray])
     num_terminated: int = 0
-    ranges: dict[str, ndarray] = field(default_factory=dict)  # by column, [lowest and highest, dimension]
+    ranges: dict[str, ndarray] = field(default_factory=dict[str, ndarray])  # by column, [lowest and highest, dimension]
 
     def add(self, data: TransitionDataset) -> None:
         """Counts these episodes too."""
@@ -35,7 +35,7 @@ class DatasetSummary:
             self.ranges[name] = np.stack([np.minimum(known[0], found[0]), np.maximum(known[1], found[1])])
 
     def rows(self) -> dict[str, str]:
-        """What to say of it, by name."""
+        """The facts in words, by name."""
         returns, lengths = np.concatenate(self.returns), np.concatenate(self.lengths)
         (lowest,), (highest,) = self.ranges["rewards"]
         rows = {

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -16,7 +16,7 @@ from numpy import ndarray
 from dt_ray.data.returns import Tail, returns_to_go
 from dt_ray.errors import DataError
 
-SOURCE_BITS = 56  # of an episode id; those above say which of several datasets it is from
+SOURCE_BITS = 56  # the bits of an episode id above these are the number of its dataset, where several are mixed
 STEP_FIELDS = ("observations", "actions", "rewards", "terminated", "truncated")
 
 
@@ -38,17 +38,17 @@ class TransitionDataset:
     truncated: Bool[ndarray, "N"] = field(default=None)  # type: ignore[assignment]
     starts: Int[ndarray, "E"] = field(default=None)  # type: ignore[assignment]
     episode_ids: Int[ndarray, "E"] = field(default=None)  # type: ignore[assignment]
-    returns_to_go: Float[ndarray, "N"] | None = None  # as logged, where the rewards aren't what they are made of
-    first_timesteps: Int[ndarray, "E"] | None = None  # of pieces of episodes; None: they are whole and start at 0
+    returns_to_go: Float[ndarray, "N"] | None = None  # as logged; None: they are summed from the rewards
+    first_timesteps: Int[ndarray, "E"] | None = None  # where pieces of episodes begin; None: all episodes are whole
     final_observations: Float[ndarray, "E S"] | None = None  # after each last step; NaN where it was not logged
 
     def __post_init__(self) -> None:
         num = len(self.rewards)
-        if self.starts is None and self.terminated is None and self.truncated is None:
+        missing = {name for name in ("starts", "terminated", "truncated", "episode_ids") if getattr(self, name) is None}
+        if {"starts", "terminated", "truncated"} <= missing:
             raise ValueError("episodes need boundaries: give starts, or terminated and truncated")
-        for name in ("terminated", "truncated"):
-            if getattr(self, name) is None:
-                object.__setattr__(self, name, np.zeros(num, dtype=bool))
+        for name in missing & {"terminated", "truncated"}:
+            object.__setattr__(self, name, np.zeros(num, dtype=bool))
         for name in ("observations", "actions", "terminated", "truncated"):
             rows = len(getattr(self, name))
             if rows != num:
@@ -56,12 +56,12 @@ class TransitionDataset:
         for name in ("observations", "actions"):
             if getattr(self, name).ndim != 2:
                 raise ValueError(f"{name} must be [steps, dimension], got shape {getattr(self, name).shape}")
-        if self.starts is None:
+        if "starts" in missing:
             ends = np.flatnonzero(self.terminated | self.truncated) + 1
             object.__setattr__(self, "starts", np.concatenate([[0], ends[ends < num]]).astype(np.int64)[: max(num, 0)])
         elif len(self.starts) and (self.starts[0] != 0 or (np.diff(self.starts) <= 0).any() or self.starts[-1] >= num):
             raise ValueError("starts must increase strictly from 0 and stay below the number of steps")
-        if self.episode_ids is None:
+        if "episode_ids" in missing:
             object.__setattr__(self, "episode_ids", np.arange(len(self.starts)))
 
     @property
@@ -105,7 +105,7 @@ class TransitionDataset:
         episodes = np.asarray(episodes, dtype=np.int64)
         lengths = self.lengths[episodes]
         starts = np.cumsum(lengths) - lengths
-        rows = np.arange(lengths.sum()) + np.repeat(self.starts[episodes] - starts, lengths)
+        rows = cast("ndarray", np.arange(lengths.sum()) + np.repeat(self.starts[episodes] - starts, lengths))
         return TransitionDataset(
             observations=self.observations[rows],
             actions=self.actions[rows],
@@ -120,7 +120,7 @@ class TransitionDataset:
         )
 
     def pieces(self, length: int) -> Iterator[TransitionDataset]:
-        """One after the other the runs of `length` steps that its one episode is cut into, with its returns-to-go."""
+        """Cuts its only episode into pieces of `length` steps, which keep their returns-to-go and timesteps."""
         assert self.num_episodes == 1
         assert self.returns_to_go is not None
         for begin in range(0, self.num_transitions, length):
@@ -135,7 +135,7 @@ class TransitionDataset:
             )
 
     def with_time_limit(self, limit: int | None) -> TransitionDataset:
-        """Episodes that end at step `limit` were cut there, whatever the log says: many logs call that a terminal."""
+        """Marks episodes of `limit` steps as truncated, whatever the log says: many mark a time limit as terminal."""
         if limit is None:
             return self
         cut = self.ends[self.lengths == limit] - 1
@@ -200,7 +200,7 @@ class TransitionDataset:
         return TransitionDataset(**kept, starts=(np.cumsum(lengths) - lengths)[remain])
 
     def with_return_source(self, source: Literal["column", "rewards"] | None) -> TransitionDataset:
-        """The same with its logged returns-to-go, or without; None takes what is there.
+        """The same with its logged returns-to-go, or without them; None leaves them as they are.
 
         Raises:
             DataError: there are none.

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import repeat
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -18,8 +18,8 @@ from numpy import ndarray
 from dt_ray.data.returns import Tail, returns_to_go
 from dt_ray.data.transitions import TransitionDataset
 
-# How an episode ends in the log: cut, and nothing tells what came next; by the environment; cut, and what came next is
-# known.
+# How an episode ends in the log: cut, without the observation after its last step; ended by the environment; cut, with
+# that observation.
 HIDDEN, TERMINATED, FOLLOWED = 0, 1, 2
 RETURN_BINS = 30  # that returns are told apart by where `data.balance` evens them out
 UPDATES_A_DRAW = 64  # anchors are drawn for so many updates at a time: a generator costs as much as a batch
@@ -88,8 +88,9 @@ def draw_mixed_anchors(
 ) -> Int[ndarray, "U B"]:
     """As `draw_anchors`, for datasets of these sizes one after the other: each with its share of the windows."""
     random = np.random.default_rng([seed, draw]).random((2, UPDATES_A_DRAW, batch_size))
-    edges = np.cumsum(shares) / np.sum(shares)
-    chosen = np.minimum(np.searchsorted(edges, random[0], side="right"), len(sizes) - 1)
+    edges = cast("ndarray", np.cumsum(shares) / np.sum(shares))
+    places = cast("ndarray", np.searchsorted(edges, random[0], side="right"))
+    chosen = np.minimum(places, len(sizes) - 1)
     return (np.cumsum(sizes) - sizes)[chosen] + (random[1] * sizes[chosen]).astype(np.int64)
 
 
@@ -208,7 +209,7 @@ class WindowTable:
         return replace(self, length=length)
 
     def find(self, anchors: Int[ndarray, "*any"]) -> Int[ndarray, "4 *any"]:
-        """For each transition the row in front of it, its timestep, the steps to its episode's end, and its ending."""
+        """For each transition: the row before it, its timestep, the steps to its episode's end, and how that ends."""
         next_ones = np.searchsorted(self.bounds, anchors, side="right")
         episodes = next_ones - 1
         timesteps = anchors - self.bounds[episodes]
@@ -227,7 +228,7 @@ def write_part(
     tails: Iterable[Tail | None] | None = None,
     is_relabeled: bool = False,
 ) -> Float[ndarray, "_ W"]:
-    """The rows of a part of a table, written piece by piece; `tails` are the pieces' own, as for `returns_to_go`."""
+    """The rows of a part of a table, written piece by piece; `tails` has one for each piece, as in `returns_to_go`."""
     rows, begin = np.empty((0, 0), np.float32), 0
     for piece, tail in zip(pieces, repeat(None) if tails is None else tails, strict=False):
         observation_dim = piece.observations.shape[1]
@@ -249,7 +250,7 @@ def write_part(
 
 
 def relabeled_returns(newest: Any, earned: Any, earned_newest: Any, ahead: Any, *, discount: float) -> Any:
-    """The return-to-go of a step in a window of relabelled data: rewards up to the newest step, and what is there.
+    """The return-to-go of a step in a window of relabelled data: the rewards up to the newest step, then its value.
 
     `newest` is the relabelled return-to-go of the window's newest step, `ahead` steps later; `earned` and
     `earned_newest` are those of the rewards at both steps. So R_t = r_t + discount * R_{t+1} holds inside a window, as
@@ -262,9 +263,9 @@ def relabeled_returns(newest: Any, earned: Any, earned_newest: Any, ahead: Any, 
 def places_in_windows(
     data: TransitionDataset, *, length: int, discount: float
 ) -> Iterator[tuple[Int[ndarray, "R"], Float[ndarray, "R"]]]:
-    """The transitions of relabelled data that have so many steps of their window after them, and their returns-to-go.
+    """For 0, 1, …, `length` - 1: the transitions with so many steps after them in a window, and their returns-to-go.
 
-    For 0, 1, ..., `length` - 1 steps: together all returns-to-go that windows show.
+    Together these are all returns-to-go that windows of relabelled data show.
     """
     earned, relabeled = returns_to_go(data.rewards, data.starts, discount=discount), data.to_go()
     rows, ends = np.arange(data.num_transitions), np.repeat(data.ends, data.lengths)

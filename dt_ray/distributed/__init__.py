@@ -2,7 +2,7 @@
 
 import os
 
-# Read when Ray is imported. Lost processes are what a run comes through: pages about them on stdout help nobody.
+# Ray reads it when it is imported. Runs survive lost processes, so Ray's long messages about them are not printed.
 os.environ.setdefault(
     "RAY_DEDUP_LOGS_SKIP_REGEX", "A worker died or was killed while|has been marked dead|Raylet is terminated"
 )

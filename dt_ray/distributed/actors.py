@@ -1,5 +1,5 @@
-"""The classes of our own actors. What they need is imported when it is used: an actor starts beside the workers, on the
-same cores, and every second that it takes them is a second until the first update.
+"""The classes of our actors. They import what they need when they use it, because actors start on the workers' cores
+and would delay the first update.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class EpisodePlayer:
-    """Plays episodes. Its work depends on its arguments alone, so that a lost actor's can be done again."""
+    """Plays episodes. The results depend on the arguments alone, so that the work of a lost actor can be repeated."""
 
     def is_ready(self) -> bool:
         """Answered once the actor has its place and its process."""
@@ -38,9 +38,9 @@ class EpisodePlayer:
 
 
 class RunBoard:
-    """What the driver, Ray Train's controller and the workers of one run tell each other.
+    """Messages between the driver, Ray Train's controller and the workers of one run.
 
-    An actor that is started again has forgotten all of it: whoever asks for something asks again until it is done.
+    A restarted actor has forgotten them, so a request is repeated until it is fulfilled.
     """
 
     def __init__(self) -> None:
@@ -61,13 +61,13 @@ class RunBoard:
             self._asked.notify_all()
 
     async def wait(self) -> str:
-        """What the workers are asked for, when they are."""
+        """Waits for a request to the workers and returns it."""
         async with self._asked:
             await self._asked.wait_for(lambda: bool(self._requests))
             return "stop" if "stop" in self._requests else "move"
 
     async def move(self, *, within_s: float) -> bool:
-        """Asks the workers to make room for another number of them; whether they did within so many seconds."""
+        """Asks the workers to end, because their number changes; returns whether they did within so many seconds."""
         await self.ask("move")
         async with self._asked:
             try:
@@ -78,7 +78,7 @@ class RunBoard:
         return True
 
     async def note_end(self) -> None:
-        """Rank 0 has ended, with all that it had to write."""
+        """Called when rank 0 has ended and everything is written."""
         async with self._asked:
             self._requests.discard("move")
             self._state["has_ended"] = True

@@ -1,4 +1,4 @@
-"""One application on Ray Serve beside those of others: at an address that is true, and gone alone when it ends."""
+"""An application on a Ray Serve that others may use too: it gets a free name and route, and removes only itself."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def application(name: str, *, host: str, port: int) -> Iterator[Application]:
         serve.start(http_options={"host": host, "port": port})
     else:
         check_address(running.http_config, host=host, port=port)
-    place = find_place(name, _routes(), f"http://{host}:{port}")
+    place = free_place(name, _routes(), f"http://{host}:{port}")
     try:
         yield place
     finally:
@@ -49,7 +49,7 @@ def application(name: str, *, host: str, port: int) -> Iterator[Application]:
 
 def check_address(http: Any, *, host: str, port: int) -> None:
     """Raises:
-    ResourceError: Ray Serve listens elsewhere; what it is given later it ignores.
+    ResourceError: Ray Serve listens at another address, which can't be changed while it runs.
     """
     if (http.host, http.port) != (host, port):
         raise ResourceError(
@@ -58,7 +58,7 @@ def check_address(http: Any, *, host: str, port: int) -> None:
         )
 
 
-def find_place(name: str, routes: dict[str, str], address: str) -> Application:
+def free_place(name: str, routes: dict[str, str], address: str) -> Application:
     """`name`, or `name-2` and so on where that is taken; the root, or a route by that name where that is taken."""
     names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
     free = next(each for each in names if each not in routes and f"/{each}" not in routes.values())

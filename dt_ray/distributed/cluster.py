@@ -1,4 +1,4 @@
-"""Connecting to Ray: the cluster that is there, or one for this process on this machine."""
+"""Connects to Ray: joins a running cluster, or starts one on this machine for this process."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ from dt_ray.distributed.resources import (
     plan_trials,
     worker_bundles,
 )
-from dt_ray.distributed.room import Cluster, find_room
+from dt_ray.distributed.room import Cluster, wait_for_room
 from dt_ray.distributed.usage import cluster_nodes, describe_free
 from dt_ray.errors import UserError
 
-# Set before Ray starts; what the user has set stays.
+# Set before Ray starts, unless the user has set them.
 SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # ray.train.report() waits for a poll: 2 s by default
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",  # how long CPUs that a lost node had are waited for
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",  # how long to wait for the CPUs of a lost node
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # what Ray 2.60 warns will be the default
 }
 LOCAL_SETTINGS = {
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one machine is not preempted without this process
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a single machine is not preempted without this process
     "RAY_USAGE_STATS_ENABLED": "0",
 }
-# Ray Train asks the dashboard whether its controller lives. Where there is none it would look for any cluster that is
-# or was on this machine: it waits for one that is gone, and frees the workers of a controller that is unknown there.
+# Ray Train asks the dashboard whether its controller lives. Without a dashboard it would look for any cluster that is
+# or was on this machine, wait for one that has ended, and remove workers whose controller is unknown there.
 NO_DASHBOARD = {"RAY_API_SERVER_ADDRESS": "http://127.0.0.1:9"}
 NOISY_LOGGERS = ("ray", "ray.data", "ray.train", "ray.tune", "ray._private.worker")
 
@@ -102,7 +102,7 @@ def plan_on_cluster(config: RunConfig) -> ResourcePlan:
     """
 
     scaling = config.scaling
-    found = find_room(
+    found = wait_for_room(
         lambda nodes: plan_resources(config, nodes),
         is_fair=lambda wanted, less: less.cpus_per_worker >= min(1.0, wanted.cpus_per_worker),
         cluster=Cluster(),
@@ -119,7 +119,7 @@ def plan_trials_on_cluster(scaling: ScalingConfig, *, wanted: int) -> TrialPlan:
         ResourceError: as `plan_on_cluster`.
     """
 
-    found = find_room(
+    found = wait_for_room(
         lambda nodes: plan_trials(scaling, nodes, wanted=wanted),
         is_fair=lambda wanted, less: True,
         cluster=Cluster(),
@@ -132,7 +132,7 @@ def plan_trials_on_cluster(scaling: ScalingConfig, *, wanted: int) -> TrialPlan:
 
 
 def describe_on_cluster(config: RunConfig) -> dict[str, str]:
-    """What the run will ask of the cluster that is joined.
+    """The resources that the run will ask of the joined cluster, in words.
 
     Raises:
         ResourceError: the cluster has not enough.
@@ -161,7 +161,7 @@ def quiet(verbose: bool) -> Iterator[None]:
 
 @contextmanager
 def user_errors() -> Iterator[None]:
-    """Raises the `UserError` that a task ended with as itself, not as Ray's report on it."""
+    """Raises the `UserError` of a task itself instead of Ray's exception around it."""
     try:
         yield
     except Exception as error:
@@ -172,7 +172,7 @@ def user_errors() -> Iterator[None]:
 
 
 def find_user_error(error: BaseException | None) -> UserError | None:
-    """The first `UserError` among an exception's causes."""
+    """The first `UserError` among an exception's causes; None where there is none."""
     while error is not None:
         if isinstance(error, UserError) and not isinstance(error, RayTaskError):
             return error

@@ -18,7 +18,7 @@ MAX_RETRIES = 3  # of a chunk whose process is lost
 
 
 def collect_on_ray(plan: CollectionPlan, *, num_workers: int | None = None) -> Iterator[pa.Table]:
-    """The tables of all chunks, in order; a few are under way at a time, so that memory stays bounded.
+    """The tables of all chunks, in order; only a few chunks are played at a time, so that memory stays bounded.
 
     Raises:
         EnvironmentCrashError: the environment ends each process that plays it.

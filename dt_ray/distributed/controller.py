@@ -1,4 +1,4 @@
-"""Ray Train's controller: what it tells the run, and a `fit` that never waits without a word or an end."""
+"""Ray Train's controller: its messages to the run, and a `fit` that logs what it waits for and gives up in time."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from dt_ray.training.interrupts import StoppedEarlyError
 log = logging.getLogger("dt_ray")
 
 LOOK_EVERY_S = 1.0
-ANSWERS_WITHIN_S = 10.0  # the board; one that does not is being started again
+ANSWERS_WITHIN_S = 10.0  # the board; after that it is being restarted
 MOVES_WITHIN_S = 120.0  # workers, when their number changes
 ENDS_WITHIN_S = 20.0  # workers of which one has failed, before they are ended from here
 STOPS_WITHIN_S = 10.0  # a run that was asked to stop and has no workers
@@ -34,7 +34,7 @@ SAYS_EVERY_S = 60.0
 
 
 class TellsTheRun(ControllerCallback, WorkerGroupCallback):
-    """In the controller: says who it is and whether the workers have a place; lets them save before a resize."""
+    """Runs in the controller: tells the board its id and whether workers are placed; lets them save before a resize."""
 
     def __init__(self, board: Any) -> None:
         self.board = board
@@ -58,9 +58,9 @@ class TellsTheRun(ControllerCallback, WorkerGroupCallback):
 class Fit:
     """`trainer.fit()` in a thread, so that signals are handled by us and not by Ray Train, which drops the workers.
 
-    Ray Train replaces lost workers but not its own controller: a run that has lost that is fitted again. Ray Train
-    waits for ever for workers that can't be placed, and for one that goes on where another one has failed: here it is
-    said what is waited for, and an end is made.
+    Ray Train replaces lost workers but not its own controller; if that is lost, `fit` is called again. Ray Train would
+    wait for ever for workers that can't be placed, and for workers that continue when another one has failed; here a
+    warning says what it waits for, and after some time the run ends.
     """
 
     def __init__(self, trainer: TorchTrainer, board: Any, *, max_failures: int, needs: str, wait_s: float) -> None:
@@ -89,7 +89,7 @@ class Fit:
         try:
             return self._watch()
         finally:
-            self._has_ended.set()  # before anything else ends: what is fitted again now would start another Ray
+            self._has_ended.set()  # before anything else ends: a new fit would start another Ray
 
     def _fit(self, attempts_left: int) -> None:
         try:
@@ -98,7 +98,7 @@ class Fit:
             if attempts_left == 0 or self._has_ended.is_set():
                 self._outcome.set_exception(error)
                 return
-            log.warning("lost Ray Train's controller; going on from the newest checkpoint")
+            log.warning("lost Ray Train's controller; resuming from the newest checkpoint")
             with suppress(ray.exceptions.RayError):
                 self._look()
             self._free_workers()  # else their CPUs are taken for ever
@@ -139,7 +139,7 @@ class Fit:
         return self._outcome.result()
 
     def _is_waiting(self, state: dict[str, Any]) -> bool:
-        """Whether the workers have no place. Ray Train removes a group that waits, and makes another one."""
+        """Whether the workers wait for a place. Ray Train removes a placement group that waits and makes a new one."""
         if state["is_placed"] or self._controller_id is None:
             return False
         groups = find_groups(creator=self._controller_id)
@@ -170,13 +170,13 @@ class Fit:
 
 
 class Clock:
-    """How long something has been so without a break."""
+    """Measures how long a condition has held without a break."""
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self._now, self._since = now, None
 
     def seconds_while(self, holds: bool) -> float:
-        """Seconds since it first held, 0 where it doesn't."""
+        """Seconds since the condition first held; 0 while it doesn't."""
         if not holds:
             self._since = None
             return 0.0

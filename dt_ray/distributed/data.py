@@ -12,15 +12,15 @@ import ray
 import ray.data
 
 from dt_ray.config.schema import DataConfig, RunConfig
-from dt_ray.data.clocks import FileClock, read_clock
-from dt_ray.data.episodes import from_table, to_table
-from dt_ray.data.files import DatasetFile
+from dt_ray.data.description.clocks import FileClock, read_clock
 from dt_ray.data.formats import has_rows, is_flat
-from dt_ray.data.looks import FileShape, look_into, read_shape_of
-from dt_ray.data.outline import outline_rows
-from dt_ray.data.plan import FileEpisodes
-from dt_ray.data.reading import EpisodeReader, find_fault_in, warn_of
-from dt_ray.data.sources import read_episode_ids, sound_files
+from dt_ray.data.logs.episodes import from_table, to_table
+from dt_ray.data.logs.files import DatasetFile
+from dt_ray.data.logs.looks import FileShape, look_into, read_shape_of
+from dt_ray.data.logs.outline import outline_rows
+from dt_ray.data.logs.plan import FileEpisodes
+from dt_ray.data.logs.reading import EpisodeReader, fault_in_file, warn_of
+from dt_ray.data.logs.sources import read_episode_ids, sound_files
 from dt_ray.data.spaces import SpaceSpec, read_spaces
 from dt_ray.data.transitions import chosen_episodes, held_out_episodes
 from dt_ray.data.windows import slice_windows
@@ -31,18 +31,18 @@ from dt_ray.learners import return_source_of
 
 MAX_PARTITIONS = 16
 WINDOWS_PER_BLOCK = 4096
-MAX_LOOKED_AT = 2**26  # bytes of rows that are looked through before they are read: tasks can't warn anybody
+MAX_LOOKED_AT = 2**26  # bytes; smaller logs are looked through first, to log warnings that tasks can't log
 
 
 def episode_dataset(
     config: DataConfig, spec: SpaceSpec | None, *, files: Sequence[DatasetFile] | None = None
 ) -> ray.data.Dataset:
-    """The checked episodes of a dataset's sound files, or of `files`, a row each, in the columns of `data.episodes`.
+    """The checked episodes of a dataset's sound files, or of `files`: a row each, as `logs.episodes` writes them.
 
     Flat transitions are cut into fragments file by file; where files share episodes, their fragments meet by a shuffle.
 
     Raises:
-        DataError: nothing there, or files of both kinds; what is wrong inside a file is raised when it is read.
+        DataError: there is no file, or files of both kinds; faults inside a file are raised when it is read.
     """
     with user_errors():
         files = sound_files_on_ray(config, spec)[0] if files is None else files
@@ -142,10 +142,10 @@ def sound_files_on_ray(config: DataConfig, spec: SpaceSpec | None) -> tuple[list
     """`sound_files`, looked for by tasks."""
     files, num_skipped = sound_files(
         config,
-        lambda files: ray.get([_find_fault.remote(file, config, spec) for file in files]),
+        lambda files: ray.get([_fault_in_file.remote(file, config, spec) for file in files]),
         lambda files: ray.get([_episode_ids.remote(file) for file in files]),
     )
-    doubtful = len(files) == 1 or not is_flat(files[0], config)  # of others their plan knows
+    doubtful = len(files) == 1 or not is_flat(files[0], config)  # for others the plan warns
     if doubtful and has_rows(files[0]) and sum(file.size for file in files) < MAX_LOOKED_AT:
         warn_of(look.doubt for look in ray.get([_look_into.remote(file, config) for file in files]))
     return files, num_skipped
@@ -157,8 +157,8 @@ def _episode_returns(table: pa.Table) -> pa.Table:
 
 
 @ray.remote
-def _find_fault(file: DatasetFile, config: DataConfig, spec: SpaceSpec | None) -> str | None:
-    return find_fault_in(file, config, spec)
+def _fault_in_file(file: DatasetFile, config: DataConfig, spec: SpaceSpec | None) -> str | None:
+    return fault_in_file(file, config, spec)
 
 
 @ray.remote

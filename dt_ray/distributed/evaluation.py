@@ -24,10 +24,10 @@ from dt_ray.runs.evaluation_report import EvaluationReport
 
 log = logging.getLogger("dt_ray")
 
-MAX_DEATHS = 3  # of actors that play the same episodes: a node may be lost while they do, or two
-PLACED_WITHIN_S = 60.0  # actors, or the evaluation is played in the calling process
+MAX_DEATHS = 3  # of actors that play the same episodes; one or two may be due to lost nodes
+PLACED_WITHIN_S = 60.0  # if no actor is placed by then, the calling process plays the evaluation
 ASK_AGAIN_S = 0.5
-SAYS_EVERY_S = 300.0  # that an evaluation is still being played
+SAYS_EVERY_S = 300.0  # between two warnings that an evaluation still runs
 
 
 class EvaluationActors:
@@ -63,7 +63,7 @@ class EvaluationActors:
 
     def _evaluate(self, policy: Policy, step: int) -> EvaluationReport:
         began = time.perf_counter()
-        num_shares = len(self.actors)  # whoever plays them: a batch's last digits depend on its shape
+        num_shares = len(self.actors)  # fixed, because the last digits of results depend on the size of a batch
         shares = [range(i, self.config.num_episodes, num_shares) for i in range(num_shares)]
         shares = [list(share) for share in shares if len(share)]
         with user_errors():
@@ -71,7 +71,7 @@ class EvaluationActors:
         return make_report(results, self.env_id, self.config, step=step, wall_s=time.perf_counter() - began)
 
     def _placed_actors(self) -> list[Any]:
-        """The actors that have a place and a process; waits for the first one."""
+        """The actors that have started; waits for the first one."""
         deadline = time.monotonic() + PLACED_WITHIN_S
         while True:
             answers = {actor.is_ready.remote(): actor for actor in self.actors}
@@ -80,15 +80,15 @@ class EvaluationActors:
             placed = [answers[answer] for answer in done if _is_answered(answer)]
             if placed or time.monotonic() > deadline:
                 return placed
-            time.sleep(ASK_AGAIN_S)  # one that is being started again refuses at once
+            time.sleep(ASK_AGAIN_S)  # an actor that is being restarted refuses at once
 
     def _play(self, policy: Policy, shares: list[list[int]]) -> list[EpisodeResults]:
-        """All shares at once; what a lost actor was playing is played again. Without any actor it is played here."""
+        """Plays all shares at once; that of a lost actor is played again. Without actors this process plays them."""
         shared, results = ray.put(policy), []
         playing: dict[ray.ObjectRef, Share] = {}
 
         def begin(share: Share, actors: list[Any]) -> None:
-            if not actors and share.num_deaths:  # perhaps of these episodes, which then are not for this process
+            if not actors and share.num_deaths:  # these episodes may have ended them, and would end this process
                 raise self._ended_processes(share.num_deaths, share.episodes)
             if not actors:
                 log.warning("no place for an evaluation actor (%s): evaluating here", describe_free())
@@ -122,7 +122,7 @@ class EvaluationActors:
         return actor.play.remote(policy, self.env_id, settings, episodes, self.env_kwargs)
 
     def _crash(self, policy: ray.ObjectRef, share: Share) -> EnvironmentCrashError:
-        """Says which episode ends the process: half of them is played at a time, and of the half that does, a half."""
+        """Finds the episode that ends the process by bisection, and names its seed."""
 
         def survives(episodes: list[int]) -> bool:
             try:
@@ -147,7 +147,7 @@ class EvaluationActors:
 
 
 class Share(NamedTuple):
-    """Episodes that an actor plays, and how many died of it."""
+    """Episodes that an actor plays, and how many actors ended while playing them."""
 
     actor: Any
     episodes: list[int]
@@ -155,7 +155,7 @@ class Share(NamedTuple):
 
 
 def find_crash(episodes: list[int], survives: Callable[[list[int]], bool]) -> list[int]:
-    """The one episode that is not survived, or all of them where each alone is."""
+    """The one episode that ends its process, or all of them if each survives alone."""
     found = episodes
     while len(found) > 1:
         half = found[: len(found) // 2]
@@ -171,10 +171,10 @@ def _is_answered(answer: ray.ObjectRef) -> bool:
 
 
 def try_environment_on_ray(config: RunConfig) -> None:
-    """Plays a little of the evaluation environment in a task, as workers and actors will.
+    """Plays a few steps of the environment in a task, as evaluations will.
 
     Raises:
-        BrokenEnvironmentError: it fails, or answers what no policy can act on.
+        BrokenEnvironmentError: it fails, or its answers are malformed.
         EnvironmentCrashError: it ends its process.
         UnsupportedSpaceError: it can't be made there.
     """

@@ -1,4 +1,4 @@
-"""Workers on several nodes find each other: gloo listens where a host's name points to, which may be its loopback."""
+"""Lets workers on several nodes connect: by default gloo listens at a host name's address, which may be a loopback."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ray.train.torch.config import _TorchBackend
 
 @dataclass
 class NodeTorchConfig(TorchConfig):
-    """Ray Train's, with gloo on the network interface of the node's address, unless GLOO_SOCKET_IFNAME says another."""
+    """Makes gloo use the network interface of the node's address, unless GLOO_SOCKET_IFNAME names another one."""
 
     @property
     def backend_cls(self) -> type[_TorchBackend]:

@@ -1,4 +1,4 @@
-"""Whether what is on the driver's disk is there for every node: on one machine it is, on a cluster only by chance."""
+"""Checks that every node sees the files that are on the driver's disk."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from dt_ray.errors import ConfigError, ResourceError
 
 JOB_FOLDER = "runtime_resources/working_dir_files"  # where Ray unpacks a job's working directory, and deletes it
 ANSWERS_WITHIN_S = 120.0  # a node, where it may first have to start a process
-MAX_QUESTIONS = 3  # to a node that is there and does not answer
+MAX_QUESTIONS = 3  # to a node that is alive and does not answer
 REMEDY = "give a folder on a disk that all nodes share, or a URI like s3://BUCKET/runs"
 
 
 def check_storage(config: RunConfig) -> None:
     """Raises:
-    ConfigError: `storage_path` is on a disk that some node does not see, or goes with the job.
+    ConfigError: `storage_path` is on a disk that a node does not see, or in a folder that is deleted with the job.
     """
     place = config.storage_path
     if _is_local(place):
@@ -34,7 +34,7 @@ def check_data(config: RunConfig) -> None:
     ConfigError: a dataset is on a disk that some node does not see.
     """
     for place in map(Path, filter(_is_local, config.data.paths)):
-        if place.exists():  # else its reader says so
+        if place.exists():  # otherwise reading it fails with a message
             _check_seen("data.path", place, writes=False)
 
 
@@ -57,7 +57,7 @@ def _check_seen(setting: str, place: Path, *, writes: bool) -> None:
 
 
 def _find_nodes_without_new_file(folder: Path) -> tuple[list[str], int]:
-    """`ask_each_node` for a file that is written into a folder; the folder is made for it, and stays if all see it."""
+    """`ask_each_node` for a new file in a folder, which is created if needed and kept if all nodes see it."""
     made = [each for each in (folder, *folder.parents) if not each.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f".seen-{uuid.uuid4().hex}"
@@ -109,7 +109,7 @@ def ask_each_node(
 
 
 def _answer_of(call: ray.ObjectRef, answer: Callable[[ray.ObjectRef], bool]) -> bool | None:
-    """What a node answered; None where it is gone, as the next look shows, or its process was."""
+    """The answer of a node; None where the node or its process has gone."""
     try:
         return answer(call)
     except RayError:

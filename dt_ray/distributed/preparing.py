@@ -1,7 +1,7 @@
-"""Data for the workers of a run: read in parallel, laid out in parts, shared by memory.
+"""Prepares the data for a run's workers: read in parallel, laid out in parts, shared in memory.
 
-One task decides what is laid out, and how; then each part of the table is written by a task of its own, which needs the
-blocks of its own episodes only. When all parts are asked for nobody holds the blocks but these tasks.
+One task plans the layout. Then one task for each part of the table writes it, from the blocks of its own episodes only.
+As soon as these tasks are submitted, only they hold the blocks.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from numpy import ndarray
 
 from dt_ray.config.schema import DataConfig, RunConfig
 from dt_ray.data.blocks import EpisodeBlocks
-from dt_ray.data.episodes import from_table
-from dt_ray.data.files import DatasetFile
+from dt_ray.data.logs.episodes import from_table
+from dt_ray.data.logs.files import DatasetFile
 from dt_ray.data.returns import Tail
 from dt_ray.data.spaces import SpaceSpec
 from dt_ray.distributed.cluster import user_errors
@@ -44,7 +44,7 @@ READ_ALIKE: dict[str, Any] = {name: getattr(DataConfig(), name) for name in SETT
 
 @dataclass(frozen=True)
 class SharedData:
-    """What a run trains on, in the object store, which the processes of a node map without a copy."""
+    """The data of a run in the object store, which the processes of a node map without a copy."""
 
     head: ray.ObjectRef  # `StreamingData`, or `ResidentData` whose training table's rows lie in `parts`
     parts: tuple[ray.ObjectRef, ...] = ()  # none: they are in `head`
@@ -56,7 +56,7 @@ class SharedData:
 
 @dataclass(frozen=True)
 class Part:
-    """What a task must know to write a part of a table."""
+    """The arguments of the task that writes a part of a table."""
 
     layout: Layout
     blocks: Int[ndarray, "_"]  # that its episodes lie in
@@ -65,7 +65,7 @@ class Part:
 
 
 def prepare_data(config: RunConfig, spec: SpaceSpec) -> SharedData:
-    """What a run trains on, read by tasks.
+    """The data of a run, read by tasks.
 
     Raises:
         DataError: the dataset can't be read or trained on; the file, the episode and the step are named.
@@ -74,7 +74,7 @@ def prepare_data(config: RunConfig, spec: SpaceSpec) -> SharedData:
 
 
 def prepare_layouts(configs: Sequence[RunConfig], spec: SpaceSpec) -> list[SharedData]:
-    """`prepare_data` for several runs; what they read alike is read once.
+    """`prepare_data` for several runs; data that they share is read once.
 
     Raises:
         DataError: as `prepare_data`.
@@ -114,7 +114,7 @@ def prepare_layouts(configs: Sequence[RunConfig], spec: SpaceSpec) -> list[Share
 def _share(
     config: RunConfig, spec: SpaceSpec, num_skipped_files: int, blocks: Sequence[Any]
 ) -> tuple[SharedData, Sequence[str]]:
-    """The data laid out out of its blocks, and what looks wrong with it."""
+    """The data laid out from its blocks, and what looks wrong with it."""
     head, told = _lay_out.remote(config, spec, num_skipped_files, *blocks)  # type: ignore[misc]
     parts, notes = ray.get(told)
     memory = 2 * PART_BYTES

@@ -1,4 +1,4 @@
-"""What a request must be before a server reads it: of a bounded size, and with the token where there is one."""
+"""Checks requests before a server reads them: their size, and the token where there is one."""
 
 from __future__ import annotations
 

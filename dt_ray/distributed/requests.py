@@ -1,7 +1,7 @@
-"""What is asked of an autoscaler while a run waits for nodes, and until its workers are placed.
+"""Requests to an autoscaler while a run waits for nodes, until its workers are placed.
 
-Ray's autoscaler knows one request, and each one replaces the one before. So requests go through the actor by which Ray
-Train and Ray Data ask: it sums up what all of them ask for, and forgets a request whose asker is gone.
+Ray's autoscaler has one request at a time: each replaces the one before. So requests go through the actor that Ray
+Train and Ray Data use: it adds up all requests and drops those of processes that have ended.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class NodeRequest:
         threading.Thread(target=self._renew, daemon=True, name="node request").start()
 
     def hand_over(self, name: str) -> None:
-        """Gives the request to another asker, who renews it from now on."""
+        """Continues the request under another name, whose owner renews it from now on."""
         self._ended.set()
         self._send(name)
         cancel_request(self.name)
@@ -63,7 +63,7 @@ def _coordinator() -> Any:
 
 
 def cancel_request(name: str) -> None:
-    """Takes back what was asked for by this name, without waiting for it."""
+    """Cancels the request of this name, without waiting."""
     with suppress(ray.exceptions.RayError):
         _coordinator().cancel_request.remote(requester_id=name)
 
@@ -77,13 +77,13 @@ def hold_request(bundles: Sequence[dict[str, float]]) -> None:
 
 
 def hand_over_requests(name: str) -> None:
-    """Gives what is asked for to the one who places the workers, and asks by this name."""
+    """Hands the requests over to the controller that places the workers, which uses this name."""
     for request in _held:
         request.hand_over(name)
     _held.clear()
 
 
 def release_requests() -> None:
-    """Takes back what is asked for."""
+    """Cancels all requests of this process."""
     while _held:
         _held.pop().release()

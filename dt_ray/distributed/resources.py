@@ -1,6 +1,6 @@
-"""Who gets which CPUs: worked out and compared with what there is before anything starts.
+"""Plans the CPUs of workers and actors, and compares them with the cluster before anything starts.
 
-Ray lets a task or an actor that asks for more than is free wait for ever, and says nothing.
+In Ray a task or an actor that asks for more than there is waits for ever, without a message.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dt_ray.errors import ResourceError
 MAX_AUTOMATIC_CPUS_PER_WORKER = 4  # a model of this size gains nothing from more threads
 MAX_AUTOMATIC_ACTORS = 4
 EPSILON = 1e-6
-TRIAL_CPUS = 0.01  # of a sweep's trial that waits for several workers: Ray Tune takes none without CPUs
+TRIAL_CPUS = 0.01  # of a trial's own process where it only waits for its workers: Ray Tune needs more than 0
 ACCELERATOR = "accelerator_type:"  # what Ray's resource of a type of GPU begins with
 
 
@@ -31,9 +31,9 @@ class Node:
 
 @dataclass(frozen=True, kw_only=True)
 class ResourcePlan:
-    """What a run takes while it trains. Data tasks come before that, one CPU each, and wait for each other."""
+    """The resources of a run while it trains. Data tasks run before that, with one CPU each."""
 
-    num_workers: int  # at least, where `max_workers` is given
+    num_workers: int  # the smallest number, where `max_workers` is given
     max_workers: int | None = None  # of an elastic run
     cpus_per_worker: float
     use_gpu: bool
@@ -43,14 +43,14 @@ class ResourcePlan:
 
 
 class TrialPlan(NamedTuple):
-    """What the trials of a sweep take."""
+    """The resources of a sweep's trials."""
 
     cpus_per_worker: float
     num_concurrent: int
 
 
 def describe_plan(plan: ResourcePlan, scaling: ScalingConfig, nodes: Sequence[Node]) -> dict[str, str]:
-    """What a run will ask for and what there is, in words."""
+    """The resources that a run needs and those of the cluster, in words."""
     cpus, gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
     workers = f"{plan.num_workers}" if plan.max_workers is None else f"{plan.num_workers} to {plan.max_workers}"
     gpu = f" and a {scaling.accelerator_type or 'GPU'}" if plan.use_gpu else ""
@@ -69,7 +69,7 @@ def describe_plan(plan: ResourcePlan, scaling: ScalingConfig, nodes: Sequence[No
 
 
 def describe_workers(plan: ResourcePlan) -> str:
-    """What the workers need, in words."""
+    """The resources that the workers need, in words."""
     gpu = " and a GPU" if plan.use_gpu else ""
     return f"{plan.num_workers} worker(s) with {plan.cpus_per_worker:g} CPU(s){gpu} each"
 
@@ -165,12 +165,12 @@ def _room_for_trials(cpus_per_worker: float, scaling: ScalingConfig, nodes: Sequ
 
 
 def worker_bundles(scaling: ScalingConfig) -> list[dict[str, float]]:
-    """What the workers ask of an autoscaler, each."""
+    """The resources of each worker, for an autoscaler."""
     return [worker_bundle(scaling, scaling.cpus_per_worker or 1.0)] * scaling.min_workers
 
 
 def worker_bundle(scaling: ScalingConfig, cpus: float) -> dict[str, float]:
-    """What a worker asks of its node."""
+    """The resources of one worker."""
     bundle = {"CPU": cpus} | ({"GPU": 1.0} if scaling.use_gpu else {})
     if scaling.accelerator_type is not None:
         bundle[f"{ACCELERATOR}{scaling.accelerator_type}"] = 0.001
@@ -193,7 +193,7 @@ def _check_gpus(scaling: ScalingConfig, nodes: Sequence[Node]) -> None:
 
 
 def _fair_share(scaling: ScalingConfig, nodes: Sequence[Node], *, reserved: int) -> float:
-    """CPUs of a worker: several where that leaves room for the actors, else one, or what there is of one."""
+    """CPUs of a worker: several if that leaves room for the actors, else one, or a fraction if there are fewer."""
     num_workers = scaling.min_workers
     if scaling.is_elastic:
         return 1.0  # whatever the nodes that come and go have

@@ -1,4 +1,4 @@
-"""Room for a run on a cluster that others use too: a plan by what is free, waited for with a word and an end."""
+"""Waits for room for a run on a cluster that others use too, for a limited time and with warnings."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ log = logging.getLogger("dt_ray")
 T = TypeVar("T")
 
 LOOK_EVERY_S = 1.0
-SETTLES_WITHIN_S = 5.0  # what a run that has just ended still holds
+SETTLES_WITHIN_S = 5.0  # a run that has just ended may hold its CPUs for so long
 SAYS_EVERY_S = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cluster:
-    """What is looked at and asked for, and the time that passes meanwhile."""
+    """Access to the cluster and the clock, which tests replace."""
 
     total: Callable[[], Sequence[Node]] = cluster_nodes
     free: Callable[[], Sequence[Node]] = free_nodes
@@ -35,13 +35,13 @@ class Cluster:
 
 @dataclass(frozen=True, kw_only=True)
 class Room(Generic[T]):
-    """A plan that there is room for, and a note where others leave less room than there could be."""
+    """A plan that there is room for, and a note if others leave less room than the whole cluster."""
 
     plan: T
     note: str | None = None
 
 
-def find_room(
+def wait_for_room(
     plan: Callable[[Sequence[Node]], T],
     *,
     is_fair: Callable[[T, T], bool],
@@ -49,7 +49,7 @@ def find_room(
     wait_s: float,
     bundles: Sequence[dict[str, float]],
 ) -> Room[T]:
-    """The plan for the whole cluster if that is free, else one for what is free, else it is waited for, `wait_s` long.
+    """The plan for the whole cluster if that is free, else the plan for what is free; waits up to `wait_s` seconds.
 
     Where the whole cluster is too small, an autoscaler is asked for `bundles` meanwhile. `is_fair(wanted, less)` says
     whether a run may begin with less than it would get of the whole cluster.

@@ -1,4 +1,4 @@
-"""A policy behind HTTP, by Ray Serve: one replica holds the sessions, and steps those whose requests come together."""
+"""Serves a policy over HTTP with Ray Serve: one replica holds all sessions and steps those that arrive together."""
 
 import logging
 import time
@@ -48,14 +48,14 @@ class Start(BaseModel, extra="forbid"):
 
 
 class Step(BaseModel, extra="forbid"):
-    """What the last action earned, what was seen next, and what was done if it wasn't that action."""
+    """The reward of the last action, the next observation, and the action taken if it was another one."""
 
     observation: list[float]
     reward: float
     action: list[float] | None = Field(default=None)
 
 
-# Before the class: Ray Serve copies its methods, with what they can see by then, where it is decorated.
+# Defined before the class: where Ray Serve decorates the class, its methods see only what is defined by then.
 def _or_refuse(work: Callable[[], Any]) -> Any:
     try:
         return work()

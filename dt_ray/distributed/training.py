@@ -1,4 +1,4 @@
-"""The training loop in Ray Train's workers: connecting it, and nothing of its logic."""
+"""Runs the training loop in Ray Train's workers; the logic of the loop is not here."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from dt_ray.training.preparing import make_source
 from dt_ray.training.recorder import TrainResult
 
 WATCHES_FOR_PREEMPTION = os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "1") != "0"
-LISTEN_EVERY_S = 1.0  # to a board that is being started again
+LISTEN_EVERY_S = 1.0  # while the board is being restarted
 NOTICE_EVERY_S = 5.0  # seconds between two looks for a preemption notice, which is a barrier
 
 
@@ -57,7 +57,7 @@ class RayTrainContext:
         self.board, self.stop_asked, self.move_asked = board, threading.Event(), threading.Event()
         self._num_calls, self._looked_at = 0, time.monotonic()
         if self.rank == 0:
-            if plan.num_actors:  # now that the workers are placed, and not where those were to go
+            if plan.num_actors:  # only now, so that they don't take the workers' places
                 self._start_actors(plan.num_actors, num_cpus=plan.cpus_per_actor)
             threading.Thread(target=self._listen, daemon=True, name="board").start()
 
@@ -68,11 +68,11 @@ class RayTrainContext:
         return self.actors
 
     def _listen(self) -> None:
-        """Hears what is asked for, from each successor of a lost board too."""
+        """Waits for requests on the board, also after the board was restarted."""
         while not self.stop_asked.is_set() and not self.move_asked.is_set():
             try:
                 request = ray.get(self.board.wait.remote())
-            except ray.exceptions.RayError:  # started again, or the driver is gone, and the workers soon will be
+            except ray.exceptions.RayError:  # it is being restarted, or the driver has ended
                 time.sleep(LISTEN_EVERY_S)
                 continue
             (self.stop_asked if request == "stop" else self.move_asked).set()
@@ -115,13 +115,13 @@ class RayTrainContext:
         return values
 
     def report(self, metrics: Mapping[str, float]) -> None:
-        # Checkpoints are the run folder's, which every context writes alike; Ray Train keeps no second account of them.
-        # Its controller takes no reports while it waits for the workers of an elastic run to save.
+        # The run folder has the checkpoints, so Ray Train gets none. Its controller takes no reports while it waits for
+        # the workers of an elastic run to save.
         if not self.config.scaling.is_elastic:
             ray.train.report(dict(metrics))
 
     def report_evaluation(self, report: EvaluationReport) -> None:
-        pass  # a trial's own process reads it from the run's folder
+        pass  # the trial's own process reads it from the run's folder
 
     def latest_checkpoint(self) -> Folder | None:
         def look() -> Folder | None:  # the other ranks' view of a shared disk may be an older one
@@ -138,7 +138,7 @@ class RayTrainContext:
     ) -> Future[EvaluationReport]:
         if self.actors is not None:
             return self.actors.submit(policy, step=step)
-        if again and self.config.env_id is not None:  # perhaps the environment ended this process' predecessor
+        if again and self.config.env_id is not None:  # the environment may have ended the process before this one
             return self._start_actors(1, num_cpus=0).submit(policy, step=step)
         return evaluate_here(policy, held_out, self.config, step=step)
 
@@ -159,10 +159,10 @@ def train_on_ray(
 ) -> TrainResult:
     """Trains with a `TorchTrainer` on the cluster that is joined; lost workers are replaced.
 
-    Meanwhile `stopping` is entered: it is given what to call for an end after the update under way.
+    `stopping` surrounds the training; it gets a function that asks for an end after the current update.
 
     Raises:
-        UserError: what a worker ended with, if the user can mend it.
+        UserError: a worker failed in a way that the user can mend.
     """
     board: Any = ray.remote(num_cpus=0, max_restarts=-1, scheduling_strategy=_driver_node())(RunBoard).remote()
     trainer = ray.train.torch.TorchTrainer(
@@ -197,7 +197,7 @@ def train_on_ray(
         with quiet(verbose), stopping(fit.ask_to_stop):
             outcome = fit.run()
     except BaseException:
-        cancel_request(request)  # a controller that was lost or killed has not
+        cancel_request(request)  # a lost or killed controller does not do it
         raise
     finally:
         ray.kill(board)
@@ -208,12 +208,12 @@ def train_on_ray(
 
 
 def _driver_node() -> Any:
-    """Where what belongs to the driver is lost only with it."""
+    """Places an actor on the driver's node, so that it is lost only together with the driver."""
     return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
 def _work(settings: dict[str, Any]) -> TrainResult | UserError:
-    """A worker. What the user must mend is returned, not raised: Ray Train would try it again."""
+    """Runs in a worker. A `UserError` is returned and not raised, because Ray Train would retry it."""
     config, plan = settings["config"], settings["plan"]
     # More threads than cores spin and wait for each other, whatever number of CPUs the cluster was told.
     torch.set_num_threads(max(1, min(int(plan.cpus_per_worker), os.cpu_count() or 1)))
@@ -225,7 +225,7 @@ def _work(settings: dict[str, Any]) -> TrainResult | UserError:
         source = together(context, lambda: make_source(data, config, **shape))
         return run_training(config, source, context)
     except UserError as error:
-        context.board.note.remote(failure=error)  # should the others not have ended with it
+        context.board.note.remote(failure=error)  # in case the other workers do not end
         return error
     finally:
         context.close()

@@ -1,4 +1,4 @@
-"""A trial of a sweep: a run in a process of Ray Tune's, or one that starts a trainer of several workers."""
+"""Runs one trial of a sweep, in a process of Ray Tune, or with a trainer of several workers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ import ray
 import ray.tune
 import torch
 from pyarrow import fs
-from torch import Tensor, nn
 
 from dt_ray.config.schema import RunConfig
 from dt_ray.data.filesystems import reach
@@ -29,13 +28,13 @@ from dt_ray.distributed.resources import ResourcePlan
 from dt_ray.distributed.training import train_on_ray
 from dt_ray.errors import StorageError, UserError
 from dt_ray.learners import Policy, check_settings, declaration_of, return_source_of
-from dt_ray.runs.checkpoint import find_fault, read_facts
+from dt_ray.runs.checkpoint import checkpoint_fault, read_facts
 from dt_ray.runs.evaluation_report import EvaluationReport
 from dt_ray.runs.folder import RunFolder
 from dt_ray.runs.storage import Folder
 from dt_ray.sweeps.config import SweepConfig
 from dt_ray.sweeps.folder import SweepFolder
-from dt_ray.training.context import StopRequest, evaluate_here
+from dt_ray.training.context import StopRequest, TrainContext, evaluate_here
 from dt_ray.training.interrupts import StoppedEarlyError
 from dt_ray.training.loop import run_training
 from dt_ray.training.preparing import make_source
@@ -44,15 +43,11 @@ from dt_ray.training.recorder import TrainResult
 log = logging.getLogger("dt_ray")
 
 POLL_S = 0.5
-ENDS_WITHIN_S = 60  # what a trial that is ended early may take for its last checkpoint; Tune gives 2
+ENDS_WITHIN_S = 60  # the time for the last checkpoint of a trial that is ended early; Tune's default is 2
 
 
-class TrialContext:
-    """A trial that trains in its own process: Tune is told of its evaluations, and may end it then."""
-
-    rank = 0
-    world_size = 1
-    evaluates_here = True
+class TrialContext(TrainContext):
+    """A trial of one worker in a process of Ray Tune. Tune gets its evaluations, and may end it when it gets one."""
 
     def __init__(self, config: RunConfig, sweep: SweepConfig, *, device: str) -> None:
         self.config, self.sweep, self.device = config, sweep, torch.device(device)
@@ -60,18 +55,6 @@ class TrialContext:
         self.is_ended = False
         self._taken_over: Folder | None = None
         self._reported = 0
-
-    def data_parallel(self, module: nn.Module) -> nn.Module:
-        return module
-
-    def sum(self, value: Tensor) -> Tensor:
-        return value
-
-    def gather(self, value: Any) -> list[Any]:
-        return [value]
-
-    def report(self, metrics: Mapping[str, float]) -> None:
-        pass  # Tune is told of evaluations, not of checkpoints
 
     def report_evaluation(self, report: EvaluationReport) -> None:
         """Tells Tune of an evaluation; the last one is reported by `train_trial`, as the trial's end."""
@@ -99,7 +82,7 @@ class TrialContext:
         return StopRequest.STOP if self.is_ended else StopRequest.NONE
 
     def latest_checkpoint(self) -> Folder | None:
-        """That of a better trial, if this one goes on from there; what it did beyond that is then discarded."""
+        """The checkpoint of a better trial if Tune gives one; later checkpoints of this trial are then deleted."""
         run = RunFolder.of(self.config)
         given = ray.tune.get_checkpoint() if self.hands_on else None
         if given is None:
@@ -116,17 +99,17 @@ class TrialContext:
         config = self.config
         if not again or config.env_id is None:
             return evaluate_here(policy, held_out, config, step=step)
-        # Perhaps it was the environment that ended this process' predecessor.
+        # The environment may have ended the process before this one.
         actors = EvaluationActors.start(1, num_cpus=0)
         return EvaluationActors(actors, config.env_id, config.evaluation, config.env_kwargs).submit(policy, step=step)
 
 
 def copy_checkpoint(checkpoint: Folder, target: str) -> str | None:
-    """Copies a checkpoint, wherever it lies, into a local folder; returns what is wrong with it, if anything is."""
+    """Copies a checkpoint into a local folder; returns why the copy is not complete, or None."""
     filesystem, path = reach(checkpoint.uri)
     with suppress(FileNotFoundError):  # pruned meanwhile
         fs.copy_files(path, target, source_filesystem=filesystem, destination_filesystem=fs.LocalFileSystem())
-    return find_fault(Folder(target))
+    return checkpoint_fault(Folder(target))
 
 
 def local_copy(checkpoint: ray.tune.Checkpoint, target: str) -> Folder:
@@ -137,9 +120,9 @@ def local_copy(checkpoint: ray.tune.Checkpoint, target: str) -> Folder:
 
 
 def metrics_of(report: EvaluationReport, sweep: SweepConfig) -> dict[str, float]:
-    """What Tune compares trials by: the best of the returns, or the mean distance from those asked for.
+    """The numbers by which Tune compares trials: the highest mean return, the obedience error and the score.
 
-    Without an environment, the error of the actions.
+    Without an environment it is the error of the actions.
     """
     if report.held_out is not None:
         return {"step": report.step, "action_error": report.held_out.action_error}
@@ -173,11 +156,11 @@ def train_trial(
         data = layouts[layout_key(config)]
         train = _train_with_workers if config.scaling.max_workers > 1 else _train_here
         report = EvaluationReport.from_dict(train(config, sweep, data, cpus).summary["last"])
-        # Said to be its last, or a population might begin the finished trial anew from another one's checkpoint.
+        # Without `done`, population-based training might restart the finished trial from another one's checkpoint.
         ray.tune.report({**metrics_of(report, sweep), "done": True})
     except StorageError:  # Tune tries again
         raise
-    except UserError as error:  # which another attempt would end with as well
+    except UserError as error:  # another attempt would fail in the same way
         note_failure(run, error)
         worst = -math.inf if sweep.settings.direction == "max" else math.inf
         ray.tune.report({"step": sweep.base.total_timesteps, sweep.settings.metric: worst})
@@ -194,7 +177,7 @@ def _train_here(config: RunConfig, sweep: SweepConfig, data: SharedData, cpus: f
 
 
 def _train_with_workers(config: RunConfig, sweep: SweepConfig, data: SharedData, cpus: float) -> TrainResult:
-    """A trainer of its own, whose evaluations are looked for and reported here."""
+    """Starts a trainer of several workers, and reports its evaluations to Tune."""
     run, ended = RunFolder.of(config), threading.Event()
 
     @contextmanager
@@ -236,7 +219,7 @@ def _train_with_workers(config: RunConfig, sweep: SweepConfig, data: SharedData,
 
 
 def layout_key(config: RunConfig) -> tuple[Any, ...]:
-    """What the data of a run is laid out by; the longest window of all runs serves each of them."""
+    """The settings that decide how data is laid out. Runs with one key share data, for their longest window."""
     data = replace(config.data, return_noise=0.0, window_length=None)
     seed = config.seed if data.validation_fraction > 0 else None  # it says only which episodes are held out
     declared = declaration_of(config)
@@ -245,5 +228,5 @@ def layout_key(config: RunConfig) -> tuple[Any, ...]:
 
 
 def note_failure(run: RunFolder, error: BaseException) -> None:
-    """Says in a trial's folder what ended it: a crash, or more lost processes than it may survive."""
+    """Writes `error.txt` into a trial's folder: what ended the trial."""
     (run.folder / "error.txt").write_text(f"{str(error).strip()}\n")

@@ -1,4 +1,4 @@
-"""Sweeps on Ray Tune: how many trials at a time, which, on data that all of them share, and who ends them."""
+"""Runs sweeps on Ray Tune: the trials, their search and scheduling, and the data that they share."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ TUNE_SETTINGS = {
     "RAY_AIR_NEW_OUTPUT": "0",  # which prints whatever `verbose` says
 }
 MAX_FAILURES = 3  # lost processes that a trial survives
-DATA_KEYS_READ_LATER = ("data.return_noise",)  # by the source of batches, not when the data is laid out
+DATA_KEYS_READ_LATER = ("data.return_noise",)  # by the source of batches, after the data is laid out
 
 
 def tune_on_ray(
@@ -109,7 +109,7 @@ def tune_on_ray(
 
 
 def check_trials(sweep: SweepConfig, folder: SweepFolder, layouts: Mapping[tuple[Any, ...], SharedData]) -> None:
-    """Loads a checkpoint of those that were trained on each part of the data, before a trial goes on with it.
+    """Loads one checkpoint for each dataset that trials share, before the trials are resumed.
 
     Raises:
         RunError: it was trained on other data.
@@ -140,7 +140,7 @@ def note_end(run: RunFolder) -> None:
 
 
 def evaluate_further(sweep: SweepConfig, folder: SweepFolder) -> None:
-    """Plays the evaluations under other settings than those of the training, a task each.
+    """Plays the evaluations under further settings, one task each.
 
     A checkpoint that can't be played is named, and its rows are left out.
     """
@@ -160,7 +160,7 @@ def evaluate_further(sweep: SweepConfig, folder: SweepFolder) -> None:
 
 
 def _report(call: ray.ObjectRef, checkpoint: str, evaluation: EvaluationConfig) -> EvaluationReport | UserError:
-    """A task's report; where its process ended each time, that of an actor, or what the environment did to that one."""
+    """The report of a task; if its process ended, the evaluation is played again on an actor."""
     try:
         return ray.get(call)
     except ray.exceptions.WorkerCrashedError:
@@ -182,7 +182,7 @@ def _evaluate(checkpoint: str, evaluation: EvaluationConfig, modules: tuple[str,
 
 
 def share_data(sweep: SweepConfig, spec: SpaceSpec) -> dict[tuple[Any, ...], SharedData]:
-    """The data in the object store, once for all trials that train on it alike.
+    """Puts the data into the object store, once for all trials that share it.
 
     Raises:
         ConfigError: a setting of the data is drawn while the sweep runs, or `data.values` is no run.
@@ -208,7 +208,7 @@ def share_data(sweep: SweepConfig, spec: SpaceSpec) -> dict[tuple[Any, ...], Sha
 
 
 def make_space(sweep: SweepConfig) -> dict[str, Any]:
-    """The trials by name, or what is to be searched."""
+    """Tune's search space: the names of the trials, or the axes of a search."""
     if not sweep.is_searched:
         return {"trial": ray.tune.grid_search(list(sweep.trials()))}
     return {axis.key: _domain(axis) for axis in sweep.training_axes}
@@ -245,7 +245,7 @@ def make_search(sweep: SweepConfig) -> Searcher | None:
 
 
 def make_scheduler(sweep: SweepConfig) -> TrialScheduler | None:
-    """Looks at trials by their updates, whenever they are evaluated."""
+    """The scheduler that ends trials early; it compares trials at the same update, when they are evaluated."""
     every, total = sweep.base.evaluation.every, sweep.base.total_timesteps
     match sweep.settings.scheduler:
         case "asha":

@@ -1,4 +1,4 @@
-"""Who uses what of the cluster: nodes with what is free on them, placement groups and jobs."""
+"""The use of the cluster: free resources of nodes, placement groups and jobs."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Group:
 
 
 def find_groups(*, creator: str | None = None) -> list[Group]:
-    """The placement groups that are there, or those that an actor made; Ray's own table does not say who did."""
+    """All placement groups, or those of one creator, which Ray's own table does not name."""
     groups = []
     for raw in _accessor().get_placement_group_table():
         data = gcs.PlacementGroupTableData.FromString(raw)
@@ -72,7 +72,7 @@ def cluster_nodes() -> list[Node]:
 
 
 def free_nodes() -> list[Node]:
-    """The same nodes with what is free of them now."""
+    """The same nodes with the resources that are free now."""
     free = ray._private.state.available_resources_per_node()
     return [_node(each["Resources"], free.get(each["NodeID"], {})) for each in ray.nodes() if each["Alive"]]
 
@@ -84,7 +84,7 @@ def _node(resources: Mapping[str, float], free: Mapping[str, float] | None = Non
 
 
 def describe_free() -> str:
-    """What is free, and who has the rest, in words."""
+    """The free resources, and the jobs that use the others, in words."""
     total, free = cluster_nodes(), free_nodes()
     text = f"{_sum(free, 'cpus'):g} of {_sum(total, 'cpus'):g} CPUs are free"
     if gpus := _sum(total, "gpus"):
@@ -95,7 +95,7 @@ def describe_free() -> str:
 
 @contextmanager
 def saying_when_full(what: str) -> Iterator[None]:
-    """Says, while tasks of the block wait for a CPU that placement groups and actors hold, who has them."""
+    """Logs a warning while tasks of the block wait for CPUs: it names the jobs that hold them."""
     ended = threading.Event()
 
     def look() -> None:
@@ -116,7 +116,7 @@ def saying_when_full(what: str) -> Iterator[None]:
 
 
 def describe_users() -> str:
-    """The jobs that hold CPUs or GPUs, with their command and how much, the largest first."""
+    """The jobs that hold CPUs or GPUs, with their commands and amounts, the largest first."""
     jobs = {job["JobID"]: job for job in ray._private.state.jobs()}
     users = sorted(_held().items(), key=lambda each: -sum(each[1].values()))
     return "; ".join(f"{_command(jobs.get(job, {}), job)} ({_amounts(has)})" for job, has in users if _amounts(has))

@@ -42,7 +42,7 @@ def is_batched(env_id: str, env_kwargs: Mapping[str, Any] | None = None) -> bool
 
 
 def read_environment(env_id: str, env_kwargs: Mapping[str, Any] | None = None) -> EnvironmentFacts:
-    """What an environment says of itself, and what has been published of it.
+    """Facts about an environment: its own, and published returns.
 
     Raises:
         UnsupportedSpaceError: it can't be made, or is out of scope.

@@ -1,4 +1,4 @@
-"""Who acts while a dataset is collected: policies that need no learning.
+"""Behaviours that act while a dataset is collected: policies without learning.
 
 Each is a `Policy` for a batch of live episodes; its noise is drawn per episode from the episode's own seed, so that the
 same episodes come out however they are spread over processes.

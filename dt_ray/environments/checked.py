@@ -25,7 +25,7 @@ RESET_API = "reset(*, seed=None, options=None) returns (observation, info)"
 
 
 class GymnasiumEnvironments:
-    """One Gymnasium environment an episode, whose every answer is checked: what is wrong is said with seed and step."""
+    """One Gymnasium environment per episode; every answer is checked, and faults are named with seed and step."""
 
     def __init__(self, env_id: str, num: int, env_kwargs: Mapping[str, Any] | None = None, **options: Any) -> None:
         self.env_id = env_id
@@ -94,7 +94,7 @@ class GymnasiumEnvironments:
     def _finite(
         self, live: Int[ndarray, "M"], observations: Float[ndarray, "M S"], terminated: Bool[ndarray, "M"]
     ) -> Float[ndarray, "M S"]:
-        """The last ones of episodes that the environment ended may be no numbers: nobody acts on them."""
+        """Refuses observations that are not finite, except after termination, where nobody acts on them."""
         is_finite = np.isfinite(observations).all(axis=1)
         if not is_finite.all():
             observations[~is_finite & terminated] = np.nan

@@ -1,4 +1,4 @@
-"""All that is Pendulum's: what returns mean there, who collects data, and an exact batched copy of Gymnasium's own.
+"""All that is specific to Pendulum: reference returns, behaviours, and an exact batched copy of Gymnasium's.
 
 Legend: N episodes, M those still live, S observation, A action dimension.
 """
@@ -49,7 +49,7 @@ class PendulumEnvironments:
 
     @classmethod
     def copies(cls, env_id: str, env_kwargs: Mapping[str, Any] | None = None) -> bool:
-        """Whether this is the environment that Gymnasium registers, not one that somebody put in its place."""
+        """Whether this id is Gymnasium's own Pendulum-v1, without other arguments or another registration."""
         if env_id != ENV_ID or env_kwargs:
             return False
         spec = gym.spec(env_id)

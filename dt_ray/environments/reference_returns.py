@@ -1,4 +1,4 @@
-"""Published returns of environments: what random actions reach and what a score of 1 means."""
+"""Published returns of environments: of random actions, and of the reference whose score is 1."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ D4RL = {
 
 
 def reference_returns(env_id: str) -> ReferenceReturns | None:
-    """What has been published of an environment; None where nothing is known."""
+    """The published returns of an environment; None where there are none."""
     if env_id == pendulum.ENV_ID:
         return ReferenceReturns(pendulum.RANDOM_RETURN, pendulum.REFERENCE_RETURN, "measured on seeds 0..99")
     name, _, version = env_id.partition("-v")

@@ -1,4 +1,4 @@
-"""What environments that are stepped together take and give.
+"""The interface of environments that are stepped together.
 
 Legend: N episodes, M those still live, S observation, A action dimension.
 """
@@ -15,7 +15,7 @@ from numpy import ndarray
 
 @dataclass(frozen=True, kw_only=True)
 class Steps:
-    """What one step of the live episodes gave."""
+    """The results of one step of the live episodes."""
 
     observations: Float[ndarray, "M S"]
     rewards: Float[ndarray, "M"]  # float64
@@ -31,7 +31,7 @@ class Environments(Protocol):
         ...
 
     def step(self, live: Int[ndarray, "M"], actions: Float[ndarray, "M A"]) -> Steps:
-        """One step of the episodes at these places."""
+        """One step of the episodes with these indices."""
         ...
 
     def close(self) -> None: ...

@@ -1,1 +1,1 @@
-"""Policies for other programs, and policies of other programs."""
+"""Exports policies for other programs, and imports models of other programs."""

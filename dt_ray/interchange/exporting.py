@@ -1,4 +1,4 @@
-"""A policy as one file that acts without dt_ray: ONNX, or a program of torch.export. All units are the environment's.
+"""Exports a policy as one file that acts without dt_ray: ONNX or torch.export. All units are the environment's.
 
 Legend: N live episodes, T steps of each up to now, S observation, A action dimension.
 """
@@ -59,7 +59,7 @@ class ExportedPolicy(nn.Module):
         predicted = self.model.predict_last_action(
             WindowBatch(
                 observations=self.units.normalize_observations(observations),
-                actions=previous.roll(-1, dims=1),  # the newest is what is asked for, and is not looked at
+                actions=previous.roll(-1, dims=1),  # the newest action is the one to predict, and is not used
                 previous_actions=previous,
                 returns_to_go=returns_to_go * self.return_scale,
                 timesteps=timesteps,
@@ -154,8 +154,7 @@ def export_policy(policy: Policy, format: Literal["onnx", "torch"], facts: Mappi
 
 
 class DrawnObservations:
-    """What takes an environment's place where there is none: independent observations with the data's mean and
-    deviation, and rewards of 0."""
+    """Stands in for a missing environment: random observations with the data's mean and deviation, and rewards of 0."""
 
     def __init__(self, units: Normalizer) -> None:
         self.units, self.action_shape = units, units.action_low.shape
@@ -186,7 +185,7 @@ def largest_difference(
     max_timesteps: int,
     env_kwargs: Mapping[str, Any] | None = None,
 ) -> float:
-    """Of the actions over one episode that the policy plays: `act` takes the inputs as arrays, by name.
+    """The largest difference between the actions of `act` and of the policy over one episode that the policy plays.
 
     Relative to the width of the action bounds. Without an environment, observations are drawn like those of the data.
 
@@ -219,7 +218,7 @@ def largest_difference(
 
 
 def _returns_to_go(policy: Any, target_return: float, rewards: Float[ndarray, "T"]) -> Float[ndarray, "T"]:
-    """What a policy that looks at returns is shown at each step, in the environment's units."""
+    """The returns-to-go that the policy sees at each step, in the environment's units."""
     scale = policy.return_scale or 1.0  # counted in the policy's units: dividing makes much of a rounding
     recursion = policy.normalizer.returns_while_acting(scale)
     shown = [recursion.start(np.array([target_return]) * scale)]
@@ -229,7 +228,7 @@ def _returns_to_go(policy: Any, target_return: float, rewards: Float[ndarray, "T
 
 
 def load_exported(content: bytes, format: Literal["onnx", "torch"]) -> Any:
-    """A function of the inputs by name, as arrays; what an exported file is checked with.
+    """The exported program as a function of its inputs, given as arrays by name.
 
     Raises:
         UserError: the format needs a package that is not installed.

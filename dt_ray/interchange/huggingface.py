@@ -236,7 +236,7 @@ def _their_name(name: str) -> str:
 
 
 def _sizes(weights: Mapping[str, Tensor], source: str | Path) -> dict[str, Any]:
-    """What a state dict says of its configuration."""
+    """The sizes of the model that a state dict is of."""
     try:
         width, observation_dim = weights["embed_state.weight"].shape
         layers = {name.split(".")[2] for name in weights if name.startswith(("transformer.h.", "encoder.h."))}

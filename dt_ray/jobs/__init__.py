@@ -1,1 +1,1 @@
-"""A training, a sweep or a dataset from the command to the end, in this process or on Ray."""
+"""Whole jobs, from checked settings to the result: a training, a sweep or a dataset, in this process or on Ray."""

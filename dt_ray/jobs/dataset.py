@@ -1,4 +1,4 @@
-"""A dataset from the settings to the files."""
+"""Collects the dataset that a configuration asks for."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from dt_ray.config.schema import RunConfig
-from dt_ray.data.files import resolve
+from dt_ray.data.logs.files import resolve
 from dt_ray.data.spaces import SpaceSpec
 from dt_ray.errors import DataError
 from dt_ray.play.collection import CollectionPlan, write_dataset

@@ -1,4 +1,4 @@
-"""From settings that may say `auto` to a configuration: the log is looked at, the environment asked."""
+"""Resolves settings that say `auto`, by reading the log and asking the environment."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from dt_ray.config.derived import (
 from dt_ray.config.loading import decode_config, with_values
 from dt_ray.config.modules import allow_modules, check_names
 from dt_ray.config.schema import RunConfig
-from dt_ray.data.datasets import read_parts
-from dt_ray.data.files import find_files
-from dt_ray.data.outline import make_outline, outline_rows
+from dt_ray.data.logs.datasets import read_parts
+from dt_ray.data.logs.files import find_files
+from dt_ray.data.logs.outline import make_outline, outline_rows
 from dt_ray.environments.batched import read_environment
 from dt_ray.errors import ConfigError, UnsupportedSpaceError
 from dt_ray.jobs.dataset import needs_dataset
@@ -30,7 +30,7 @@ from dt_ray.learners import return_source_of
 
 log = logging.getLogger("dt_ray")
 
-LARGE = 2**29  # bytes of a log that Ray's tasks look at, where the run uses Ray
+LARGE = 2**29  # bytes; larger logs are read by Ray's tasks, where the run uses Ray
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,12 +82,12 @@ def resolve_settings(tree: Mapping[str, Any], *, verbose: bool = False) -> Resol
 
 
 def name_of_log(config: RunConfig) -> str:
-    """What a run on a log is called after where it has no name."""
+    """The name of a log, for runs without a name of their own."""
     return Path(config.data.paths[0].removeprefix("minari:").rstrip("/")).stem
 
 
 def _draft(tree: Mapping[str, Any], keys: list[str]) -> RunConfig:
-    """The configuration with something harmless in the place of what is not derived yet.
+    """The configuration with harmless values for the settings that are not derived yet.
 
     Raises:
         ConfigError: what is wrong with the rest.

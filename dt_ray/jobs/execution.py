@@ -1,4 +1,4 @@
-"""Carrying out a training whose settings have been checked, in this process or on a cluster that has all it needs."""
+"""Executes a training whose settings were checked, in this process or on a cluster."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def train(
     verbose: bool,
     dashboard: bool,
 ) -> TrainResult:
-    """Trains a checked configuration, where its `scaling` says; `prepare_folder` is called once its data is good.
+    """Trains a checked configuration where its `scaling` says; calls `prepare_folder` when the data is found sound.
 
     Raises:
         UserError: anything that the user can mend.
@@ -69,10 +69,10 @@ def train(
 def prepared_cluster(
     config: RunConfig, spec: SpaceSpec, make_plan: Callable[[], Plan], *, verbose: bool, dashboard: bool
 ) -> Iterator[Plan]:
-    """A cluster that is joined or started, with room for a plan, and with the environment, storage and data of a run.
+    """Joins or starts a cluster, makes a plan that it has room for, and checks environment, storage and data on it.
 
     Raises:
-        UserError: it has no room, or some node lacks what a run needs there.
+        UserError: it has no room, or a node can't reach the storage or the data.
     """
     from dt_ray.distributed.cluster import connection
     from dt_ray.distributed.collect import collect_on_ray

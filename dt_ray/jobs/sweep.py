@@ -1,4 +1,4 @@
-"""A sweep from its settings to its tables."""
+"""Runs a sweep and writes its tables."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def run_sweep(
     dashboard: bool = False,
     watch: Watch = nullcontext,
 ) -> dict[str, Any] | None:
-    """Runs what a sweep has not run yet and writes its tables; returns what `best.json` says.
+    """Runs the trials of a sweep that have not run yet and writes its tables; returns the content of `best.json`.
 
     Raises:
         UserError: anything that the user can mend, named before a trial starts where it can be known.
@@ -81,7 +81,7 @@ def run_sweep(
             tune_on_ray(sweep, spec, plan, prepare_folder, resume=resume, verbose=verbose)
     except KeyboardInterrupt:
         if folder.is_sweep():
-            log.warning("stopped; go on with: python -m dt_ray.sweep --resume %s", folder)
+            log.warning("stopped; resume with: python -m dt_ray.sweep --resume %s", folder)
         raise
     return write_results(sweep, folder)
 
@@ -93,7 +93,7 @@ def named_code(sweep: SweepConfig) -> list[Mapping[str, str | None]]:
 
 
 def write_results(sweep: SweepConfig, folder: SweepFolder) -> dict[str, Any] | None:
-    """Writes `trials.csv` and `best.json`, of what the trials gave."""
+    """Writes `trials.csv` and `best.json` from the results of the trials."""
     rows = read_rows(sweep, folder)
     write_table(rows, folder.folder / "trials.csv")
     torch.set_num_threads(1)  # as the command, whose every digit depends on it
@@ -104,7 +104,7 @@ def write_results(sweep: SweepConfig, folder: SweepFolder) -> dict[str, Any] | N
             else:
                 best = evaluate_best(best, best_evaluation(best, sweep, folder))
         except RunError as error:  # noqa: PERF203
-            log.warning("the best of the rest: the best trial's checkpoint can't be played: %s", error)
+            log.warning("the best trial's checkpoint can't be played, so the next best trial is taken: %s", error)
             rows = [row for row in rows if row["trial"] != best["trial"]]
         else:
             (folder.folder / "best.json").write_text(to_json(best, indent=1))
@@ -113,7 +113,7 @@ def write_results(sweep: SweepConfig, folder: SweepFolder) -> dict[str, Any] | N
 
 
 def best_evaluation(best: dict[str, Any], sweep: SweepConfig, folder: SweepFolder) -> EvaluationConfig:
-    """The settings of the evaluation that `find_best` found."""
+    """The settings of the best setting's evaluation."""
     run = folder.trial(best["trial"])
     asked = best["settings"]
     (evaluation,) = (
@@ -127,7 +127,7 @@ def best_evaluation(best: dict[str, Any], sweep: SweepConfig, folder: SweepFolde
 
 def raise_failures(folder: SweepFolder) -> None:
     """Raises:
-    RunError: no trial came to an evaluation; says what each kind of them ended with.
+    RunError: no trial was evaluated; the message has the error of each trial.
     """
     failures: dict[str, list[str]] = {}
     for name in folder.trial_names():
@@ -135,4 +135,4 @@ def raise_failures(folder: SweepFolder) -> None:
         text = error.read_text().strip() if error.exists() else "it was not evaluated"
         failures.setdefault(text.splitlines()[-1] if text else "", []).append(name)
     said = "; ".join(f"{', '.join(names)}: {text}" for text, names in failures.items())
-    raise RunError(f"no trial of {folder} came to an evaluation. {said}")
+    raise RunError(f"no trial of {folder} was evaluated. {said}")

@@ -1,4 +1,4 @@
-"""Starting a run: the checks that come before anything is written, the data, then the loop, here or on Ray."""
+"""Starts and resumes runs: checks everything before anything is written, then trains here or on Ray."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from pyarrow import fs
 from dt_ray.config.loading import decode_config, load_config, to_plain
 from dt_ray.config.modules import allow_modules, allow_overrides, check_names
 from dt_ray.config.schema import DataConfig, RunConfig
-from dt_ray.data.files import absolute, resolve
 from dt_ray.data.held_out import HeldOutEpisodes
-from dt_ray.data.looks import read_log_spaces
+from dt_ray.data.logs.files import absolute, resolve
+from dt_ray.data.logs.looks import read_log_spaces
 from dt_ray.data.spaces import SpaceSpec, choose_bounds, read_spaces
 from dt_ray.errors import ConfigError, RunError
 from dt_ray.jobs.dataset import needs_dataset
@@ -34,7 +34,7 @@ Watch = Callable[[RunConfig], AbstractContextManager[Any]]  # shows a run while 
 
 
 def name_run(config: RunConfig, config_name: str) -> RunConfig:
-    """The configuration with a name and absolute paths: workers have working directories of their own."""
+    """The configuration with a name, and with absolute paths, since workers have other working directories."""
     return replace(
         config,
         name=config.name or default_name(config_name),
@@ -44,7 +44,7 @@ def name_run(config: RunConfig, config_name: str) -> RunConfig:
 
 
 def with_absolute_paths(data: DataConfig) -> DataConfig:
-    """The same data, wherever the process that reads it works."""
+    """The same settings with absolute paths."""
     return replace(
         data,
         path=absolute(data.path) if data.path else "",
@@ -61,9 +61,9 @@ def start_run(
     dashboard: bool = False,
     watch: Watch = nullcontext,
 ) -> TrainResult:
-    """Trains a new run; its folder appears once its data has been read and found good.
+    """Trains a new run; its folder appears when its data has been read and found sound.
 
-    Where its returns are counted from values of a configuration, a run of that one comes first: `NAME-values`.
+    If `data.values` is a configuration, a run `NAME-values` of it is trained first.
 
     Raises:
         UserError: anything that the user can mend, named before training starts where it can be known.
@@ -93,7 +93,7 @@ def start_run(
 
 
 def _one_connection(config: RunConfig, *, verbose: bool, dashboard: bool) -> AbstractContextManager[Any]:
-    """Ray for two runs, one after the other."""
+    """One connection to Ray for both runs, where values are learned first."""
     if not config.relabels or config.scaling.num_workers == 0:
         return nullcontext()
     from dt_ray.distributed.cluster import connection
@@ -102,7 +102,7 @@ def _one_connection(config: RunConfig, *, verbose: bool, dashboard: bool) -> Abs
 
 
 def _learn_values(config: RunConfig, *, overwrite: bool, verbose: bool, watch: Watch) -> str:
-    """The run that `data.values` means; that of a configuration is made, or gone on with."""
+    """The run that `data.values` means; for a configuration, that run is trained or resumed first."""
     assert config.data.values is not None
     if Folder.at(config.data.values).kind() == fs.FileType.Directory:
         return config.data.values
@@ -120,7 +120,7 @@ def _learn_values(config: RunConfig, *, overwrite: bool, verbose: bool, watch: W
 
 
 def values_config(config: RunConfig) -> RunConfig:
-    """The run, on the same data, that learns the values which the returns of `config` are counted from.
+    """The configuration of the run on the same data that learns the values for `config`.
 
     Raises:
         ConfigError: there is no such configuration, it is of another algorithm, or it does not fit the run's data.
@@ -154,7 +154,7 @@ def values_config(config: RunConfig) -> RunConfig:
 
 
 def resumed_config(path: str, overrides: Sequence[str] = ()) -> RunConfig:
-    """The configuration that a run goes on with; overrides that repeat its `module:name` allow that module.
+    """The configuration with which a run is resumed; overrides that repeat its `module:name` allow that module.
 
     Raises:
         RunError: no such run, or its configuration names a module that the user did not.
@@ -179,9 +179,9 @@ def resumed_config(path: str, overrides: Sequence[str] = ()) -> RunConfig:
 
 
 def resume_run(config: RunConfig, *, verbose: bool = False, dashboard: bool = False) -> TrainResult:
-    """Goes on with a run from its newest complete checkpoint; `config` comes from `resumed_config`.
+    """Resumes a run from its newest complete checkpoint; `config` comes from `resumed_config`.
 
-    Nothing of the run is changed before all is checked.
+    Nothing of the run is changed before everything is checked.
 
     Raises:
         RunError: there is no complete checkpoint, it does not fit the data or the settings, or another process
@@ -191,11 +191,11 @@ def resume_run(config: RunConfig, *, verbose: bool = False, dashboard: bool = Fa
     run.check_writable()
     checkpoint, faults = run.latest_checkpoint()
     for fault in faults:
-        log.warning("passed over: %s", fault)
+        log.warning("skipped a checkpoint: %s", fault)
     if checkpoint is None:
-        raise RunError(f"{run} has no complete checkpoint to go on from; start it again with --overwrite")
+        raise RunError(f"{run} has no complete checkpoint to resume from; start it again with --overwrite")
     check_inputs_are_there(config, str(run))
-    log.info("going on from %s", checkpoint)
+    log.info("resuming from %s", checkpoint)
 
     def prepare_folder() -> None:
         lease.acquire()
@@ -208,7 +208,7 @@ def resume_run(config: RunConfig, *, verbose: bool = False, dashboard: bool = Fa
 
 def check_inputs_are_there(config: RunConfig, resumed: str) -> None:
     """Raises:
-    RunError: what a run or sweep was trained on is not where it was.
+    RunError: the data or the values that a run or sweep was trained with are no longer there.
     """
     missing = {} if needs_dataset(config) else {"data.path": config.data.paths}
     missing["data.values"] = (config.data.values,) if config.relabels and config.data.values else ()
@@ -224,19 +224,19 @@ def check_inputs_are_there(config: RunConfig, resumed: str) -> None:
 
 
 def _absolute_run(place: str | None) -> str | None:
-    """A run by its absolute path; what isn't there is a configuration's name."""
+    """The absolute path of a run; a configuration's name stays as it is."""
     return place if place is None or Folder.at(place).kind() != fs.FileType.Directory else Folder.at(place).uri
 
 
 def tell_how_to_resume(config: RunConfig) -> None:
-    """Says, of a run that was stopped, how it goes on from its newest checkpoint, if it has one."""
+    """Logs the command that resumes a stopped run, if it has a checkpoint."""
     run = RunFolder.of(config)
     if run.latest_checkpoint()[0] is not None:
-        log.warning("stopped; go on with: python -m dt_ray.train --resume %s", run)
+        log.warning("stopped; resume with: python -m dt_ray.train --resume %s", run)
 
 
 def check_run(config: RunConfig, *, is_new: bool = True) -> SpaceSpec:
-    """What can be known to be wrong without reading the data; runs that are there already keep settings of no effect.
+    """Checks what can be checked without reading the data, and returns the spaces. Old runs may keep unused settings.
 
     Raises:
         ConfigError: an unknown algorithm, or settings that don't go with it.

@@ -20,11 +20,21 @@ LEARNERS: dict[str, Callable[..., Learner]] = {
     "iql": IQLLearner,
 }
 
-__all__ = ["LEARNERS", "Learner", "Policy", "check_settings", "declaration_of", "find_learner", "givers_of_values",
-           "make_learner", "return_source_of", "window_length_of"]  # fmt: skip
+__all__ = [
+    "LEARNERS",
+    "Learner",
+    "Policy",
+    "check_settings",
+    "declaration_of",
+    "givers_of_values",
+    "learner_class",
+    "make_learner",
+    "return_source_of",
+    "window_length_of",
+]  # fmt: skip
 
 
-def find_learner(algorithm: str) -> Callable[..., Learner]:
+def learner_class(algorithm: str) -> Callable[..., Learner]:
     """One of `LEARNERS`, or the class meant by `module:Class`.
 
     Raises:
@@ -42,12 +52,12 @@ def find_learner(algorithm: str) -> Callable[..., Learner]:
 
 
 def declaration_of(config: RunConfig) -> Declaration:
-    """What the configured learner declares.
+    """The declaration of the configured learner.
 
     Raises:
         ConfigError: there is none of this name.
     """
-    return _declared(find_learner(config.algorithm))
+    return _declared(learner_class(config.algorithm))
 
 
 def window_length_of(config: RunConfig) -> int:
@@ -56,7 +66,7 @@ def window_length_of(config: RunConfig) -> int:
 
 
 def return_source_of(config: RunConfig) -> Literal["column", "rewards"] | None:
-    """Where logged returns-to-go come from: the column, the rewards, or None for the column where there is one."""
+    """Where returns-to-go come from: the logged column, the rewards, or None for the column if there is one."""
     source = config.data.return_source
     return "rewards" if declaration_of(config).returns == "rewards" else None if source == "value" else source
 
@@ -66,7 +76,7 @@ def _declared(learner: Callable[..., Learner]) -> Declaration:
 
 
 def givers_of_values() -> str:
-    """The packaged learners of values, by name."""
+    """The names of the packaged learners of values, in words."""
     return " or ".join(name for name, learner in LEARNERS.items() if _declared(learner).gives_values)
 
 
@@ -76,7 +86,7 @@ def check_settings(config: RunConfig, *, every_section: bool = True) -> None:
         that other learners read and this one does not.
     """
     declared = declaration_of(config)
-    problems = list(declared.find_conflicts(config))
+    problems = list(declared.conflicts_in(config))
     others = {section for learner in LEARNERS.values() for section in _declared(learner).sections}
     for section in sorted(others - set(declared.sections)) if every_section else ():
         given, usual = getattr(config, section), getattr(RunConfig(), section)
@@ -99,7 +109,7 @@ def make_learner(
         raise ConfigError("model.values: what data.return_source=value puts into the model, not to be set")
     if values is not None:
         config = replace(config, model=replace(config.model, values=values.config))
-    learner = find_learner(config.algorithm)(config, spec, normalizer, **placement)
+    learner = learner_class(config.algorithm)(config, spec, normalizer, **placement)
     if values is not None:
         learner.model.values.load_state_dict(values.state_dict())  # as `counts_from_values` promises
     return learner, config

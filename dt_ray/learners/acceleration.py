@@ -1,4 +1,4 @@
-"""What makes updates faster: fewer bits, compiled kernels, memory that is kept."""
+"""Faster updates: lower precision, compiled kernels, and memory that is kept between updates."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ M_TRIM_THRESHOLD, KEPT = -1, 256 * MB
 
 
 def keep_memory() -> None:
-    """Lets the C library keep the memory that an update frees: the next one gets it back without a fault a page.
+    """Makes the C library keep memory that an update frees, so that the next update causes no page faults for it.
 
     Nothing is done where that library is not glibc.
     """
@@ -35,9 +35,9 @@ def keep_memory() -> None:
 
 
 def products_of(config: OptimConfig) -> AbstractContextManager[None]:
-    """Within it float32 products are TF32's where `optim.precision` says so, else exact; restored afterwards.
+    """Sets the precision of float32 products by `optim.precision` (TF32 or exact), and restores it afterwards.
 
-    For forward and backward passes alike, which is why an update is within it as a whole.
+    It must surround forward and backward pass.
     """
     return matmul_precision("high" if config.precision == "tf32" else "highest")
 
@@ -54,7 +54,7 @@ def accelerate(module: nn.Module, config: OptimConfig, device: torch.device | st
         compiler = os.environ.get("CXX", "g++")
         if kind == "cpu" and shutil.which(compiler) is None:
             raise ResourceError(f"optim.compile on a CPU needs a C++ compiler and there is no {compiler}; install one")
-        run = torch.compile(module)
+        run = torch.compile(module)  # pyright: ignore[reportUnknownMemberType]
     if config.precision != "bfloat16":
         return run
 

@@ -1,4 +1,4 @@
-"""What a learner declares, what the loop, the evaluation and the checkpoints ask of it, and what learners share.
+"""The interfaces of learners and policies, the declaration of a learner's needs, and the optimizer steps they share.
 
 Legend: N live episodes, S observation, A action dimension.
 """
@@ -15,28 +15,30 @@ from jaxtyping import Float, Int
 from numpy import ndarray
 from torch import Tensor, nn
 
+from dt_ray.config.loading import decode_settings
 from dt_ray.config.schema import OptimConfig, PerceptronConfig, RunConfig
 from dt_ray.data.normalizer import Normalizer
 from dt_ray.data.spaces import SpaceSpec
-from dt_ray.errors import UserError
+from dt_ray.errors import ConfigError, UserError
 from dt_ray.losses import Metrics
 from dt_ray.models.batch import WindowBatch
 
 
 @dataclass(frozen=True, kw_only=True)
 class Declaration:
-    """What a learner needs of the data, and which settings it reads. A class without one has this one's defaults."""
+    """What a learner needs of the data, and which settings it reads. A class without one has these defaults."""
 
     window_length: int | None = None  # steps of a training window; None: as model.context_length and data.window_length
     returns: Literal["shown", "ignored", "rewards"] = "shown"
-    # returns-to-go are shown to the model; or nobody looks at them; or they are taken apart into the rewards again
-    sections: tuple[str, ...] = ()  # of the configuration, that it reads beside those that all learners share
-    needs_next_steps: bool = False  # it learns from a step and what came next: a log that never says that is refused
+    # the model gets returns-to-go; or they are not used; or the learner gets rewards back from their differences
+    sections: tuple[str, ...] = ()  # sections of the configuration that only some learners read, such as `iql`
+    settings: type[Any] | None = None  # a dataclass of settings of its own, whose values `algorithm_settings` gives
+    needs_next_steps: bool = False  # it learns from pairs of steps: a log without any next step is refused
     counts_from_values: bool = False
     # data.return_source=value works: a learner of values is trained first, and its model has `values` by `model.values`
-    gives_values: bool = False  # it is a learner of values: it has `value_function()`
+    gives_values: bool = False  # it learns state values: it has `value_function()`
 
-    def find_conflicts(self, config: RunConfig) -> Iterator[str]:
+    def conflicts_in(self, config: RunConfig) -> Iterator[str]:
         """One line for each setting that does not go with this learner."""
         name, data = config.algorithm, config.data
         if self.returns == "rewards" and (data.return_source in ("column", "value") or data.return_noise):
@@ -56,21 +58,40 @@ class Declaration:
         if self.window_length is not None and data.window_length is not None:
             steps = "single transitions" if self.window_length == 2 else f"windows of {self.window_length} steps"
             yield f"data.window_length: {name} trains on {steps}, got {data.window_length}"
+        yield from self._decode_settings(config)[1]
+
+    def read_settings(self, config: RunConfig) -> Any:
+        """The settings of the learner's own: an instance of `settings`, made of `algorithm_settings`.
+
+        Raises:
+            ConfigError: unknown names, wrong types and values out of range, all in one message.
+        """
+        settings, problems = self._decode_settings(config)
+        if problems:
+            raise ConfigError("\n  ".join([f"{len(problems)} problem(s) in the configuration:", *problems]))
+        return settings
+
+    def _decode_settings(self, config: RunConfig) -> tuple[Any, list[str]]:
+        given = config.algorithm_settings
+        if self.settings is not None:
+            return decode_settings(self.settings, given, section="algorithm_settings")
+        names = ", ".join(given)
+        return None, [f"algorithm_settings: {config.algorithm} has none of its own, got {names}"] if given else []
 
 
 class ValueFunction(NamedTuple):
-    """What states are worth, as a learner has learned it."""
+    """A learned value of states."""
 
     network: nn.Sequential  # of observations in the learner's units, by `make_perceptron`
     config: PerceptronConfig
-    scale: float  # its values are in rewards of the data's own units, times this
+    scale: float  # its outputs are values in the data's units of reward, times this
 
 
 class Policy(Protocol):
     """Acts in a batch of live episodes that step together."""
 
     def start(self, observations: Float[ndarray, "N S"], target_returns: Float[ndarray, "N"]) -> None:
-        """Forgets what was, and begins N episodes that are to reach these returns."""
+        """Begins N new episodes, each with the return that it is asked to reach."""
         ...
 
     def act(self) -> Float[ndarray, "N A"]:
@@ -80,20 +101,20 @@ class Policy(Protocol):
     def observe(
         self, actions: Float[ndarray, "N A"], rewards: Float[ndarray, "N"], observations: Float[ndarray, "N S"]
     ) -> None:
-        """What was done in every live episode, what it earned and what was seen next."""
+        """Tells the policy the action, the reward and the next observation of every live episode."""
         ...
 
     def keep(self, episodes: Sequence[int] | Int[ndarray, "M"]) -> None:
-        """Goes on with these episodes only, by their place in the batch; the others have ended."""
+        """Drops the other episodes, which have ended; these are given by their index in the batch."""
         ...
 
 
 @runtime_checkable
 class WindowPolicy(Policy, Protocol):
-    """A policy that acts by its model's `predict_last_action` of the newest steps: it can be exported and served.
+    """A policy that acts by its model's `predict_last_action` of the newest steps; it can be exported and served.
 
     The steps are a `WindowBatch` of up to `history_length` of them, in the normalizer's units. Their returns-to-go are
-    those of `normalizer.returns_while_acting(return_scale)`; the newest action is not to be looked at.
+    those of `normalizer.returns_while_acting(return_scale)`; the newest action is unknown and must not be used.
     """
 
     model: Any  # an nn.Module with `predict_last_action`
@@ -122,7 +143,7 @@ def as_window_policy(policy: Policy) -> WindowPolicy:
 
 
 class Learner(Protocol):
-    """Owns a model and its optimizer; the class may have a `declares`, a `Declaration`."""
+    """Owns a model and its optimizer; the class may have an attribute `declares`, a `Declaration`."""
 
     model: Any  # an nn.Module with `predict_last_action`
     spec: SpaceSpec
@@ -146,14 +167,14 @@ class Learner(Protocol):
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """What resuming needs besides the model's weights: tensors and plain values."""
+        """What resuming needs beside the model's weights: tensors and plain values."""
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
 class GradientSteps:
-    """AdamW with the warm-up, the decay and the clipping of `optim`, and the number of steps that were taken."""
+    """AdamW with the warm-up, schedule and clipping of `optim`, and a count of the steps taken."""
 
     def __init__(self, model: nn.Module, config: RunConfig) -> None:
         self.model, self.config, self.total = model, config.optim, config.total_timesteps
@@ -166,10 +187,10 @@ class GradientSteps:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # pyright: ignore[reportUnknownMemberType]
         limit = math.inf if self.config.gradient_clip is None else self.config.gradient_clip
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), limit)
-        self.optimizer.step()
+        self.optimizer.step()  # pyright: ignore[reportUnknownMemberType]
         self.number += 1
         return {"gradient_norm": norm, "learning_rate": torch.tensor(learning_rate)}
 

@@ -45,7 +45,7 @@ class IQLLearner:
         rank: int = 0,
     ) -> None:
         self.config, self.spec, self.normalizer = config, spec, normalizer
-        torch.manual_seed(config.seed)
+        torch.manual_seed(config.seed)  # pyright: ignore[reportUnknownMemberType]
         self.model = ActorCriticModel(config.model, spec).to(device)
         # Values in rewards of the data's own units, times reward_scale: the temperature is relative to them.
         self.reward_scale = config.iql.reward_scale / normalizer.return_scale
@@ -74,7 +74,7 @@ class IQLLearner:
         return ObservationPolicy(copy.deepcopy(self.model).cpu(), self.normalizer)
 
     def value_function(self) -> ValueFunction:
-        """What it has learned that states are worth."""
+        """The learned value of states."""
         sizes = PerceptronConfig(num_layers=self.config.model.num_layers, width=self.config.model.width)
         return ValueFunction(self.model.value, sizes, self.config.iql.reward_scale)
 
@@ -101,7 +101,7 @@ class IQLLoss(nn.Module):
 
 
 def mean_windows(batch: WindowBatch, num_real: Float[Tensor, ""] | None, batch_size: int) -> float | Tensor:
-    """Windows a worker, on average over all of them; `num_real` is that average of real steps, if there are several."""
+    """The mean number of windows of a worker; `num_real` is the mean number of real steps where there are several."""
     if num_real is None:
         return len(batch.mask)
     if batch.num_real is not None:  # what all of them have together
@@ -110,7 +110,7 @@ def mean_windows(batch: WindowBatch, num_real: Float[Tensor, ""] | None, batch_s
 
 
 class ObservationPolicy:
-    """Acts on the newest observation alone; whatever return is asked for."""
+    """Acts on the newest observation alone and ignores the target return."""
 
     history_length = 1  # steps of an episode that an action depends on
     return_scale = 0.0
@@ -123,7 +123,7 @@ class ObservationPolicy:
 
     @torch.inference_mode()
     def act(self) -> Float[ndarray, "N A"]:
-        observations = torch.from_numpy(self.normalizer.normalize_observations(self._observations))
+        observations = torch.as_tensor(self.normalizer.normalize_observations(self._observations))
         return self.normalizer.denormalize_actions(self.model.policy_mean(observations).numpy())
 
     def observe(

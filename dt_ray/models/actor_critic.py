@@ -30,8 +30,10 @@ class Transitions:
     actions: Float[Tensor, "B A"]
     rewards: Float[Tensor, "B"]
     next_observations: Float[Tensor, "B S"]
-    goes_on: Bool[Tensor, "B"]  # there is a next observation to bootstrap from
-    is_known: Bool[Tensor, "B"]  # it goes on, or the environment ended it; else a time limit hides what came next
+    goes_on: Bool[Tensor, "B"]  # the next observation is known and not terminal
+    is_known: Bool[
+        Tensor, "B"
+    ]  # `goes_on`, or the environment ended the episode; otherwise the next observation is unknown
 
     @classmethod
     def of(cls, windows: WindowBatch, *, discount: float) -> Transitions:
@@ -103,7 +105,7 @@ class ActorCriticModel(nn.Module):
             slow.lerp_(fast, rate)
 
     def predict_last_action(self, windows: WindowBatch) -> Float[Tensor, "B A"]:
-        """The action at the last real step of each window, which is all of it that is looked at."""
+        """The action at the last real step of each window; the other steps are not used."""
         return self.policy_mean(last_step(windows.observations, windows.mask))
 
 

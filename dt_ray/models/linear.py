@@ -8,7 +8,7 @@ Legend: I inputs, O outputs.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
@@ -37,7 +37,7 @@ def linear(
         return F.linear(x, weight, bias)
     if not torch.is_grad_enabled():
         return _product(x.contiguous(), weight, bias)
-    return _Linear.apply(x, weight, bias)
+    return cast("Tensor", _Linear.apply(x, weight, bias))  # pyright: ignore[reportUnknownMemberType]
 
 
 class _Linear(torch.autograd.Function):

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 import torch
 
 
 @contextmanager
-def matmul_precision(kind: str) -> Iterator[None]:
+def matmul_precision(kind: str) -> Generator[None]:
     """PyTorch's setting for products of float32 matrices, "highest" or "high" (TF32 on a GPU), restored afterwards."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(kind)
@@ -20,7 +20,7 @@ def matmul_precision(kind: str) -> Iterator[None]:
 
 
 @contextmanager
-def full_float32(device: torch.device) -> Iterator[None]:
+def full_float32(device: torch.device) -> Generator[None]:
     """All 32 bits, also within autocast and under TF32: for values, whose small differences are what matters."""
     if torch.compiler.is_exporting():  # which nothing is around, and which knows no such settings
         yield

@@ -1,4 +1,4 @@
-"""What states are worth, inside a model that counts returns from there.
+"""Learned state values inside a model, which sees returns-to-go relative to them.
 
 Legend: B windows, T window length, S observation.
 """
@@ -38,6 +38,6 @@ class StateValues(nn.Module):
     def relative(
         self, returns_to_go: Float[Tensor, "B T"], observations: Float[Tensor, "B T S"]
     ) -> Float[Tensor, "B T"]:
-        """What is asked for above the value of each state, in full float32: a small difference of large numbers."""
+        """The return-to-go minus the value of each state, in full float32: a small difference of large numbers."""
         low, high = self.bounds
         return torch.clamp(returns_to_go.float() - self(observations), low, high)

@@ -89,7 +89,7 @@ class CausalAttention(nn.Module):
         else:
             weight, bias = self.query_key_value.weight, self.query_key_value.bias
             query = linear(x[:, read], weight[:width], bias[:width])
-            key, value = linear(x, weight[width:], bias[width:]).split(width, dim=-1)
+            key, value = linear(x, weight[width:], bias[width:]).chunk(2, dim=-1)
         query, key, value = self._by_head(query), self._by_head(key), self._by_head(value)
         if self.training and x.device.type == "cpu":
             mixed = self._attend(query, key, value, visible(length, self.band, x.device)[read])
@@ -124,10 +124,11 @@ class CausalAttention(nn.Module):
         unseen = torch.zeros(mask.shape, dtype=query.dtype).masked_fill_(~mask, -math.inf)
         scores = torch.baddbmm(unseen, query, key.transpose(1, 2), alpha=query.shape[-1] ** -0.5)
         mixed = torch.bmm(self.dropout(scores.softmax(dim=-1)), value)
-        return mixed.unflatten(0, (-1, self.num_heads))
+        return cast("Tensor", mixed.unflatten(0, (-1, self.num_heads)))  # pyright: ignore[reportUnknownMemberType]
 
     def _by_head(self, x: Float[Tensor, "B L D"]) -> Float[Tensor, "B H L D/H"]:
-        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        by_head = cast("Tensor", x.unflatten(-1, (self.num_heads, -1)))  # pyright: ignore[reportUnknownMemberType]
+        return by_head.transpose(1, 2)
 
 
 def visible(length: int, band: int | None, device: torch.device) -> Bool[Tensor, "L L"]:
@@ -170,7 +171,7 @@ class KeyValueCache:
         self._kept: dict[int, Float[Tensor, "2 N H length D/H"]] = {}  # by layer
 
     def begin_token(self) -> None:
-        """What is put from now on belongs to the next token."""
+        """Begins the next token, to which later calls of `put` belong."""
         self._num_tokens += 1
 
     def put(

@@ -1,4 +1,4 @@
-"""Making datasets: who acts, which seeds, and a folder that is either whole or not there."""
+"""Collects datasets; the folder of a dataset appears only when it is complete."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 
 from dt_ray.config.modules import allow_modules, allowed_modules
 from dt_ray.config.schema import NUM_EVALUATION_SEEDS
-from dt_ray.data.episodes import from_table, to_table
-from dt_ray.data.spaces import SpaceSpec, find_misfit, read_spaces
+from dt_ray.data.logs.episodes import from_table, to_table
+from dt_ray.data.spaces import SpaceSpec, misfit_of, read_spaces
 from dt_ray.data.summary import DatasetSummary
 from dt_ray.environments.batched import try_environment
 from dt_ray.environments.behaviors import NAMES, make_behavior
@@ -25,7 +25,7 @@ from dt_ray.errors import DataError, UserError
 from dt_ray.learners import Policy
 from dt_ray.play.rollout import join_rollouts, rollout
 from dt_ray.runs.checkpoint import load_policy
-from dt_ray.runs.folder import find_checkpoint
+from dt_ray.runs.folder import checkpoint_at
 from dt_ray.runs.storage import Folder
 
 EPISODES_PER_FILE = 100
@@ -40,11 +40,13 @@ class CollectionPlan:
     num_episodes: int
     seed: int
     max_timesteps: int = 1000  # the environment's own time limit usually comes first
-    target_return: float | None = None  # for a checkpoint: null is the highest it was evaluated at
+    target_return: float | None = None  # of a checkpoint; None: the highest that it was evaluated at
     env_kwargs: dict[str, Any] = field(default_factory=dict)  # arguments of the environment's constructor
     max_envs: int = 100  # environments open at once, in all processes together
-    spec: SpaceSpec | None = None  # with action bounds for `random`; null: the environment's own
-    modules: tuple[str, ...] = field(default_factory=allowed_modules)  # that a checkpoint may name, in other processes
+    spec: SpaceSpec | None = None  # with action bounds for `random`; None: the environment's own
+    modules: tuple[str, ...] = field(
+        default_factory=allowed_modules
+    )  # modules that a checkpoint may name, for other processes
 
     def __post_init__(self) -> None:
         if (place := self._checkpoint()) is not None:
@@ -82,7 +84,7 @@ class CollectionPlan:
         return f"{self.behavior} episodes of {self.env_id}, seeds {self.seed} to {self.seed + self.num_episodes - 1}"
 
     def make_policy(self, seeds: list[int]) -> tuple[Policy, float]:
-        """Who acts in the episodes with these seeds, and the return asked of it."""
+        """The policy for the episodes with these seeds, and its target return."""
         spec = self.spec or read_spaces(self.env_id, self.env_kwargs)
         place = self._checkpoint()
         if place is None:
@@ -93,8 +95,8 @@ class CollectionPlan:
                 )
             return make_behavior(self.behavior, self.env_id, spec, seeds=seeds), 0.0
         allow_modules(*self.modules)
-        policy, facts = load_policy(find_checkpoint(place))
-        if (misfit := find_misfit(facts.spec, facts.action_bounds, spec)) is not None:
+        policy, facts = load_policy(checkpoint_at(place))
+        if (misfit := misfit_of(facts.spec, facts.action_bounds, spec)) is not None:
             raise UserError(
                 f"{self.behavior} acts in {facts.env_id}, whose spaces are not those of {self.env_id}: {misfit}"
             )
@@ -104,7 +106,7 @@ class CollectionPlan:
 
 
 def collect_chunk(plan: CollectionPlan, episodes: range, *, num_processes: int = 1) -> pa.Table:
-    """Plays these episodes together, or as many as this process may open; the table is the same whoever makes it."""
+    """Plays these episodes, as many at once as this process may open; the table does not depend on that number."""
     size = max(1, plan.max_envs // num_processes)
     parts = []
     for begin in range(0, len(episodes), size):
@@ -144,12 +146,12 @@ def write_dataset(
     flat: bool = False,
     overwrite: bool = False,
 ) -> DatasetSummary:
-    """Writes one file a table of episodes into a new local folder, which appears when all are there, and a card.
+    """Writes a file for each table of episodes into a new local folder, which appears when complete, and a card.
 
     `source` and `licence` are for the card, beside the folder as `OUT.README.md`; `flat` writes a row per step.
 
     Raises:
-        DataError: something is there already, by another process that was sooner too, or the disk can't be written.
+        DataError: something is there already, perhaps from another process meanwhile, or the disk can't be written.
     """
     if "://" in out:
         raise DataError(f"datasets are written to a local folder; write one and copy it to {out}")
@@ -177,7 +179,7 @@ def write_dataset(
 
 
 def _put(temporary: Path, folder: Path, *, overwrite: bool) -> bool:
-    """Gives a folder its name; False where another one has it and may not be replaced."""
+    """Renames the folder; returns False where its name is taken and may not be replaced."""
     while True:
         if folder.exists():
             if not overwrite:

@@ -17,15 +17,15 @@ from dt_ray.data.transitions import TransitionDataset
 from dt_ray.learners.base import Policy
 from dt_ray.runs.evaluation_report import ActionErrors, EvaluationReport, HeldOutResult
 
-NUM_GROUPS = 5  # of steps and of episodes, that errors are told apart by
+NUM_GROUPS = 5  # of steps, by number of the step and by return
 
 
 def evaluate_held_out(
     policy: Policy, held_out: HeldOutEpisodes, config: EvaluationConfig, *, step: int
 ) -> EvaluationReport:
-    """The report on a policy that is shown each logged episode up to a step, and asked what it would do there.
+    """Compares a policy's actions with the logged ones at every step of held-out episodes.
 
-    It is asked for the return that the episode had, and sees the actions and rewards of the log, as in training.
+    The target return is that of the episode. As in training, the policy sees the actions and rewards of the log.
     """
     began, data, units = time.perf_counter(), held_out.episodes, held_out.normalizer
     chosen = replay(policy, data)
@@ -57,7 +57,7 @@ def evaluate_held_out(
 
 
 def replay(policy: Policy, data: TransitionDataset) -> Float[ndarray, "N A"]:
-    """What the policy would do at each step of logged episodes, all of them side by side."""
+    """The policy's action at each step of logged episodes, which are replayed side by side."""
     assert data.returns_to_go is not None
     chosen = np.zeros_like(data.actions)
     live = np.arange(data.num_episodes)
@@ -76,7 +76,7 @@ def replay(policy: Policy, data: TransitionDataset) -> Float[ndarray, "N A"]:
 
 
 def _grouped(squares: Float[ndarray, "3 N"], values: Float[ndarray, "N"]) -> tuple[ActionErrors, ...]:
-    """The errors of groups of steps of about the same size, which differ in a value of each step."""
+    """The errors of about equally large groups of steps, formed by a value of each step."""
     edges = np.unique(np.quantile(values, np.linspace(0, 1, NUM_GROUPS + 1), method="nearest"))
     groups = np.searchsorted(edges[1:-1], values, side="right")
     found = []

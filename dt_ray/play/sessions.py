@@ -1,4 +1,4 @@
-"""Many live episodes of a policy that step when their clients do: what a server keeps of each, and acts on together.
+"""Sessions: live episodes of a policy that step at different times, as a server needs; actions are computed together.
 
 Legend: N episodes that act together, S observation, A action dimension.
 """
@@ -23,7 +23,7 @@ from dt_ray.learners.base import Policy, as_window_policy
 from dt_ray.learners.policies import WindowContext, scaled_targets
 from dt_ray.models.batch import WindowBatch
 
-MAX_NAME_LENGTH = 64  # characters of a name that nobody has
+MAX_NAME_LENGTH = 64  # characters of an unknown name that a message repeats
 
 
 class RefusedError(Exception):
@@ -36,7 +36,7 @@ class RefusedError(Exception):
 
 @dataclass
 class Session:
-    """One episode: the steps that the policy may look at, and the action that the newest one was given."""
+    """One episode: the steps that the policy sees, and the action computed for the newest one."""
 
     steps: WindowContext
     used_at: float
@@ -44,7 +44,7 @@ class Session:
 
 
 class Sessions:
-    """The live episodes: at most so many, and none that was idle for so long. Each answers as a policy by itself."""
+    """The live episodes, bounded in number and idle time. Each acts as a policy of its own would."""
 
     def __init__(
         self,
@@ -70,7 +70,7 @@ class Sessions:
         """Begins an episode; returns its name.
 
         Raises:
-            RefusedError: the observation is no such, or too many episodes are live.
+            RefusedError: the observation is malformed, or too many episodes are live.
         """
         first = self._checked("observation", observation, self.spec.observation_dim)
         if target_return == math.inf:
@@ -98,10 +98,10 @@ class Sessions:
     def observe(
         self, name: str, observation: Sequence[float], reward: float, action: Sequence[float] | None = None
     ) -> None:
-        """Notes what a step earned and what was seen next; `action` is what was done, if it wasn't what was given.
+        """Adds a reward and the next observation; `action` is the action taken, if it differs from the computed one.
 
         Raises:
-            RefusedError: no such session, its episode is too long, or what was observed is none.
+            RefusedError: no such session, its episode is too long, or a value is malformed.
         """
         session = self._find(name)
         seen = self._checked("observation", observation, self.spec.observation_dim)
@@ -122,7 +122,7 @@ class Sessions:
 
     @torch.inference_mode()
     def act(self, names: Sequence[str]) -> list[Float[ndarray, "A"] | RefusedError]:
-        """The next actions of these episodes, computed together; a refusal for each one that was ended meanwhile."""
+        """The next actions of these episodes, computed together; a refusal for each one that has ended meanwhile."""
         sessions = [session for name in dict.fromkeys(names) if (session := self._sessions.get(name)) is not None]
         if sessions:
             for session, action in zip(sessions, self._act_together(sessions), strict=True):

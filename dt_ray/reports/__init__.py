@@ -1,1 +1,1 @@
-"""What runs and sweeps came to: records, figures and the page that holds them. Nothing here trains or plays."""
+"""Reports on runs and sweeps: records, figures and the page that holds them. Nothing here trains."""

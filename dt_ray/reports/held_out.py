@@ -1,4 +1,4 @@
-"""What a report says of runs without an environment: how far their actions are from those of held-out episodes."""
+"""Figures and tables for runs without an environment: the errors of actions on held-out episodes."""
 
 from __future__ import annotations
 

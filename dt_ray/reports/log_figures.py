@@ -1,4 +1,4 @@
-"""The figures of a log: what its episodes are worth, how long they are, what its columns hold.
+"""The figures of a log: returns and lengths of episodes, values of columns, actions.
 
 Legend: E episodes.
 """
@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from dt_ray.data.column_facts import sampled_rows
-from dt_ray.data.description import LogDescription
+from dt_ray.data.description.column_facts import sampled_rows
+from dt_ray.data.description.log_description import LogDescription
 from dt_ray.reports.figures import GREY, OKABE_ITO
 
 BLUE, ORANGE = OKABE_ITO[:2]
@@ -23,7 +23,7 @@ MAX_MARKED = 12  # outliers with their number in a figure
 
 
 def draw_episodes(log: LogDescription, labels: Sequence[str]) -> Figure:
-    """Returns and lengths, and both of each episode; outliers are marked with what the log calls them."""
+    """Histograms of returns and lengths, and both of each episode; outliers are marked with their logged ids."""
     figure = Figure(figsize=(10, 7), layout="constrained")
     panels = figure.subplot_mosaic([["returns", "lengths"], ["each", "each"]], height_ratios=(1, 1.4))
     left, right, below = panels["returns"], panels["lengths"], panels["each"]
@@ -45,7 +45,7 @@ def draw_episodes(log: LogDescription, labels: Sequence[str]) -> Figure:
 
 
 def draw_columns(log: LogDescription) -> Figure:
-    """How often each column has which value, over sampled steps."""
+    """A histogram of each column over sampled steps."""
     rows = sampled_rows(log.features)
     rows = rows[:: max(1, len(rows) // MAX_POINTS)]
     shown = range(min(len(log.names), MAX_PANELS))
@@ -63,7 +63,7 @@ def draw_columns(log: LogDescription) -> Figure:
 
 
 def draw_actions(log: LogDescription) -> Figure:
-    """How an action's values go with the return of the episode: what good episodes do that others don't."""
+    """The values of each action against the return of the episode, which shows how good episodes act."""
     features = log.features
     first, num = features.observation_dim, min(features.action_dim, MAX_PANELS)
     num_lines = -(-num // PANELS_A_ROW)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dt_ray.data.description import LogDescription
+from dt_ray.data.description.log_description import LogDescription
 from dt_ray.reports import log_figures
 from dt_ray.reports.page import Report
 from dt_ray.runs.storage import Folder

@@ -37,7 +37,7 @@ from dt_ray.reports.records import (
     time_rows,
 )
 from dt_ray.runs.checkpoint import PolicyFacts, load_policy
-from dt_ray.runs.folder import find_checkpoint
+from dt_ray.runs.folder import checkpoint_at
 from dt_ray.runs.storage import Folder
 from dt_ray.sweeps.config import SweepConfig
 from dt_ray.sweeps.folder import SweepFolder
@@ -195,14 +195,14 @@ def _best_run(groups: Sequence[Group]) -> RunRecord:
 
 
 def _add_episodes(report: Report, run: RunRecord, *, video: bool) -> None:
-    """The policy at work, in the first evaluation episode."""
+    """Adds plots of the policy's first evaluation episode, and an animation if `video`."""
     config, env_id = run.config, needed_environment(run.config.env_id, "an episode to show")
     is_pendulum = config.env_id == pendulum.ENV_ID
     if not (video or is_pendulum):
         return
     torch.set_num_threads(1)
     try:
-        policy, facts = load_policy(find_checkpoint(run.folder.folder), config.evaluation)
+        policy, facts = load_policy(checkpoint_at(run.folder.folder), config.evaluation)
     except RunError as error:
         if video:
             raise

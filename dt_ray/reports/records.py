@@ -1,4 +1,4 @@
-"""What a report is about: runs side by side, grouped over their seeds, and the figures' numbers as tables."""
+"""The records of runs that a report compares, grouped over their seeds, and their numbers as tables."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from scipy import stats
 from dt_ray.config.loading import to_plain
 from dt_ray.config.schema import RunConfig
 from dt_ray.config.targets import show_target
-from dt_ray.data.datasets import read_parts
-from dt_ray.data.files import find_files
+from dt_ray.data.logs.datasets import read_parts
+from dt_ray.data.logs.files import find_files
 from dt_ray.errors import DataError, RunError, StorageError
 from dt_ray.runs.evaluation_report import EvaluationReport
 from dt_ray.runs.folder import RunFolder
@@ -37,7 +37,7 @@ ReturnsByTarget = Mapping[float, Float[ndarray, "seeds episodes"]]  # of episode
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:
-    """What a run has written."""
+    """The files of a run, read."""
 
     folder: RunFolder
     config: RunConfig
@@ -214,7 +214,7 @@ def iqm(returns: Float[ndarray, "seeds episodes"]) -> float:
 
 
 def improvement_rows(groups: Sequence[Group]) -> list[Row]:
-    """How likely an episode of one group gets more than one of another, asked for the most; ties count half.
+    """The probability that an episode of one group has a higher return than one of another; ties count half.
 
     The Mann-Whitney statistic over the number of pairs, as in Agarwal et al. 2021.
     """
@@ -231,7 +231,7 @@ def improvement_rows(groups: Sequence[Group]) -> list[Row]:
 
 
 def time_rows(groups: Sequence[Group]) -> list[Row]:
-    """Where each run's time went, in seconds."""
+    """The seconds that each run spent on training and evaluation."""
     return [
         {
             "group": group.label,

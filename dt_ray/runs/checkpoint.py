@@ -1,4 +1,4 @@
-"""Checkpoints: what acting needs in `policy/`, what resuming needs besides in `training/`, a manifest last."""
+"""Checkpoints: `policy/` for acting, `training/` for what resuming needs beside it, and a manifest, written last."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from dt_ray.config.schema import ActionBounds, EvaluationConfig, ModelConfig, Op
 from dt_ray.data.normalizer import Normalizer
 from dt_ray.data.spaces import SpaceSpec
 from dt_ray.errors import RunError, StorageError
-from dt_ray.learners import Learner, Policy, find_learner
+from dt_ray.learners import Learner, Policy, learner_class
 from dt_ray.runs.storage import Folder
 
 FORMAT_VERSION = 1
@@ -45,12 +45,13 @@ class PolicyFacts:
     normalizer: dict[str, Any]
     evaluation: EvaluationConfig
     env_kwargs: dict[str, Any] = field(default_factory=dict)
+    algorithm_settings: dict[str, Any] = field(default_factory=dict)
     action_bounds: ActionBounds = "environment"  # where those of `spec` come from
 
 
 @dataclass(frozen=True, kw_only=True)
 class FileFacts:
-    """What `MANIFEST.json` says of a file."""
+    """The size and hash of a file in `MANIFEST.json`."""
 
     size: int
     sha256: str
@@ -85,6 +86,7 @@ def pack_checkpoint(learner: Learner, *, config: RunConfig, state: Mapping[str, 
         normalizer={key: np.asarray(value).tolist() for key, value in asdict(learner.normalizer).items()},
         evaluation=config.evaluation,
         env_kwargs=config.env_kwargs,
+        algorithm_settings=config.algorithm_settings,
         action_bounds=config.data.action_bounds,
     )
     weights = {name: value.detach().cpu().contiguous() for name, value in learner.model.state_dict().items()}
@@ -130,10 +132,14 @@ def load_policy(folder: Folder, evaluation: EvaluationConfig | None = None) -> t
     files = _verified_files(folder, "policy/")
     facts = _facts(folder, files["policy/policy.json"])
     config = RunConfig(
-        algorithm=facts.algorithm, env_id=facts.env_id, model=facts.model, evaluation=evaluation or facts.evaluation
+        algorithm=facts.algorithm,
+        algorithm_settings=facts.algorithm_settings,
+        env_id=facts.env_id,
+        model=facts.model,
+        evaluation=evaluation or facts.evaluation,
     )
     with _kept_random_state():
-        learner = find_learner(facts.algorithm)(config, facts.spec, _normalizer(facts))
+        learner = learner_class(facts.algorithm)(config, facts.spec, _normalizer(facts))
         _load_weights(learner, folder, files["policy/model.safetensors"])
         return learner.policy(), facts
 
@@ -141,7 +147,7 @@ def load_policy(folder: Folder, evaluation: EvaluationConfig | None = None) -> t
 def load_learner(folder: Folder, *, optim: OptimConfig | None = None) -> tuple[Learner, RunConfig]:
     """The learner of a checkpoint as it was, on the CPU, and the configuration that it was trained with.
 
-    With `optim` it is run by that, where the machine that trained it had what this one has not.
+    `optim` replaces its `optim` settings, where this machine lacks something that they need.
 
     Raises:
         RunError: the checkpoint is incomplete, damaged or of another format.
@@ -152,13 +158,13 @@ def load_learner(folder: Folder, *, optim: OptimConfig | None = None) -> tuple[L
     check_names(config.named_code, source=f"{folder}/training/state.json")
     config = replace(config, optim=optim or config.optim)
     with _kept_random_state():
-        learner = find_learner(facts.algorithm)(config, facts.spec, _normalizer(facts))
+        learner = learner_class(facts.algorithm)(config, facts.spec, _normalizer(facts))
         restore_learner(folder, learner)
     return learner, config
 
 
 def read_facts(folder: Folder) -> PolicyFacts:
-    """What a checkpoint's policy is, without its weights."""
+    """The facts in a checkpoint's `policy.json`."""
     return _facts(folder, _verified_files(folder, "policy/policy.json")["policy/policy.json"])
 
 
@@ -186,11 +192,11 @@ def restore_learner(folder: Folder, learner: Learner) -> dict[str, Any]:
     return json.loads(files["training/state.json"])
 
 
-def find_fault(folder: Folder) -> str | None:
-    """What is wrong with a checkpoint: no manifest, or the first file that isn't what the manifest says.
+def checkpoint_fault(folder: Folder) -> str | None:
+    """Why a checkpoint is not complete: it has no manifest, or a file differs from it. None where it is complete.
 
     Raises:
-        StorageError: the storage doesn't answer, which says nothing of the checkpoint.
+        StorageError: the storage doesn't answer.
     """
     try:
         _verified_files(folder, "")
@@ -219,7 +225,7 @@ def _verified_files(folder: Folder, prefix: str) -> dict[str, bytes]:
 
 @contextmanager
 def _kept_random_state() -> Iterator[None]:
-    """Learners seed the process when they are made, for a training; who loads one keeps the random state they had."""
+    """Restores the random state of the process afterwards: making a learner seeds it."""
     plain, arrays = random.getstate(), np.random.get_state()
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     try:

@@ -20,7 +20,7 @@ Number = Annotated[float, BeforeValidator(lambda value: math.nan if value is Non
 
 @dataclass(frozen=True, kw_only=True)
 class TargetResult:
-    """What the episodes of one target return reached."""
+    """The results of the episodes with one target return."""
 
     target_return: TargetReturn  # infinity is "max" in JSON
     return_mean: Number
@@ -48,7 +48,7 @@ class TargetResult:
 class ActionErrors:
     """Errors of actions over a group of logged steps, as in `HeldOutResult`."""
 
-    lowest: float  # of what tells the groups apart: the number of the step, or the return of its episode
+    lowest: float  # of the group's steps or returns, by which the groups are formed
     highest: float
     num_steps: int
     action_error: Number
@@ -58,7 +58,7 @@ class ActionErrors:
 
 @dataclass(frozen=True, kw_only=True)
 class HeldOutResult:
-    """How far a policy's actions are from those of logged episodes that nothing was trained on.
+    """The errors of a policy's actions on held-out episodes of the log.
 
     Errors are root mean squares over steps and dimensions; 1 is half of the width of the action bounds.
     """
@@ -114,9 +114,9 @@ class EvaluationReport:
 
     @property
     def score(self) -> float:
-        """What makes one evaluation better than another: the mean return at the highest target return, or NaN.
+        """The number by which evaluations are compared: the mean return at the highest target return, or NaN.
 
-        Without an environment the smaller error of its actions on held-out episodes.
+        Without an environment it is minus the error of the actions on held-out episodes.
         """
         if self.held_out is not None:
             return -self.held_out.action_error

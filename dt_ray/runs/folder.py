@@ -17,7 +17,7 @@ from pyarrow import fs
 from dt_ray.config.loading import decode_config, parse_yaml, to_yaml
 from dt_ray.config.schema import RunConfig
 from dt_ray.errors import ConfigError, RunError
-from dt_ray.runs.checkpoint import checkpoint_name, find_fault
+from dt_ray.runs.checkpoint import checkpoint_fault, checkpoint_name
 from dt_ray.runs.evaluation_report import EvaluationReport, best_of
 from dt_ray.runs.lease import Lease, check_new, clear
 from dt_ray.runs.storage import Folder, Stamp
@@ -34,9 +34,9 @@ class RunFolder:
         self.metrics_file = folder / "metrics.jsonl"
         self.checkpoints = folder / "checkpoints"
         self.evaluations = folder / "evaluations"
-        # What was read and found good is not read again until it is written again.
+        # Checkpoints that were found complete are not read again until their files change.
         self._sound: dict[int, dict[str, Stamp]] = {}
-        # Evaluations by their files' names; without a stamp until the file that was written here is next listed.
+        # Evaluations by file name; the stamp is None for a file that was written here and not listed since.
         self._reports: dict[str, tuple[Stamp | None, EvaluationReport]] = {}
 
     @classmethod
@@ -76,7 +76,7 @@ class RunFolder:
             Lease(self.folder.parent.parent).check_free()
 
     def write_config(self, config: RunConfig) -> None:
-        """Writes `config.yaml` and `environment.json`, at a start or a resume: what ended the run before is past."""
+        """Writes `config.yaml` and `environment.json` at a start or a resume, and deletes an old `error.txt`."""
         (self.folder / "error.txt").delete()
         (self.folder / "config.yaml").write_text(to_yaml(config))
         (self.folder / "environment.json").write_text(json.dumps(describe_environment(config), indent=2) + "\n")
@@ -98,10 +98,10 @@ class RunFolder:
         return sorted(int(name) for name in names if name.isdigit())
 
     def latest_checkpoint(self) -> tuple[Folder | None, list[str]]:
-        """The newest checkpoint that is complete and undamaged, and the faults of newer ones passed over."""
+        """The newest checkpoint that is complete and undamaged, and the faults of the newer ones."""
         faults = []
         for step in reversed(self.checkpoint_steps()):
-            if (fault := find_fault(self.checkpoint(step))) is None:
+            if (fault := checkpoint_fault(self.checkpoint(step))) is None:
                 return self.checkpoint(step), faults
             faults.append(fault)
         return None, faults
@@ -127,9 +127,9 @@ class RunFolder:
                 self._sound.pop(step, None)
 
     def _is_sound(self, step: int) -> bool:
-        """Whether a checkpoint is complete and undamaged; one that is as it was when it was read is not read again."""
+        """Whether a checkpoint is complete and undamaged; it is only read again if its files have changed."""
         stamps = self.checkpoint(step).stamps(recursive=True)
-        if self._sound.get(step) != stamps and find_fault(self.checkpoint(step)) is None:
+        if self._sound.get(step) != stamps and checkpoint_fault(self.checkpoint(step)) is None:
             self._sound[step] = stamps
         return self._sound.get(step) == stamps
 
@@ -181,7 +181,7 @@ class RunFolder:
         return [name for name in self.evaluations.names() if _is_evaluation(name)]
 
     def best_evaluation(self, *, up_to: int | None = None) -> EvaluationReport | None:
-        """What `best_of` says of the evaluations at steps up to `up_to`."""
+        """The best evaluation at steps up to `up_to`."""
         return best_of(self.read_evaluations(up_to=up_to))
 
     def write_summary(self, *, status: str, step: int, **values: Any) -> dict[str, Any]:
@@ -199,7 +199,7 @@ class RunFolder:
         return summary
 
     def read_summary(self) -> dict[str, Any] | None:
-        """What `summary.json` says; None while there is none."""
+        """The content of `summary.json`; None while there is none."""
         try:
             return json.loads((self.folder / "summary.json").read_text())
         except FileNotFoundError:
@@ -216,7 +216,7 @@ def default_name(config_name: str) -> str:
 
 
 def describe_environment(config: RunConfig) -> dict[str, Any]:
-    """What `environment.json` says: enough to see what a run came from, and no environment variables."""
+    """The content of `environment.json`: versions, seeds, command line and machine, but no environment variables."""
     revision = None
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         git = ["git", "rev-parse", "HEAD"]
@@ -239,7 +239,7 @@ def _version(package: str) -> str | None:
     return None
 
 
-def find_checkpoint(place: Folder) -> Folder:
+def checkpoint_at(place: Folder) -> Folder:
     """The checkpoint meant by a run's folder (its newest complete one) or by a checkpoint's own.
 
     Raises:
@@ -270,4 +270,4 @@ def with_values_checkpoint(config: RunConfig) -> RunConfig:
             f"data.values: there is no run at {config.data.values}; give the folder of a run or checkpoint of iql, "
             f"which `python -m dt_ray.train --config iql/pendulum_values`, for one, makes"
         )
-    return replace(config, data=replace(config.data, values=str(find_checkpoint(place))))
+    return replace(config, data=replace(config.data, values=str(checkpoint_at(place))))

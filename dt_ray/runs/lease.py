@@ -1,4 +1,4 @@
-"""Who writes a run: one process at a time, which says so in a file of the run's folder for as long as it does."""
+"""Ensures that one process at a time writes a run: it keeps a lease file in the run's folder up to date."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ log = logging.getLogger("dt_ray")
 
 FILE = "lease.json"
 REFRESH_S = 10.0
-STALE_S = 60.0  # without a refresh, after which a holder on another machine is taken for dead
-HELD: set[str] = set()  # leases of this process that are not given back
+STALE_S = 60.0  # a holder on another machine that has not refreshed for so long is taken for dead
+HELD: set[str] = set()  # the leases that this process holds
 SETTLE_S = 1.0  # between writing to an object store, which has no locks, and reading who wrote last
 
 
 @dataclass(frozen=True, kw_only=True)
 class Holder:
-    """A process that writes a run: which, where, and when it last said so (seconds since 1970)."""
+    """The process that writes a run, and the time of its last refresh (seconds since 1970)."""
 
     lease: str
     host: str
     pid: int
-    started: str  # of the process, as its system counts: numbers of processes are given again
+    started: str  # the start of the process in its system's count: process ids are reused
     refreshed: float
 
     def is_alive(self, now: float) -> bool:
-        """By its process where that can be seen from here, else by its last refresh."""
+        """Whether the holder still writes: by its process if that is on this machine, else by its last refresh."""
         if self.host == this_host():
             if self.pid == os.getpid():
                 return self.lease in HELD
@@ -100,7 +100,7 @@ class Lease:
 
     def _refresh(self, closed: threading.Event) -> None:
         while not closed.wait(REFRESH_S):
-            with contextlib.suppress(Exception):  # a storage that fails for a while is the run's to speak of
+            with contextlib.suppress(Exception):  # the run itself reports a storage that fails
                 with _locked(self.folder):
                     holder = self._read()
                     if holder is not None and holder.lease == self.name and not closed.is_set():
@@ -130,7 +130,7 @@ class Lease:
 
 @contextlib.contextmanager
 def _locked(folder: Folder) -> Iterator[None]:
-    """Between reading and writing a lease no other process of this machine does the same."""
+    """Locks the folder, so that no other process of this machine reads or writes the lease meanwhile."""
     if not folder.is_local:
         yield
         return
@@ -153,7 +153,7 @@ def _locked(folder: Folder) -> Iterator[None]:
 
 
 def this_host() -> str:
-    """The machine, and what tells containers of one name apart: whose processes can be seen from here."""
+    """The name of this machine and its process namespace: containers with the same name differ in it."""
     namespace = ""
     with contextlib.suppress(OSError):
         namespace = os.readlink("/proc/self/ns/pid")
@@ -162,7 +162,7 @@ def this_host() -> str:
 
 
 def is_running(pid: int, *, started: str) -> bool:
-    """Whether the process that began then is still there; one that only waits to be counted by its parent is not."""
+    """Whether the process that started then still runs; a zombie counts as ended."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -188,13 +188,13 @@ def check_new(folder: Folder) -> None:
     """
     if folder.exists() and folder.names() != [FILE]:
         raise RunError(
-            f"{folder} exists already; choose another name=…, go on with --resume {folder}, "
+            f"{folder} exists already; choose another name=…, resume it with --resume {folder}, "
             f"or replace it with --overwrite"
         )
 
 
 def clear(folder: Folder, *, kind: str, known_by: str) -> None:
-    """Empties the folder of a run or sweep, its `kind`, but for the lease, which whoever replaces it holds.
+    """Empties the folder of a run or sweep, its `kind`, except for the lease, which the caller holds.
 
     Raises:
         RunError: what is there is none: it has no file `known_by`.

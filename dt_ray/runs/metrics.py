@@ -14,7 +14,7 @@ REWRITE_EVERY_S = 10.0  # of a file in an object store
 
 
 class MetricsLog:
-    """Writes the file. No step stands in it twice: the lines of a resumed run replace those that it makes again."""
+    """Writes the file. A resumed run first removes the lines of steps that it makes again: no step is there twice."""
 
     def __init__(self, file: Folder, *, resumed_at: int) -> None:
         self.file = file
@@ -23,7 +23,7 @@ class MetricsLog:
         self._written_at, self._is_written = time.monotonic(), True
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Appends a line; object stores can't append, and get the whole file now and then."""
+        """Appends a line; in an object store, which can't append, the whole file is written every few seconds."""
         line = to_json({"step": step, **values})
         if self.file.is_local:
             self.file.append_text(line)

@@ -1,4 +1,4 @@
-"""Files of a run on a local disk or anything else that pyarrow's filesystems reach: whole, or not there."""
+"""Files of a run on a local disk or in any other filesystem of pyarrow; a file is written completely or not at all."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dt_ray.errors import StorageError
 
 
 class Stamp(NamedTuple):
-    """What changes when a file is written again."""
+    """Size and time of a file, which change when it is written again."""
 
     size: int
     written_ns: int
@@ -31,7 +31,7 @@ class Folder:
 
     @classmethod
     def at(cls, path: str | Path) -> Folder:
-        """The folder meant by a path, relative ones from the working directory of now, or a URI."""
+        """The folder at a path, relative to the current working directory, or at a URI."""
         text = str(path)
         return cls(text.rstrip("/") if "://" in text else str(Path(text).expanduser().absolute()))
 

@@ -23,9 +23,9 @@ def _finite(value: Any) -> Any:
 
 
 class BackgroundWriter:
-    """A thread that writes one thing after the other, in the order in which they were given.
+    """A thread that does writes one after the other, in the order in which they were submitted.
 
-    After a write that failed nothing more is written: what comes later may speak of it.
+    After a failed write nothing more is written, since later files may refer to it.
     """
 
     def __init__(self) -> None:

@@ -1,1 +1,1 @@
-"""Which trials come of a sweep, and the tables made of them. Ray Tune runs them, in `distributed`."""
+"""Sweep files, the trials that they mean, and the tables of their results. `distributed` runs the trials."""

@@ -14,7 +14,8 @@ from dt_ray.runs.evaluation_report import EvaluationReport
 from dt_ray.runs.folder import RunFolder
 from dt_ray.runs.lease import Lease, check_new, clear
 from dt_ray.runs.storage import Folder
-from dt_ray.sweeps.config import SweepConfig, decode_sweep
+from dt_ray.sweeps.config import SweepConfig
+from dt_ray.sweeps.loading import decode_sweep
 
 # Where things are and how many may run: nothing that a trial's results depend on.
 KEYS_CHANGED_ON_RESUME = ("data.path", "data.values", "data.mix", "evaluation.max_envs", "max_concurrent")
@@ -62,7 +63,7 @@ class SweepFolder:
         (self.folder / "sweep.yaml").write_text(sweep.to_yaml())
 
     def read(self, overrides: Sequence[str] = ()) -> SweepConfig:
-        """The sweep as it was started, wherever its folder is now; `overrides` say where what it needs is now.
+        """The sweep as it was started, at its present folder; `overrides` may give new places of its data.
 
         Raises:
             RunError: the folder is no sweep.
@@ -101,7 +102,7 @@ def result_of(run: RunFolder) -> tuple[str, EvaluationReport | None]:
 
 
 def further_evaluations(sweep: SweepConfig, folder: SweepFolder) -> list[tuple[str, EvaluationConfig, Folder]]:
-    """What is still to be evaluated: checkpoints, under which settings, and the files for the reports."""
+    """The missing evaluations: checkpoint, settings, and the file for the report."""
     missing = []
     for name in folder.trial_names():
         run = folder.trial(name)

@@ -1,4 +1,4 @@
-"""The tables of a sweep, out of the folders of its trials, and the best of its settings."""
+"""Makes the tables of a sweep from the folders of its trials, and finds the best setting."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def write_table(rows: Sequence[Row], file: Folder) -> None:
 
 
 def settings_of(row: Row, sweep: SweepConfig) -> Row:
-    """What a row was trained and evaluated with, but for its seed."""
+    """The swept settings of a row, without its seed."""
     keys = [axis.key for axis in sweep.axes if axis.key not in ("evaluation.target_returns", "seed")]
     target = {"target_return": row["target_return"]} if "target_return" in row else {}
     return {key: row.get(key) for key in keys} | target
@@ -128,7 +128,7 @@ def over_seeds(rows: Sequence[Row], sweep: SweepConfig) -> list[SettingResult]:
 
 
 def find_best(rows: Sequence[Row], sweep: SweepConfig) -> dict[str, Any] | None:
-    """What `best.json` says, but for the evaluation: the setting that is best on average over its seeds."""
+    """The setting that is best on average over its seeds, as `best.json` has it, without the evaluation."""
     metric, sign = sweep.settings.metric, 1 if sweep.settings.direction == "max" else -1
     groups = over_seeds(rows, sweep)
     if not groups:
@@ -152,7 +152,7 @@ def find_best(rows: Sequence[Row], sweep: SweepConfig) -> dict[str, Any] | None:
 
 
 def evaluate_best(best: Mapping[str, Any], evaluation: EvaluationConfig) -> dict[str, Any]:
-    """`best.json`: the best checkpoint evaluated by itself, and the command that does it again to the last digit."""
+    """The content of `best.json`: the evaluation of the best checkpoint, and the command that repeats it exactly."""
     (target,) = evaluate_checkpoint(best["checkpoint"], evaluation).to_dict()["targets"]
     command = ["python", "-m", "dt_ray.evaluate", best["checkpoint"], f"--target-return={target['target_return']}"]
     command += ["--episodes", str(evaluation.num_episodes), "--seed", str(evaluation.seed)]

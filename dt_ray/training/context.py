@@ -1,4 +1,4 @@
-"""Where the loop runs: what it is told of its place among the workers, and of who runs them."""
+"""The context of the training loop: its place among the workers, and its connection to the driver."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from dt_ray.runs.folder import RunFolder
 from dt_ray.runs.storage import Folder
 
 T = TypeVar("T")
-EXCHANGE_EVERY = 10  # updates of several workers between two exchanges of what is asked of them, and who has failed
+EXCHANGE_EVERY = 10  # updates after which several workers tell one another of stop requests and failures
 
 
 class StopRequest(enum.Enum):
-    """What the driver asks of the training workers between two updates."""
+    """The driver's request to the training workers, between two updates."""
 
     NONE = enum.auto()
     SAVE = enum.auto()  # write a checkpoint now: this machine may soon be gone
@@ -36,62 +36,60 @@ class StopRequest(enum.Enum):
 
 
 class TrainContext(Protocol):
-    """Where the loop runs: in this process, in a Ray Train worker or in a Tune trial."""
+    """Where the loop runs: in this process, in a Ray Train worker or in a Tune trial.
 
-    rank: int
-    world_size: int
+    Methods with a body are those of a single worker; contexts of one worker inherit them.
+    """
+
+    config: RunConfig
     device: torch.device
+    rank: int = 0
+    world_size: int = 1
 
     def data_parallel(self, module: nn.Module) -> nn.Module:
         """The module, its gradients averaged over the workers."""
-        ...
+        return module
 
     def sum(self, value: Tensor) -> Tensor:
         """The sum over the workers, on each of them."""
-        ...
+        return value
 
     def gather(self, value: Any) -> list[Any]:
-        """What each worker gives, by rank, on all of them; every worker must call it."""
-        ...
+        """The values of all workers, by rank, on each of them; every worker must call it."""
+        return [value]
 
     def report(self, metrics: Mapping[str, float]) -> None:
-        """Tells whoever runs the workers that a checkpoint is complete; every worker must call it."""
-        ...
+        """Called when a checkpoint is complete, for Ray Train; every worker must call it."""
 
     def report_evaluation(self, report: EvaluationReport) -> None:
-        """Tells whoever compares runs that an evaluation and its checkpoint are written; rank 0 calls it."""
-        ...
+        """Called by rank 0 when an evaluation and its checkpoint are written, for Ray Tune."""
 
     def stop_request(self) -> StopRequest:
-        """What is asked of the workers now: the same on all of them, who call it after every update."""
+        """The driver's present request, the same on all workers, which call it after every update."""
         ...
 
     def latest_checkpoint(self) -> Folder | None:
-        """Where to go on from: the same on all workers, who must all call it."""
-        ...
+        """The checkpoint to resume from, the same on all workers; every worker must call it."""
+        return RunFolder.of(self.config).latest_checkpoint()[0]
 
     @property
     def evaluates_here(self) -> bool:
         """Whether evaluations are played in this process."""
-        ...
+        return True
 
     def evaluate(
         self, policy: Policy, held_out: HeldOutEpisodes | None, *, step: int, again: bool = False
     ) -> Future[EvaluationReport]:
         """Begins an evaluation; its report comes when the future is done.
 
-        `held_out` takes the place of the environment where there is none. `again`: it was begun before and not
+        `held_out` is used where there is no environment. `again` says that this evaluation was begun before and not
         finished, perhaps because the environment ended the process.
         """
         ...
 
 
-class LocalContext:
-    """One worker, in the calling process; evaluations hold up the training."""
-
-    rank = 0
-    world_size = 1
-    evaluates_here = True
+class LocalContext(TrainContext):
+    """One worker, in the calling process; the training waits for evaluations."""
 
     def __init__(self, config: RunConfig, *, device: torch.device | str = "cpu") -> None:
         self.config = config
@@ -99,29 +97,11 @@ class LocalContext:
         self._request = StopRequest.NONE
 
     def stop(self) -> None:
-        """Ends the training after the update that it is in."""
+        """Ends the training after the current update."""
         self._request = StopRequest.STOP
 
     def stop_request(self) -> StopRequest:
         return self._request
-
-    def data_parallel(self, module: nn.Module) -> nn.Module:
-        return module
-
-    def sum(self, value: Tensor) -> Tensor:
-        return value
-
-    def gather(self, value: Any) -> list[Any]:
-        return [value]
-
-    def report(self, metrics: Mapping[str, float]) -> None:
-        pass  # nobody else is waiting
-
-    def report_evaluation(self, report: EvaluationReport) -> None:
-        pass  # nobody compares it with others
-
-    def latest_checkpoint(self) -> Folder | None:
-        return RunFolder.of(self.config).latest_checkpoint()[0]
 
     def evaluate(
         self, policy: Policy, held_out: HeldOutEpisodes | None, *, step: int, again: bool = False
@@ -132,8 +112,8 @@ class LocalContext:
 class Failures:
     """The failure of one worker, kept until all workers know of it.
 
-    A worker that ended by itself would leave the others waiting for it. So it goes on as they do, and all of them end
-    at the next exchange.
+    A worker that ended alone would leave the others waiting for it. So it continues like them, and all of them end at
+    the next exchange.
     """
 
     def __init__(self, context: TrainContext) -> None:
@@ -152,7 +132,7 @@ class Failures:
             self.first = self.first or error
 
     def exchange(self, *, now: bool) -> None:
-        """Raises on all workers what one kept. They call it at every update, and ask each other every few, or `now`."""
+        """Raises the failure of one worker on all. Called at every update; they exchange every few, or `now`."""
         self._num_updates += 1
         if self.context.world_size > 1 and (now or self._num_updates % EXCHANGE_EVERY == 0):
             failed = torch.tensor(float(self.first is not None), device=self.context.device)
@@ -160,19 +140,19 @@ class Failures:
                 self.raise_on_all()
 
     def raise_own(self) -> None:
-        """Raises what this worker kept, where no other one waits for it any more."""
+        """Raises this worker's failure, once no other worker waits for it."""
         if self.first is not None:
             raise self.first
 
     def raise_on_all(self) -> None:
-        """Raises what one worker kept, on all of them; every worker must call it."""
+        """Raises the failure of one worker on all of them; every worker must call it."""
         for failure in self.context.gather(self.first):
             if failure is not None:
                 raise failure
 
 
 def together(context: TrainContext, work: Callable[[], T]) -> T:
-    """What `work` returns on this worker; raises on all workers the `UserError` that it raised on one."""
+    """Runs `work` on every worker and returns its result; a `UserError` on one worker is raised on all."""
     failures, results = Failures(context), []
     with failures.kept():
         results.append(work())
@@ -183,7 +163,7 @@ def together(context: TrainContext, work: Callable[[], T]) -> T:
 def evaluate_here(
     policy: Policy, held_out: HeldOutEpisodes | None, config: RunConfig, *, step: int
 ) -> Future[EvaluationReport]:
-    """A finished evaluation, for a context without actors."""
+    """Evaluates in this process; the future is done when it returns."""
     future: Future[EvaluationReport] = Future()
     try:
         if config.env_id is None:
@@ -199,9 +179,9 @@ def evaluate_here(
 
 
 def mean_real_steps(batch: WindowBatch, context: TrainContext) -> Tensor | None:
-    """Real steps a worker, over all of them; None where there is one, who counts them itself."""
+    """The mean number of real steps per worker; None for a single worker."""
     if context.world_size == 1:
         return None
-    if batch.num_real is not None:  # without waiting for the others, twice an update
+    if batch.num_real is not None:  # known without an exchange
         return batch.num_real / context.world_size
     return context.sum(batch.mask.sum()) / context.world_size

@@ -13,14 +13,16 @@ log = logging.getLogger("dt_ray")
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, which asks for the same as Ctrl-C."""
+    """Raised for SIGTERM, as `KeyboardInterrupt` is for Ctrl-C."""
 
 
 class StoppedEarlyError(Exception):
-    """What was asked to stop has ended, and there is nothing that it would return."""
+    """The work was asked to stop and ended without a result."""
 
 
-sigterm_received = threading.Event()  # Ray raises KeyboardInterrupt for whatever a handler raised within its calls
+sigterm_received = (
+    threading.Event()
+)  # Ray raises KeyboardInterrupt for any exception of a signal handler within its calls
 EXCEPTIONS = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: Terminated}
 
 
@@ -50,7 +52,7 @@ def stops_asked_of(ask: Callable[[], object]) -> Iterator[None]:
         received.append(number)
         if len(received) > 1:
             raise EXCEPTIONS[signal.Signals(number)]
-        log.warning("stopping after a checkpoint; again to stop at once")
+        log.warning("stopping after the next checkpoint; a second signal stops at once")
         ask()
 
     before = {number: signal.signal(number, handle) for number in EXCEPTIONS}

@@ -1,4 +1,4 @@
-"""What is decided of a dataset before its tables are written: which episodes train, and in which units.
+"""Decides, before a dataset's tables are written, which episodes are trained on and in which units.
 
 Nothing here holds all of the data's steps at once: they are taken from their blocks a few episodes at a time.
 
@@ -19,9 +19,9 @@ from dt_ray.config.schema import RunConfig
 from dt_ray.data.blocks import EpisodeBlocks
 from dt_ray.data.held_out import HeldOutEpisodes, LinearCloning, replayed_part
 from dt_ray.data.normalizer import Normalizer, mean_and_std
-from dt_ray.data.ranges import Ranges, find_range_traps
+from dt_ray.data.ranges import Ranges, range_traps
 from dt_ray.data.returns import Tail, bounds_by_timestep, find_tails
-from dt_ray.data.row_traps import find_other_returns
+from dt_ray.data.row_traps import return_traps
 from dt_ray.data.spaces import SpaceSpec, with_data_bounds
 from dt_ray.data.transitions import (
     SOURCE_BITS,
@@ -41,16 +41,16 @@ MAX_LOOKED_AT = 2**20  # first steps of a log that logged returns-to-go are comp
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """Of the episodes of several blocks, numbered through: which are laid out, in which order and units."""
+    """Which episodes of several blocks are laid out, in which order and units."""
 
     spec: SpaceSpec
     normalizer: Normalizer
-    values: StateValues | None  # that returns are counted from, in the model's units
+    values: StateValues | None  # learned values of states, in the model's units, for relabelled data
     train: Int[ndarray, "T"]
     validation: Int[ndarray, "H"]
     sizes: Int[ndarray, "D"]  # transitions of each dataset in `train`
     notes: tuple[str, ...]  # what looks wrong with the data, though it can be trained on
-    takes_logged_returns: bool  # as returns-to-go; else they are summed from the rewards
+    takes_logged_returns: bool  # returns-to-go are the logged ones; otherwise they are summed from the rewards
     discount: float
     length: int  # of windows
     held_out: HeldOutEpisodes | None = None  # what evaluations replay
@@ -62,7 +62,7 @@ class Layout:
         return self.table(blocks, episodes, (rows,), np.zeros(1, np.int64))
 
     def chunks(self, blocks: EpisodeBlocks, episodes: Int[ndarray, "_"]) -> tuple[list[ndarray], list[Tail | None]]:
-        """The episodes a few at a time, each time with the tail of their rewards in the model's units."""
+        """The episodes in chunks, each with the tail of its rewards in the model's units (see `returns_to_go`)."""
         chunks = blocks.chunks(episodes)
         scale = np.float32(self.normalizer.return_scale)
         return chunks, _find_tails(blocks, chunks, scale, discount=self.discount)
@@ -109,9 +109,9 @@ class Layout:
 
 
 def plan_layout(blocks: EpisodeBlocks, spec: SpaceSpec, config: RunConfig) -> tuple[Layout, EpisodeBlocks]:
-    """Splits the episodes, and fits the units on those to train on; and the blocks that these are to be taken from.
+    """Splits the episodes and fits the units on those to train on; returns the layout and the blocks to take them from.
 
-    Those are other blocks than the given ones where returns-to-go are counted from values, of a checkpoint.
+    These blocks are new ones where learned values replace the returns-to-go, else the given ones.
 
     Raises:
         DataError: too few episodes to hold any out, or longer ones than the model's timestep table.
@@ -126,7 +126,7 @@ def plan_layout(blocks: EpisodeBlocks, spec: SpaceSpec, config: RunConfig) -> tu
     if declared.returns == "shown" and settings.return_source is None and blocks.has_returns:
         looked_at = int(np.searchsorted(np.cumsum(blocks.lengths), MAX_LOOKED_AT)) + 1
         first = blocks.take(np.arange(min(looked_at, blocks.num_episodes)))
-        notes = tuple(find_other_returns(first, discount=settings.discount))
+        notes = tuple(return_traps(first, discount=settings.discount))
     chosen = chosen_episodes(
         blocks.episode_ids,
         blocks.episode_returns,
@@ -146,7 +146,7 @@ def plan_layout(blocks: EpisodeBlocks, spec: SpaceSpec, config: RunConfig) -> tu
     normalizer = _fit(blocks, train, spec, config)
     lengths = blocks.lengths[train]
     num_known = int(lengths.sum() - (blocks.endings[train] == HIDDEN).sum())
-    notes = find_notes(ranges, spec, config, num_known=num_known, num_transitions=int(lengths.sum())) + notes
+    notes = notes_on_data(ranges, spec, config, num_known=num_known, num_transitions=int(lengths.sum())) + notes
     values, length = None, window_length_of(config)
     if learned is not None:
         values = learned.inside(normalizer, blocks.take(train), length=length, discount=settings.discount)
@@ -171,7 +171,7 @@ def plan_layout(blocks: EpisodeBlocks, spec: SpaceSpec, config: RunConfig) -> tu
 def hold_out(
     held_out: Iterable[TransitionDataset], train: Iterable[TransitionDataset], normalizer: Normalizer, config: RunConfig
 ) -> HeldOutEpisodes | None:
-    """What evaluations replay: some held-out episodes, where there are any and there is no environment to play in."""
+    """The held-out episodes that evaluations replay; None with an environment, or without held-out episodes."""
     if config.env_id is not None:
         return None
     discount = config.data.discount
@@ -232,24 +232,24 @@ def _shown_returns(parts: Iterable[TransitionDataset], config: RunConfig) -> Ite
 def _find_tails(
     blocks: EpisodeBlocks, chunks: Sequence[Int[ndarray, "_"]], scale: np.float32, *, discount: float
 ) -> list[Tail | None]:
-    """Of the rewards of each chunk times `scale`; None where returns-to-go are not sums of all rewards behind."""
+    """The tail of each chunk's rewards times `scale`; None where returns-to-go are logged or discounted."""
     if blocks.has_returns or discount != 1.0:
         return [None] * len(chunks)
     parts = map(blocks.take_rewards, reversed(chunks))
     return [*reversed(find_tails((part.rewards * scale, part.starts) for part in parts))]
 
 
-def find_notes(
+def notes_on_data(
     ranges: Ranges, spec: SpaceSpec, config: RunConfig, *, num_known: int, num_transitions: int
 ) -> tuple[str, ...]:
-    """What a run should say of its data before it trains: a line each.
+    """What looks wrong with the data of a run, one line each.
 
     `num_known` of the transitions to train on have a successor in the log, or none because the environment ended there.
 
     Raises:
         DataError: nothing would be trained.
     """
-    notes = list(find_range_traps(ranges, spec, config.data.columns))
+    notes = list(range_traps(ranges, spec, config.data.columns))
     if declaration_of(config).needs_next_steps and num_known < num_transitions:
         hidden = (
             f"{config.algorithm} learns values from a step and what came next, and of {num_transitions - num_known} of "

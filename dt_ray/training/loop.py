@@ -1,4 +1,4 @@
-"""The training loop: the only one, whoever runs it. It knows its place among the workers only by a `TrainContext`."""
+"""The only training loop. It knows where it runs, and its place among the workers, from a `TrainContext` alone."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from dt_ray.training.resident import BatchSource
 
 @dataclass(frozen=True, kw_only=True)
 class Due:
-    """What the configuration wants after an update: the same on all workers. After the last update, all of it."""
+    """What is due after an update, by the configuration: the same on all workers. After the last update all is due."""
 
     log: bool
     save: bool
@@ -43,7 +43,7 @@ class Due:
 def check_checkpoint(
     checkpoint: Folder, config: RunConfig, spec: SpaceSpec, normalizer: Normalizer, values: StateValues | None
 ) -> None:
-    """Loads a checkpoint as `run_training` will, so that a run which can't go on is refused before it is touched.
+    """Loads a checkpoint as `run_training` will, so that a run which can't be resumed is refused before it is changed.
 
     Raises:
         RunError: the checkpoint is of another run, of another model or in other units.
@@ -61,10 +61,10 @@ def run_training(config: RunConfig, source: BatchSource, context: TrainContext) 
         DivergedError: the loss is no longer finite; the update and the last good checkpoint are named.
         RunError: the checkpoint is of another run.
         StorageError: a checkpoint can't be read or written.
-        UserError: what one worker ended with, on all of them.
+        UserError: the failure of one worker, raised on all of them.
     """
     keep_memory()
-    allow_modules(config.algorithm, config.env_id)  # who starts a run has chosen them, also for its own checkpoints
+    allow_modules(config.algorithm, config.env_id)  # the user has chosen them by starting the run
     run = RunFolder.of(config)
     learner, config = make_learner(
         config,
@@ -110,7 +110,7 @@ def run_training(config: RunConfig, source: BatchSource, context: TrainContext) 
 
 
 def _next_batch(source: BatchSource, step: int, before: WindowBatch | None, failures: Failures) -> WindowBatch:
-    """The batch of an update; of a worker that has failed the batch before, until the others know."""
+    """The batch of an update. A worker that has failed reuses its last batch until the others know of the failure."""
     if before is None:
         return together(failures.context, lambda: source.batch(step))
     if failures.first is None:

@@ -1,4 +1,4 @@
-"""Data and batches for a run: resident where it fits into memory, streaming where it does not."""
+"""Prepares the data and the batches of a run: resident where the data fits into memory, else streaming."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import torch
 
 from dt_ray.config.schema import RunConfig
 from dt_ray.data.blocks import EpisodeBlocks
-from dt_ray.data.files import DatasetFile
 from dt_ray.data.formats import is_flat
 from dt_ray.data.held_out import HeldOutEpisodes
-from dt_ray.data.reading import read_blocks
-from dt_ray.data.sizes import decoded_size
-from dt_ray.data.sources import sound_files_here
+from dt_ray.data.logs.files import DatasetFile
+from dt_ray.data.logs.reading import read_blocks
+from dt_ray.data.logs.sizes import decoded_size
+from dt_ray.data.logs.sources import sound_files_here
 from dt_ray.data.spaces import SpaceSpec
 from dt_ray.errors import DataError
 from dt_ray.training.layout import plan_layout
@@ -28,7 +28,7 @@ log = logging.getLogger("dt_ray")
 
 
 def prepare_here(config: RunConfig, spec: SpaceSpec) -> ResidentData | StreamingData:
-    """What a run trains on, read and laid out in this process.
+    """The data of a run, read and laid out in this process.
 
     Raises:
         DataError: the dataset can't be read or trained on; the file, the episode and the step are named.
@@ -41,7 +41,7 @@ def prepare_here(config: RunConfig, spec: SpaceSpec) -> ResidentData | Streaming
 
 
 def read_held_out_here(config: RunConfig, spec: SpaceSpec) -> HeldOutEpisodes | None:
-    """What the evaluations of a run replay: as of `prepare_here`, whose tables are not written for it.
+    """The held-out episodes of a run, without writing the tables that `prepare_here` writes.
 
     Raises:
         DataError: as `prepare_here`.
@@ -62,7 +62,7 @@ def _streaming_data(
 
 @contextmanager
 def _memory_of_the_system() -> Iterator[None]:
-    """Arrow takes memory from the C library: from its own pool it gives back half of what is freed file by file."""
+    """Makes Arrow allocate from the C library; its own pool keeps half of the memory that is freed between files."""
     usual = pa.default_memory_pool()
     pa.set_memory_pool(pa.system_memory_pool())
     try:
@@ -72,10 +72,10 @@ def _memory_of_the_system() -> Iterator[None]:
 
 
 def streams(files: Sequence[DatasetFile], config: RunConfig) -> bool:
-    """Whether the data streams, by `data.residency` and what it takes in memory; says why.
+    """Whether the data is streamed, by `data.residency` and its size in memory; logs the reason.
 
     Raises:
-        DataError: it should, but rows of an episode may lie in several files.
+        DataError: it should be streamed, but an episode's rows may lie in several files.
     """
     path, settings = ", ".join(config.data.paths), config.data
     size = decoded_size(files, settings) / 2**20

@@ -1,4 +1,4 @@
-"""What a run writes down while it trains: the recorder does it, and the loop says when."""
+"""Writes metrics, checkpoints, evaluations and the summary of a run when the loop says so."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from dt_ray.config.schema import RunConfig
 from dt_ray.errors import DivergedError, UserError
 from dt_ray.learners import Learner
 from dt_ray.losses import Metrics
-from dt_ray.runs.checkpoint import find_fault, load_policy, pack_checkpoint, write_checkpoint
+from dt_ray.runs.checkpoint import checkpoint_fault, load_policy, pack_checkpoint, write_checkpoint
 from dt_ray.runs.evaluation_report import EvaluationReport
 from dt_ray.runs.folder import RunFolder
 from dt_ray.runs.metrics import MetricsLog
@@ -35,14 +35,14 @@ NUM_VALIDATION_BATCHES = 8
 
 @dataclass(frozen=True, kw_only=True)
 class TrainResult:
-    """Where the run is, and what `summary.json` says."""
+    """The folder of the run, and the content of `summary.json`."""
 
     run: str
     summary: dict[str, Any]
 
 
 class Clock:
-    """The seconds of a training, those before a resume included, and its speed."""
+    """Measures the seconds of a training, including those before a resume, and its speed."""
 
     def __init__(self, *, step: int, wall_s: float) -> None:
         self.first_step, self._wall_s_before, self._began = step, wall_s, time.perf_counter()
@@ -53,12 +53,12 @@ class Clock:
         return self._wall_s_before + time.perf_counter() - self._began
 
     def updates_per_s(self, step: int, *, wall_s: float) -> float | None:
-        """Since the start or the resume; None before the first update."""
+        """Updates a second since the start or the resume; None before the first update."""
         num_updates = step - self.first_step
         return num_updates / (wall_s - self._wall_s_before) if num_updates else None
 
     def mark(self, step: int) -> float:
-        """Updates a second since the mark before."""
+        """Updates a second since the last call."""
         now = time.perf_counter()
         rate = (step - self._marked_step) / (now - self._marked_at)
         self._marked_step, self._marked_at = step, now
@@ -66,9 +66,9 @@ class Clock:
 
 
 class Recorder:
-    """Writes what the loop tells it to: metrics, checkpoints, evaluations and the summary. A thread writes the files.
+    """Records a run. A thread writes the files.
 
-    All workers call its methods alike: losses are means over all of them, and rank 0 writes.
+    All workers call the same methods: losses are means over the workers, and rank 0 writes.
     """
 
     def __init__(
@@ -83,15 +83,15 @@ class Recorder:
         wall_s: float,
     ) -> None:
         self.run, self.config, self.context, self.learner, self.source = run, config, context, learner, source
-        self.failures = failures  # where those of the writer are kept
+        self.failures = failures  # failed writes are kept there
         self.clock = Clock(step=learner.step, wall_s=wall_s)
         self.log = MetricsLog(run.metrics_file, resumed_at=learner.step) if self.is_writer else None
         self.trackers = make_trackers(config, run, step=learner.step) if self.is_writer else []
         self.writer = BackgroundWriter()
         self.saving = self.writer.submit(lambda: None)  # the newest checkpoint
         self.losses: list[Tensor] = []  # since they were last checked
-        self.evaluations: dict[int, Future[EvaluationReport]] = {}  # under way, by their steps
-        self.failed_evaluations: dict[int, UserError] = {}  # which don't end a training
+        self.evaluations: dict[int, Future[EvaluationReport]] = {}  # unfinished ones, by their steps
+        self.failed_evaluations: dict[int, UserError] = {}  # these don't end the training
         self.written: deque[EvaluationReport] = deque()
 
     @property
@@ -126,7 +126,7 @@ class Recorder:
                 )
 
     def log_metrics(self, metrics: Metrics, *, validate: bool) -> None:
-        """Writes a line of metrics, with the losses on held-out episodes if it is to `validate`."""
+        """Writes a line of metrics; with `validate`, also the losses on held-out episodes."""
         rate = self.clock.mark(self.learner.step)
         tensors = {f"train/{name}": value for name, value in metrics.items()}
         if validate:
@@ -141,9 +141,9 @@ class Recorder:
                 self.writer.submit(partial(self._write_metrics, self.learner.step, values))
 
     def save(self, *, needed: bool) -> bool:
-        """Writes a checkpoint, unless an object store still takes the one before and this one is not `needed`.
+        """Writes a checkpoint and returns True on the worker that does.
 
-        Returns whether this worker did.
+        A checkpoint that is not `needed` is left out while an object store still receives the one before.
         """
         does_write = self.is_writer and (needed or self.run.folder.is_local or self.saving.done())
         if does_write:
@@ -159,22 +159,22 @@ class Recorder:
         step = self.learner.step
         if self.is_writer and self.can_evaluate:
             if self.context.evaluates_here:
-                self.writer.wait()  # should the environment end this process, its successor goes on from here
+                self.writer.wait()  # if the environment ends this process, the run resumes from this checkpoint
             self.evaluations[step] = self.context.evaluate(self.learner.policy(), self.source.held_out, step=step)
 
     def make_up_evaluations(self, is_due: Callable[[int], bool]) -> None:
-        """Begins those that a run which stopped left undone, from the checkpoints that waited for them."""
+        """Begins the evaluations that a stopped run left undone, from their checkpoints."""
         if not self.is_writer or not self.can_evaluate:
             return
         for step in self.run.checkpoint_steps():
             checkpoint = self.run.checkpoint(step)
             is_undone = step <= self.learner.step and is_due(step) and not self.run.has_evaluation(step)
-            if is_undone and find_fault(checkpoint) is None:
+            if is_undone and checkpoint_fault(checkpoint) is None:
                 policy, _ = load_policy(checkpoint, self.config.evaluation)
                 self.evaluations[step] = self.context.evaluate(policy, self.source.held_out, step=step, again=True)
 
     def collect_evaluations(self, *, wait: bool = False) -> bool:
-        """Writes the evaluations that are done, or waits for all; returns whether there were any."""
+        """Writes the finished evaluations, or waits for all; returns whether there were any."""
         num_written = 0
         for step, future in list(self.evaluations.items()):
             if wait or future.done():
@@ -196,35 +196,35 @@ class Recorder:
             yield self.written.popleft()
 
     def prune_checkpoints(self) -> None:
-        """Deletes old checkpoints, once all that was given before is written.
+        """Deletes old checkpoints, after everything submitted before is written.
 
-        The newest, the best, the one that this process began with and those that wait for their evaluation are kept.
+        The newest, the best, the one that this process began with and those with unfinished evaluations are kept.
         """
         self.writer.submit(partial(self._prune, self.learner.step, spared=set(self.evaluations)))
 
     def hand_over(self) -> TrainResult:
-        """Ends these workers once their checkpoint is written; others go on from it."""
+        """Ends the training on these workers when their checkpoint is written; other workers resume from it."""
         self.writer.wait()
         self.failures.raise_own()
         return TrainResult(run=str(self.run), summary={})
 
     def stop(self) -> TrainResult:
-        """Leaves the run as it is; what is still being evaluated is evaluated when it goes on."""
+        """Ends a run that was asked to stop; unfinished evaluations are made when it is resumed."""
         self.failures.raise_own()
         summary = self._write_summary("stopped", self.clock.wall_s) if self.is_writer else {}
         return TrainResult(run=str(self.run), summary=summary)
 
     def close(self) -> None:
-        """Writes what is still to be written, also where training ends with an error."""
+        """Finishes all writes; also called when training ends with an error."""
         self.writer.close()
         for tracker in self.trackers:
             tracker.close()
 
     def finish(self) -> TrainResult:
-        """Waits for the evaluations under way and writes the summary.
+        """Waits for unfinished evaluations and writes the summary.
 
         Raises:
-            UserError: what an evaluation ended with; the training is finished.
+            UserError: an evaluation failed; the training itself is finished.
         """
         wall_s = self.clock.wall_s
         if not self.is_writer:

@@ -1,4 +1,4 @@
-"""Returns-to-go out of learned values, so that good steps of bad episodes count as good (Yamagata et al. 2023).
+"""Replaces returns-to-go by learned values, so that good steps of bad episodes count as good (Yamagata et al. 2023).
 
 Legend: N transitions, S observation.
 """
@@ -23,11 +23,14 @@ from dt_ray.models.state_values import StateValues
 from dt_ray.runs.checkpoint import load_learner
 from dt_ray.runs.storage import Folder
 
-BOUND_QUANTILES = (0.001, 0.999)  # of the returns above the values in the data, within which targets are held
+BOUND_QUANTILES = (
+    0.001,
+    0.999,
+)  # of (return-to-go - value) in the data: what a policy is asked for stays between these
 
 
 class LearnedValues:
-    """The state values of a checkpoint of a learner that gives some (`iql`), in the environment's units.
+    """The state values that a checkpoint of a learner of values (`iql`) has learned, in the environment's units.
 
     Raises:
         RunError: there is no complete checkpoint.
@@ -51,9 +54,8 @@ class LearnedValues:
     def relabel(self, data: TransitionDataset, *, discount: float = 1.0) -> TransitionDataset:
         """The same steps with returns-to-go r + discount V(s'), or r where the environment ended the episode.
 
-        They hold at the newest step of a window; before it, windows count the rewards up to there.
-        The last step of an episode is left out where a limit cut it and what came next was not logged; so are episodes
-        of which nothing remains.
+        These are used at the newest step of a window; the steps before it add the rewards up to there. The last step of
+        a truncated episode is left out if the observation after it was not logged, as are episodes without other steps.
         """
         finals = data.final_observations
         known = data.terminated[data.ends - 1] | (False if finals is None else np.isfinite(finals).all(axis=1))

@@ -1,4 +1,4 @@
-"""Where the loop's batches come from."""
+"""Sources of batches: the interface, and the source for data that fits into memory."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ class BatchSource(Protocol):
 
     spec: SpaceSpec
     normalizer: Normalizer
-    values: StateValues | None  # that returns are counted from, in the model's units
-    num_skipped_files: int  # that `data.on_corrupt=skip` left out
-    held_out: HeldOutEpisodes | None  # that evaluations replay where there is no environment
+    values: StateValues | None  # learned values of states, in the model's units, for relabelled data
+    num_skipped_files: int  # left out by `data.on_corrupt=skip`
+    held_out: HeldOutEpisodes | None  # replayed by evaluations where there is no environment
 
     def batch(self, step: int) -> WindowBatch:
         """This worker's share of the global batch of update `step`."""
@@ -46,7 +46,7 @@ class BatchSource(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class ResidentData:
-    """A dataset in the model's units, laid out for windows: made once and shared by all workers of a node."""
+    """A dataset in the model's units, laid out for windows once and shared by all workers of a node."""
 
     spec: SpaceSpec
     normalizer: Normalizer
@@ -67,7 +67,7 @@ class ResidentData:
         *,
         num_skipped_files: int = 0,
     ) -> ResidentData:
-        """Lays out the episodes of one dataset or of several; each of these is let go as soon as it is laid out.
+        """Lays out the episodes of one or several datasets, and frees each dataset as soon as it is laid out.
 
         Raises:
             DataError: too few episodes to hold any out, or longer ones than the model's timestep table.
@@ -108,8 +108,8 @@ class ReturnNoise:
     def __call__(self, batch: WindowBatch, step: int) -> WindowBatch:
         if self.scale == 0.0:
             return batch
-        # One error for all steps of a window, less far from its newest place with a discount: what is left between its
-        # returns-to-go are its rewards, and stays so.
+        # One error for all steps of a window, multiplied by the discount for each step before its newest place, so that
+        # the differences of its returns-to-go stay its rewards.
         errors = np.random.default_rng([self.seed, step, 1]).normal(scale=self.scale, size=self.batch_size)
         ahead = np.arange(batch.mask.shape[1])[::-1]
         errors = errors[self.share, None] * self.discount**ahead

@@ -1,6 +1,6 @@
-"""What a streaming run knows of its data before it trains, gathered file by file, and the pieces that it streams.
+"""Facts about streamed data that are gathered file by file before training, and reading its episodes.
 
-Legend: E episodes, T of them to train on, H held out, W shown of those, S observation dimension.
+Legend: E episodes, T of them to train on, H held out, W used of those, S observation dimension.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ from jaxtyping import Float, Int
 from numpy import ndarray
 
 from dt_ray.config.schema import DataConfig, RunConfig
-from dt_ray.data.files import DatasetFile
 from dt_ray.data.held_out import HeldOutEpisodes
+from dt_ray.data.logs.files import DatasetFile
+from dt_ray.data.logs.reading import read_episodes
 from dt_ray.data.normalizer import Normalizer
 from dt_ray.data.ranges import Ranges
-from dt_ray.data.reading import read_episodes
 from dt_ray.data.returns import bounds_by_timestep, join_bounds
 from dt_ray.data.spaces import SpaceSpec, with_data_bounds
 from dt_ray.data.transitions import TransitionDataset, chosen_episodes, held_out_episodes
 from dt_ray.data.windows import WindowTable
 from dt_ray.errors import DataError
 from dt_ray.learners import return_source_of, window_length_of
-from dt_ray.training.layout import check_length, find_notes, hold_out
+from dt_ray.training.layout import check_length, hold_out, notes_on_data
 
 VALIDATION_SHARE = 1 / 12  # of a node's memory
 
 
 def episode_statistics(file: DatasetFile, config: RunConfig, spec: SpaceSpec) -> pa.Table:
-    """A row for each episode of a file with what a run must know of all of them before it trains.
+    """A row for each episode of a file, with the facts that a run needs about all episodes before it trains.
 
     Raises:
         DataError: the file can't be trained on, or an episode is longer than the model's timestep table.
@@ -77,7 +77,7 @@ def file_bounds(file: DatasetFile, *, ids: Int[ndarray, "E"], config: RunConfig,
 
 @dataclass(frozen=True, kw_only=True)
 class StreamingData:
-    """What a streaming run knows before it trains: which episodes of which files, in which units, and held-out ones."""
+    """What a streaming run knows before it trains: files, training episodes, units, and the held-out episodes."""
 
     spec: SpaceSpec
     normalizer: Normalizer
@@ -100,9 +100,9 @@ class StreamingData:
         num_skipped_files: int = 0,
         for_each: Callable[[Callable[[DatasetFile], Any], Sequence[DatasetFile]], Iterable[Any]] = map,
     ) -> StreamingData:
-        """Splits and fits by the rows of `episode_statistics`, and reads some held-out episodes.
+        """Splits episodes and fits units by the rows of `episode_statistics`, and reads some held-out episodes.
 
-        With a discount the files are read once more, by `for_each`: what policies are shown is bounded by them.
+        With a discount below 1 `for_each` reads the files once more, for the bounds of returns-to-go.
 
         Raises:
             DataError: too few episodes to hold any out, or fewer files than workers.
@@ -130,7 +130,7 @@ class StreamingData:
                 normalizer, discount=settings.discount, to_go_bounds=join_bounds(for_each(find, train_files))
             )
         num_known = int((lengths[train] - 1 + statistics["is_end_known"].to_numpy()[train]).sum())
-        notes = find_notes(ranges, spec, config, num_known=num_known, num_transitions=int(lengths[train].sum()))
+        notes = notes_on_data(ranges, spec, config, num_known=num_known, num_transitions=int(lengths[train].sum()))
         most = capacity_of(config, spec, share=VALIDATION_SHARE)
         shown, fitted = (_first_within(episodes, lengths, most) for episodes in (chosen[are_held_out], train))
         held_out = list(read_chosen(_files_at(files, places[shown]), ids[shown], config, spec))
@@ -150,7 +150,7 @@ class StreamingData:
 
 
 def cut_long(data: TransitionDataset, longest: int) -> Iterator[TransitionDataset]:
-    """Parts of at most `longest` steps; longer episodes in pieces, which keep their timesteps and returns-to-go."""
+    """Splits data into parts of at most `longest` steps; pieces of long episodes keep timesteps and returns-to-go."""
     begin = 0
     while begin < data.num_episodes:
         end = max(begin + 1, int(np.searchsorted(data.ends, data.starts[begin] + longest, side="right")))
@@ -160,7 +160,7 @@ def cut_long(data: TransitionDataset, longest: int) -> Iterator[TransitionDatase
 
 
 def capacity_of(config: RunConfig, spec: SpaceSpec, *, share: float) -> int:
-    """The transitions that a share of the memory holds, as laid out for windows."""
+    """The number of transitions, laid out for windows, that fit into a share of `data.memory_mb`."""
     width = spec.observation_dim + spec.action_dim + 1
     return max(config.optim.batch_size, int(share * config.data.memory_mb * 2**20 / (4 * width)))
 
@@ -212,7 +212,7 @@ def _files_at(files: Sequence[DatasetFile], indices: Int[ndarray, "*any"]) -> li
 
 
 def _first_within(episodes: Int[ndarray, "H"], lengths: Int[ndarray, "E"], budget: int) -> Int[ndarray, "W"]:
-    """The first of these episodes whose steps stay within a budget, and one in any case where there is one."""
+    """The first of these episodes, as many as a budget of steps allows, but at least one if there is any."""
     num = int(np.searchsorted(np.cumsum(lengths[episodes]), budget, side="right"))
     return episodes[: max(1, num)]
 

@@ -1,9 +1,9 @@
-"""Batches out of data that does not fit in memory: whole episodes stream through pools of a bounded size.
+"""The source of batches for data that does not fit into memory: episodes stream through pools of bounded size.
 
 A pool is as many training episodes as a share of `data.memory_mb` holds, laid out like resident data. Each of its
 transitions is the anchor of one window, in random order, while the next pool is being read. A pass over the data uses
-every transition once, but for the fraction of a batch left over in each pool. With `data.balance` there are as many
-windows, drawn by the shares of the pool's episodes.
+every transition once, except for an incomplete batch at the end of each pool. With `data.balance` as many
+windows are drawn, by the shares of the pool's episodes.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from dt_ray.training.cutting import WindowCutter, WindowLocations
 from dt_ray.training.resident import ReturnNoise
 from dt_ray.training.streamed import StreamingData, capacity_of, cut_long, in_units, lay_out, read_chosen
 
-POOL_SHARE = 1 / 6  # of a node's memory, for all its workers: one pool is used, and one is read and laid out
+POOL_SHARE = 1 / 6  # of a node's memory, for the pools of all its workers: one in use, one being read and laid out
 
 
 class StreamingSource:
-    """Cuts windows out of one pool after the other; a run that goes on after a stop begins a new pass."""
+    """Cuts windows out of one pool after the other; a resumed run begins a new pass over the data."""
 
     def __init__(
         self,

@@ -1,6 +1,6 @@
-"""Metrics and evaluations for the tools that people watch runs with, beside `metrics.jsonl`, which is always written.
+"""Sends metrics and evaluations to TensorBoard, MLflow or Weights & Biases; `metrics.jsonl` is always written too.
 
-Each is an extra: `pip install "dt-ray[mlflow]"`. What a resumed run does again goes to the same place.
+Each is an extra: `pip install "dt-ray[mlflow]"`. A resumed run continues in the same place.
 """
 
 from __future__ import annotations
@@ -24,7 +24,10 @@ log = logging.getLogger("dt_ray")
 
 PROJECT = "dt_ray"
 MLFLOW_URI = "MLFLOW_TRACKING_URI"
-MLFLOW_PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}  # its own: minutes
+MLFLOW_PATIENCE = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+}  # MLflow's own values make it wait for minutes
 PACKAGES = {"tensorboard": "tensorboardX", "mlflow": "mlflow", "wandb": "wandb"}
 
 
@@ -40,7 +43,7 @@ class TensorBoardTracker:
     def __init__(self, config: RunConfig, run: RunFolder, *, step: int) -> None:
         from tensorboardX import SummaryWriter
 
-        purged = step + 1 if step else None  # what is beyond it is done again
+        purged = step + 1 if step else None  # later steps are made again
         self.writer = SummaryWriter(str(run.folder / "tensorboard"), purge_step=purged, filename_suffix=f".{step}")
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
@@ -104,7 +107,7 @@ class WandbTracker:
 
 
 class SafeTracker:
-    """A tracker whose failures are one warning; the training goes on without it and waits for it at its end only."""
+    """A tracker in a thread of its own. After a failure, one warning is logged and the tracker is no longer used."""
 
     def __init__(self, name: str, make: Callable[[], Tracker]) -> None:
         self.name, self._tracker = name, None
@@ -166,7 +169,7 @@ def make_trackers(config: RunConfig, run: RunFolder, *, step: int) -> list[Track
 
 
 def evaluation_values(report: EvaluationReport) -> dict[str, float]:
-    """What a tracker is told of an evaluation."""
+    """The values of an evaluation that trackers get, by name."""
     if report.held_out is not None:
         return {"evaluation/action_error": report.held_out.action_error}
     return {f"evaluation/return_mean/{target:g}": mean for target, mean in report.return_means.items()}

@@ -15,7 +15,7 @@ from support.processes import WAIT_S, processes_of, wait_until
 
 from dt_ray.cli.progress import Watcher
 from dt_ray.config.schema import RunConfig
-from dt_ray.data.episodes import to_table
+from dt_ray.data.logs.episodes import to_table
 from dt_ray.play.collection import flatten
 from dt_ray.runs.folder import RunFolder
 from dt_ray.runs.metrics import MetricsLog
@@ -141,7 +141,7 @@ def test_a_name_that_exists_is_refused(trained: Path, pendulum_data: Path, tmp_p
     before = (trained / "config.yaml").read_text()
     done = start("train", *tiny_overrides(pendulum_data, trained.parent.parent), cwd=tmp_path)
     assert (done.returncode, "Traceback" in done.stderr) == (2, False), done.stderr
-    assert "exists already; choose another name=…, go on with --resume" in done.stderr
+    assert "exists already; choose another name=…, resume it with --resume" in done.stderr
     assert (trained / "config.yaml").read_text() == before
 
 
@@ -265,4 +265,4 @@ def test_the_progress_says_when_updates_are_made_again(
         watcher.look()
     MetricsLog(run.metrics_file, resumed_at=5)  # what a worker does that is started again
     watcher.look()
-    assert "went back to a checkpoint after update 10, on with 2 worker(s) at update 5" in capsys.readouterr().err
+    assert "after update 10, resumed from a checkpoint at update 5 with 2 worker(s)" in capsys.readouterr().err

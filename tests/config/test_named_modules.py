@@ -15,7 +15,7 @@ from dt_ray.config.schema import RunConfig
 from dt_ray.errors import RunError
 from dt_ray.jobs.training import resumed_config, start_run
 from dt_ray.runs.checkpoint import FILES, FileFacts, load_learner, load_policy, read_facts
-from dt_ray.runs.folder import find_checkpoint
+from dt_ray.runs.folder import checkpoint_at
 from dt_ray.runs.storage import Folder
 
 PAYLOAD = """
@@ -45,7 +45,7 @@ def downloaded(tiny_config: RunConfig, tmp_path: Path, monkeypatch: pytest.Monke
 
 def name_in_checkpoint(run: Path, **values: str) -> Folder:
     """Changes what the newest checkpoint and the run's configuration say, with a manifest that fits."""
-    checkpoint = find_checkpoint(Folder.at(run))
+    checkpoint = checkpoint_at(Folder.at(run))
     facts = json.loads((checkpoint / FILES[1]).read_text()) | values
     (checkpoint / FILES[1]).write_text(json.dumps(facts))
     state = json.loads((checkpoint / FILES[3]).read_text())

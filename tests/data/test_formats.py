@@ -13,8 +13,9 @@ from support.datasets import assert_same, write_flat
 from support.examples import make_episodes, write_episodes
 
 from dt_ray.config.schema import DataConfig
-from dt_ray.data import TransitionDataset, files, read_dataset
-from dt_ray.data.episodes import from_table, to_table
+from dt_ray.data import TransitionDataset, read_dataset
+from dt_ray.data.logs import files
+from dt_ray.data.logs.episodes import from_table, to_table
 from dt_ray.data.spaces import SpaceSpec
 from dt_ray.errors import DataError
 from dt_ray.play.collection import flatten

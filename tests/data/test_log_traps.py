@@ -18,10 +18,10 @@ from dt_ray.cli.data import main as data_main
 from dt_ray.config.loading import load_config
 from dt_ray.config.schema import RunConfig
 from dt_ray.data import TransitionDataset, read_dataset, returns_to_go
-from dt_ray.data.files import find_files
+from dt_ray.data.description.traps import all_traps
+from dt_ray.data.logs.files import find_files
 from dt_ray.data.ranges import Ranges
 from dt_ray.data.spaces import SpaceSpec
-from dt_ray.data.traps import find_traps
 from dt_ray.errors import DataError
 from dt_ray.jobs.training import name_run, start_run
 from dt_ray.training.resident import ResidentData
@@ -29,7 +29,7 @@ from dt_ray.training.streamed import StreamingData, episode_statistics
 
 
 def traps_of(data: TransitionDataset, env_id: str | None = None) -> str:
-    return "\n".join(find_traps(data, None, env_id))
+    return "\n".join(all_traps(data, None, env_id))
 
 
 def ended(data: TransitionDataset, episodes: Sequence[int] | None = None) -> TransitionDataset:
@@ -226,7 +226,7 @@ def test_a_reward_that_swallows_the_others_is_found_and_spares_other_episodes() 
 
 def test_actions_that_use_a_sliver_of_the_bounds_are_found() -> None:
     spec = SpaceSpec(observation_dim=3, action_dim=1, action_low=(-1e6,), action_high=(1e6,))
-    found = "\n".join(find_traps(make_episodes([30]), spec))
+    found = "\n".join(all_traps(make_episodes([30]), spec))
     assert "action dimension 0 lies between" in found
     assert "set data.action_bounds=data" in found
 

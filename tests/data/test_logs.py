@@ -23,7 +23,7 @@ from support.examples import make_episodes
 
 from dt_ray.config.schema import DataConfig
 from dt_ray.data import TransitionDataset, read_dataset
-from dt_ray.data.episodes import to_table
+from dt_ray.data.logs.episodes import to_table
 from dt_ray.errors import DataError
 from dt_ray.play.collection import flatten
 

@@ -20,7 +20,7 @@ from dt_ray.api import IQL
 from dt_ray.config.loading import load_config
 from dt_ray.config.schema import DataConfig, RunConfig
 from dt_ray.data import Normalizer, TransitionDataset, read_dataset, slice_windows
-from dt_ray.data.files import find_files
+from dt_ray.data.logs.files import find_files
 from dt_ray.data.spaces import SpaceSpec
 from dt_ray.data.transitions import join_episodes
 from dt_ray.data.windows import WindowTable

@@ -8,8 +8,8 @@ import pytest
 from support.examples import make_episodes
 
 from dt_ray.data import TransitionDataset
-from dt_ray.data.description import LogDescriber
-from dt_ray.data.files import DatasetFile
+from dt_ray.data.description.log_description import LogDescriber
+from dt_ray.data.logs.files import DatasetFile
 
 
 def still() -> TransitionDataset:

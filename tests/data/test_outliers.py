@@ -8,10 +8,10 @@ import pytest
 from support.planted import FAULTS, PLANTS, make_log, plant
 
 from dt_ray.data import TransitionDataset
-from dt_ray.data.column_facts import column_names_of
-from dt_ray.data.episode_features import EpisodeFeatures, FeatureCollector, join_features
-from dt_ray.data.outliers import Outlier, Signal, rank_outliers, robust_scores
-from dt_ray.data.signals import find_outliers
+from dt_ray.data.description.column_facts import column_names_of
+from dt_ray.data.description.episode_features import EpisodeFeatures, FeatureCollector, join_features
+from dt_ray.data.description.outliers import Outlier, Signal, rank_outliers, robust_scores
+from dt_ray.data.description.signals import find_outliers
 from dt_ray.data.transitions import join_episodes
 
 SEEDS = (201, 202, 203)
@@ -141,13 +141,13 @@ def test_features_do_not_depend_on_how_a_log_is_cut_into_parts() -> None:
 def test_a_large_part_is_looked_at_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:
     data = make_log("point_mass", 1, 12)
     collector = FeatureCollector()
-    monkeypatch.setattr("dt_ray.data.episode_features.MAX_STEPS", 100)
+    monkeypatch.setattr("dt_ray.data.description.episode_features.MAX_STEPS", 100)
     collector.add(data)
     np.testing.assert_array_equal(collector.joined().digests, EpisodeFeatures.of(data).digests)
 
 
 def test_the_samples_of_many_episodes_stay_within_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dt_ray.data.episode_features.MAX_SAMPLED", 20_000)
+    monkeypatch.setattr("dt_ray.data.description.episode_features.MAX_SAMPLED", 20_000)
     collector = FeatureCollector()
     data = make_log("point_mass", 2, 10)
     for _ in range(12):

@@ -14,8 +14,8 @@ from support.datasets import write_flat
 from support.examples import make_episodes, write_episodes
 
 from dt_ray.config.schema import DataConfig
-from dt_ray.data.files import find_files
-from dt_ray.data.sizes import decoded_size
+from dt_ray.data.logs.files import find_files
+from dt_ray.data.logs.sizes import decoded_size
 
 DATA = make_episodes([200] * 20)
 EXACT = DATA.num_transitions * 5 * 4

@@ -10,8 +10,8 @@ from support.examples import make_episodes, write_episodes
 
 from dt_ray.config.schema import DataConfig
 from dt_ray.data import TransitionDataset, read_dataset
+from dt_ray.data.description.traps import all_traps
 from dt_ray.data.spaces import SpaceSpec, read_spaces
-from dt_ray.data.traps import find_traps
 from dt_ray.errors import DataError
 
 
@@ -21,7 +21,7 @@ def pendulum(pendulum_data: Path) -> TransitionDataset:
 
 
 def traps_of(data: TransitionDataset, env_id: str = "Pendulum-v1") -> str:
-    return "\n".join(find_traps(data, read_spaces(env_id), env_id))
+    return "\n".join(all_traps(data, read_spaces(env_id), env_id))
 
 
 def test_a_sound_log_raises_no_suspicion(pendulum: TransitionDataset) -> None:
@@ -66,7 +66,7 @@ def test_a_time_limit_that_calls_itself_a_terminal_is_found() -> None:
     assert "2 episode(s) are said to be ended by the environment at step 200" in traps_of(wrong)
     assert "data.time_limit=200" in traps_of(wrong)
     assert "time limit" not in traps_of(wrong.with_time_limit(200))
-    without_env = list(find_traps(wrong.select([0, 1])))
+    without_env = list(all_traps(wrong.select([0, 1])))
     assert "data.time_limit=200" in without_env[0]
 
 

@@ -24,8 +24,8 @@ from dt_ray.errors import BrokenEnvironmentError, RunError
 from dt_ray.jobs.sweep import run_sweep
 from dt_ray.jobs.training import name_run, resume_run, resumed_config, start_run
 from dt_ray.runs.storage import Folder
-from dt_ray.sweeps.config import decode_sweep
 from dt_ray.sweeps.folder import SweepFolder
+from dt_ray.sweeps.loading import decode_sweep
 from dt_ray.train import main as train_main
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(600)]

@@ -23,7 +23,7 @@ from dt_ray import train
 from dt_ray.cli.data import main as run_data
 from dt_ray.config.schema import DataConfig, RunConfig
 from dt_ray.data import read_dataset, slice_windows
-from dt_ray.data.episodes import from_table
+from dt_ray.data.logs.episodes import from_table
 from dt_ray.data.spaces import SpaceSpec
 from dt_ray.distributed.collect import collect_on_ray
 from dt_ray.distributed.data import window_dataset
@@ -34,7 +34,7 @@ from dt_ray.jobs.training import resume_run, resumed_config, start_run
 from dt_ray.play.collection import CollectionPlan, collect_here
 from dt_ray.play.evaluation import evaluate
 from dt_ray.runs.checkpoint import load_learner
-from dt_ray.runs.folder import RunFolder, find_checkpoint
+from dt_ray.runs.folder import RunFolder, checkpoint_at
 from dt_ray.runs.storage import Folder
 from dt_ray.training.resident import ResidentData
 
@@ -157,7 +157,7 @@ def test_workers_stream_files_of_their_own(tiny_config: RunConfig, tmp_path: Pat
     settings = replace(tiny_config.data, path=str(tmp_path / "data"), residency="streaming", memory_mb=1, discount=0.9)
     result = start_run(with_workers(tiny_config, 2, data=settings))
     assert result.summary["status"] == "finished"
-    units = load_learner(find_checkpoint(Folder.at(result.run)))[0].normalizer
+    units = load_learner(checkpoint_at(Folder.at(result.run)))[0].normalizer
     _, _, expected = split_and_fit(data, pendulum_spec, replace(tiny_config, data=settings))
     np.testing.assert_array_equal(units.to_go_bounds, expected.to_go_bounds)
 

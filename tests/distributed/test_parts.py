@@ -10,7 +10,7 @@ from support.examples import make_episodes
 
 from dt_ray.config.schema import RunConfig
 from dt_ray.data import blocks
-from dt_ray.data.episodes import to_table
+from dt_ray.data.logs.episodes import to_table
 from dt_ray.data.spaces import SpaceSpec
 from dt_ray.distributed import preparing
 from dt_ray.distributed.trials import layout_key

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from dt_ray.config.schema import EvaluationConfig, RunConfig, ScalingConfig
 from dt_ray.distributed.resources import Node, ResourcePlan, plan_resources
-from dt_ray.distributed.room import SETTLES_WITHIN_S, Cluster, Room, find_room
+from dt_ray.distributed.room import SETTLES_WITHIN_S, Cluster, Room, wait_for_room
 from dt_ray.errors import ResourceError
 
 
@@ -45,7 +45,7 @@ def run(num_workers: Any = 1, *, num_actors: int | None = None, **scaling: Any) 
 
 
 def find(world: World, config: RunConfig) -> Room[ResourcePlan]:
-    return find_room(
+    return wait_for_room(
         lambda nodes: plan_resources(config, nodes),
         is_fair=lambda wanted, less: less.cpus_per_worker >= min(1.0, wanted.cpus_per_worker),
         cluster=world.cluster,

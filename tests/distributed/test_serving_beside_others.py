@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from ray import serve
 from support.examples import free_port
 
-from dt_ray.distributed.application import application, check_address, find_place
+from dt_ray.distributed.application import application, check_address, free_place
 from dt_ray.errors import ResourceError
 
 NAMES = st.sampled_from(["policy", "policy-2", "policy-3", "other"])
@@ -18,7 +18,7 @@ NAMES = st.sampled_from(["policy", "policy-2", "policy-3", "other"])
 @pytest.mark.ray
 @given(taken=st.dictionaries(NAMES, st.sampled_from(["/", "/policy", "/policy-2", "/other"])))
 def test_a_name_and_a_route_are_nobody_elses(taken: dict[str, str]) -> None:
-    place = find_place("policy", taken, "http://127.0.0.1:8000")
+    place = free_place("policy", taken, "http://127.0.0.1:8000")
     assert place.name not in taken
     assert place.route not in taken.values()
     assert place.url == "http://127.0.0.1:8000" + place.route.rstrip("/")

@@ -196,7 +196,7 @@ def test_an_environment_without_action_bounds_gets_them_by_a_setting(name: str, 
     bounds = "[[0.0],[0.5]]"
     collect(name, tmp_path / "data", "--action-bounds", bounds)
     data_main(["validate", str(tmp_path / "data"), "--env", env_id(name)])
-    with pytest.raises(UnsupportedSpaceError, match=f"{name}-v0 takes actions of .*data.action_bounds=data"):
+    with pytest.raises(UnsupportedSpaceError, match=f"{name}-v0 have no usable bounds .*data.action_bounds=data"):
         train_main(settings_of(tmp_path / "data", tmp_path, name, "data.action_bounds=environment"))
     logged = read_dataset(DataConfig(path=str(tmp_path / "data"))).actions
     for number, (given_bounds, low, high) in enumerate(

@@ -19,7 +19,7 @@ from dt_ray.export import main
 from dt_ray.interchange.exporting import export_policy, largest_difference, load_exported
 from dt_ray.play.rollout import rollout
 from dt_ray.runs.checkpoint import load_policy
-from dt_ray.runs.folder import find_checkpoint
+from dt_ray.runs.folder import checkpoint_at
 from dt_ray.runs.storage import Folder
 
 pytestmark = pytest.mark.slow  # ONNX takes seconds to write
@@ -42,7 +42,7 @@ def test_an_exported_policy_acts_as_the_policy(tiny_config: RunConfig, kind: str
     run = trained(
         tiny_config, MODELS.get(kind, tiny_config.model), kind if kind not in MODELS else "decision_transformer"
     )
-    policy, _ = load_policy(find_checkpoint(Folder.at(run)))
+    policy, _ = load_policy(checkpoint_at(Folder.at(run)))
     act = load_exported(export_policy(policy, format, {}), format)  # type: ignore[arg-type]
     for target in (-100.0, -500.0, *([math.inf] if kind == "head" else [])):
         difference = largest_difference(act, policy, "Pendulum-v1", target_return=target, seed=3, max_timesteps=20)
@@ -50,7 +50,7 @@ def test_an_exported_policy_acts_as_the_policy(tiny_config: RunConfig, kind: str
 
 
 def test_an_exported_policy_takes_any_number_of_episodes(tiny_config: RunConfig) -> None:
-    policy, _ = load_policy(find_checkpoint(Folder.at(trained(tiny_config, MODELS["step"]))))
+    policy, _ = load_policy(checkpoint_at(Folder.at(trained(tiny_config, MODELS["step"]))))
     act = load_exported(export_policy(policy, "onnx", {}), "onnx")
     generator = np.random.default_rng(0)
     inputs = {
@@ -92,7 +92,7 @@ def test_the_example_tells_the_return_to_go_as_the_policy_does(
     file = tmp_path / "policy.onnx"
     main([run, "--out", str(file)])
     play = runpy.run_path(str(EXAMPLES / "act_with_onnx.py"))["main"]
-    policy, _ = load_policy(find_checkpoint(Folder.at(run)))
+    policy, _ = load_policy(checkpoint_at(Folder.at(run)))
     for target in (-1000.0, -10.0):
         played = rollout(policy, "Pendulum-v1", seeds=[3], target_returns=[target], max_timesteps=200)
         assert play(str(file), target, seed=3) == pytest.approx(played.rewards.sum(), rel=1e-3)

@@ -11,12 +11,12 @@ from support.examples import make_episodes, write_episodes
 
 from dt_ray.api import BehaviorCloning, DecisionTransformer
 from dt_ray.config.loading import decode_config, read_settings, to_yaml
-from dt_ray.data.datasets import read_parts
-from dt_ray.data.episodes import to_table
-from dt_ray.data.outline import make_outline, outline_rows
+from dt_ray.data.logs.datasets import read_parts
+from dt_ray.data.logs.episodes import to_table
+from dt_ray.data.logs.outline import make_outline, outline_rows
 from dt_ray.errors import ConfigError, DataError, RunError, UnsupportedSpaceError
 from dt_ray.jobs.deriving import name_of_log, resolve_settings
-from dt_ray.sweeps.config import load_sweep
+from dt_ray.sweeps.loading import load_sweep
 
 
 def resolve(*overrides: str) -> dict:

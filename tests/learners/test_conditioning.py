@@ -37,7 +37,7 @@ from dt_ray.runs.checkpoint import (
     save_checkpoint,
     write_checkpoint,
 )
-from dt_ray.runs.folder import find_checkpoint
+from dt_ray.runs.folder import checkpoint_at
 from dt_ray.runs.storage import Folder
 from dt_ray.training.cutting import WindowCutter
 from dt_ray.training.resident import ResidentData, ReturnNoise
@@ -64,7 +64,7 @@ def values_run(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def newest_checkpoint(run: str) -> str:
-    return str(find_checkpoint(Folder.at(run)))
+    return str(checkpoint_at(Folder.at(run)))
 
 
 def logged_episodes() -> TransitionDataset:

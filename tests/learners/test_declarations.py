@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated, Any
 
 import numpy as np
 import pytest
 import torch
+from annotated_types import Gt
 from support.examples import make_episodes
 from torch import nn
 
@@ -24,10 +26,11 @@ from dt_ray.learners.base import Declaration, ValueFunction
 from dt_ray.learners.decision_transformer import DecisionTransformerLearner
 from dt_ray.learners.iql import IQLLearner
 from dt_ray.play.sessions import Sessions
-from dt_ray.runs.checkpoint import load_policy
-from dt_ray.runs.folder import find_checkpoint
+from dt_ray.runs.checkpoint import load_learner, load_policy
+from dt_ray.runs.folder import checkpoint_at
 from dt_ray.runs.storage import Folder
-from dt_ray.sweeps.config import decode_sweep
+from dt_ray.sweeps.config import configure
+from dt_ray.sweeps.loading import decode_sweep
 from dt_ray.training.resident import ResidentData, ResidentSource
 
 
@@ -46,6 +49,23 @@ class OwnTransformer(DecisionTransformerLearner):
     """One that does not count from values, whatever its parent does."""
 
     declares = Declaration()
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnSettings:
+    slope: Annotated[float, Gt(0)] = 1.0
+    kind: str = "plain"
+
+
+class WithSettings(DecisionTransformerLearner):
+    """One whose model depends on a setting of its own."""
+
+    declares = Declaration(settings=OwnSettings)
+
+    def __init__(self, config: RunConfig, *arguments: Any, **options: Any) -> None:
+        super().__init__(config, *arguments, **options)
+        self.settings = self.declares.read_settings(config)
+        self.model.register_buffer("slope", torch.full((round(self.settings.slope),), 1.0))
 
 
 class Undeclared(nn.Module):
@@ -107,6 +127,41 @@ def test_a_setting_that_a_learner_ignores_is_refused_for_new_runs_alone(tiny_con
     check_run(configured(config, OwnValues))
 
 
+@pytest.mark.parametrize(
+    ("learner", "given", "says"),
+    [
+        (WithSettings, {"slope": -1.0}, r"algorithm_settings\.slope: .* got -1\.0"),
+        (
+            WithSettings,
+            {"slop": 2.0},
+            r"algorithm_settings\.slop: no such key; did you mean algorithm_settings\.slope\?",
+        ),
+        (OwnTransformer, {"slope": 2.0}, r"algorithm_settings: \S+:OwnTransformer has none of its own, got slope"),
+    ],
+)
+def test_settings_of_ones_own_are_checked_like_all_others(
+    tiny_config: RunConfig, learner: type, given: dict, says: str
+) -> None:
+    with pytest.raises(ConfigError, match=says):
+        check_run(replace(configured(tiny_config, learner), algorithm_settings=given))
+
+
+def test_settings_of_ones_own_are_in_the_checkpoint(tiny_config: RunConfig) -> None:
+    config = replace(configured(tiny_config, WithSettings), algorithm_settings={"slope": 3.0})
+    checkpoint = checkpoint_at(Folder.at(start_run(config).run))
+    policy, facts = load_policy(checkpoint)
+    assert facts.algorithm_settings == {"slope": 3.0}
+    assert len(policy.model.slope) == 3  # type: ignore[attr-defined]
+    assert load_learner(checkpoint)[0].settings == OwnSettings(slope=3.0)  # type: ignore[attr-defined]
+
+
+def test_settings_of_ones_own_can_be_swept(tiny_config: RunConfig) -> None:
+    config = to_plain(replace(configured(tiny_config, WithSettings), name="swept"))
+    sweep = decode_sweep({"algorithm_settings.slope": {"grid": [1.0, 2.0]}}, config, (), default_name="x")
+    chosen = [configure(sweep.base, each).algorithm_settings for each in sweep.trials().values()]
+    assert chosen == [{"slope": 1.0}, {"slope": 2.0}]
+
+
 def test_values_may_come_from_a_learner_of_ones_own(tiny_config: RunConfig) -> None:
     values = start_run(configured(replace(tiny_config, name="values"), OwnValues)).run
     counting = replace(tiny_config, data=replace(tiny_config.data, return_source="value", values=values))
@@ -116,7 +171,7 @@ def test_values_may_come_from_a_learner_of_ones_own(tiny_config: RunConfig) -> N
 @pytest.mark.slow
 @pytest.mark.parametrize("learner", [OwnValues, OwnTransformer])
 def test_what_a_learner_of_ones_own_learned_is_exported_and_served(tiny_config: RunConfig, learner: type) -> None:
-    policy, facts = load_policy(find_checkpoint(Folder.at(start_run(configured(tiny_config, learner)).run)))
+    policy, facts = load_policy(checkpoint_at(Folder.at(start_run(configured(tiny_config, learner)).run)))
     act = load_exported(export_policy(policy, "torch", {}), "torch")
     assert largest_difference(act, policy, "Pendulum-v1", target_return=-100.0, seed=3, max_timesteps=20) < 1e-5
     sessions = Sessions(policy, facts.spec)

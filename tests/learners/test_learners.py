@@ -15,7 +15,7 @@ from dt_ray.data.spaces import SpaceSpec
 from dt_ray.data.transitions import TransitionDataset
 from dt_ray.errors import ConfigError, ResourceError
 from dt_ray.jobs.training import resume_run, resumed_config, start_run
-from dt_ray.learners import LEARNERS, find_learner
+from dt_ray.learners import LEARNERS, learner_class
 from dt_ray.learners.base import learning_rate_at, make_optimizer
 from dt_ray.learners.decision_transformer import DecisionTransformerLearner
 from dt_ray.learners.iql import IQLLearner
@@ -257,7 +257,7 @@ def test_accelerated_updates_are_the_plain_ones(
     source = ResidentSource(ResidentData.build(make_episodes([30] * 8), pendulum_spec, plain), plain)
     losses = []
     for config in (plain, replace(plain, optim=replace(plain.optim, **settings))):
-        learner = find_learner(algorithm)(config, source.spec, source.normalizer)
+        learner = learner_class(algorithm)(config, source.spec, source.normalizer)
         losses.append([float(learner.update(source.batch(step))["loss"]) for step in range(10)])
         assert {parameter.dtype for parameter in learner.model.parameters()} == {torch.float32}
     np.testing.assert_allclose(losses[1], losses[0], rtol=tolerance)
@@ -272,7 +272,7 @@ def test_compiling_without_a_compiler_is_refused(
     config = replace(tiny_config, optim=replace(tiny_config.optim, compile=True))
     source = ResidentSource(ResidentData.build(make_episodes([30] * 8), pendulum_spec, config), config)
     with pytest.raises(ResourceError, match="needs a C\\+\\+ compiler and there is no no-such-compiler"):
-        find_learner("decision_transformer")(config, source.spec, source.normalizer)
+        learner_class("decision_transformer")(config, source.spec, source.normalizer)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")

@@ -11,7 +11,7 @@ from torch import Tensor
 from dt_ray.config.schema import ModelConfig, OptimConfig, PerceptronConfig, RunConfig
 from dt_ray.data.spaces import SpaceSpec
 from dt_ray.jobs.training import start_run
-from dt_ray.learners import find_learner
+from dt_ray.learners import learner_class
 from dt_ray.learners.acceleration import products_of
 from dt_ray.losses import iql_losses
 from dt_ray.models.actor_critic import ActorCriticModel, Transitions
@@ -121,7 +121,7 @@ def test_shares_of_any_size_have_the_gradient_of_the_whole_batch(
         for rank in range(num_workers):
             source = ResidentSource(data, config, rank=rank, world_size=num_workers)
             batch = source.batch(3)
-            learner = find_learner(algorithm)(config, source.spec, source.normalizer)
+            learner = learner_class(algorithm)(config, source.spec, source.normalizer)
             learner.steps.optimizer.step = lambda: None  # type: ignore[attr-defined]
             mean_real = None if num_workers == 1 else batch.num_real / num_workers  # type: ignore[operator]
             loss += float(learner.update(batch, num_real=mean_real)["loss"]) / num_workers

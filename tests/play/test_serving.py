@@ -20,7 +20,7 @@ from support.trained import MODELS, trained
 from dt_ray.config.schema import RunConfig
 from dt_ray.play.sessions import RefusedError, Sessions
 from dt_ray.runs.checkpoint import load_policy
-from dt_ray.runs.folder import find_checkpoint
+from dt_ray.runs.folder import checkpoint_at
 from dt_ray.runs.storage import Folder
 
 ALGORITHMS = [*MODELS, "iql", "behavior_cloning"]
@@ -28,7 +28,7 @@ ALGORITHMS = [*MODELS, "iql", "behavior_cloning"]
 
 def sessions_of(tiny_config: RunConfig, kind: str, **options: Any) -> tuple[Sessions, Any]:
     algorithm = kind if kind not in MODELS else "decision_transformer"
-    place = find_checkpoint(Folder.at(trained(tiny_config, MODELS.get(kind, tiny_config.model), algorithm)))
+    place = checkpoint_at(Folder.at(trained(tiny_config, MODELS.get(kind, tiny_config.model), algorithm)))
     policy, facts = load_policy(place)
     return Sessions(policy, facts.spec, **options), load_policy(place)[0]
 
@@ -138,7 +138,7 @@ def test_a_policy_is_served_over_http(tiny_config: RunConfig, tmp_path: Path) ->
 
         wait_until(answers)
         assert facts == {"env_id": "Pendulum-v1", "algorithm": "decision_transformer", "step": 4, "sessions": 0}
-        policy, _ = load_policy(find_checkpoint(Folder.at(run)))
+        policy, _ = load_policy(checkpoint_at(Folder.at(run)))
         seen = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
         policy.start(seen[:1], np.array([-100.0]))
         status, started = request(f"{url}/sessions", "POST", {"observation": seen[0].tolist(), "target_return": -100})

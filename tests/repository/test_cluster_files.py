@@ -19,7 +19,7 @@ import yaml
 from support.examples import ROOT, tiny_overrides
 
 from dt_ray.config.loading import load_config
-from dt_ray.sweeps.config import load_sweep
+from dt_ray.sweeps.loading import load_sweep
 
 CLUSTER = ROOT / "cluster"
 MANIFESTS = sorted((CLUSTER / "kuberay").glob("ray*.yaml"))

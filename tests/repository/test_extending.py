@@ -12,7 +12,7 @@ from support.commands import run_script
 from support.examples import ROOT
 
 from dt_ray.errors import ConfigError
-from dt_ray.learners import find_learner
+from dt_ray.learners import learner_class
 
 PAGE = (ROOT / "docs/extending.md").read_text()
 
@@ -42,4 +42,4 @@ def test_a_log_an_environment_and_a_learner_of_ones_own(joining: dict[str, str],
 )
 def test_an_unknown_learner_is_refused(name: str, says: str) -> None:
     with pytest.raises(ConfigError, match=says):
-        find_learner(name)
+        learner_class(name)

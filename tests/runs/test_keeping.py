@@ -19,7 +19,7 @@ from dt_ray.config.loading import decode_config, to_plain
 from dt_ray.config.schema import RunConfig
 from dt_ray.jobs.sweep import write_results
 from dt_ray.jobs.training import resume_run, resumed_config, start_run
-from dt_ray.runs.checkpoint import FILES, FileFacts, find_fault, write_checkpoint
+from dt_ray.runs.checkpoint import FILES, FileFacts, checkpoint_fault, write_checkpoint
 from dt_ray.runs.folder import RunFolder
 from dt_ray.runs.metrics import MetricsTail
 from dt_ray.runs.storage import Folder
@@ -45,7 +45,7 @@ def damage(run: RunFolder, step: int, *, how: str) -> None:
 
 
 def sound_steps(run: RunFolder) -> list[int]:
-    return [step for step in run.checkpoint_steps() if find_fault(run.checkpoint(step)) is None]
+    return [step for step in run.checkpoint_steps() if checkpoint_fault(run.checkpoint(step)) is None]
 
 
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -168,7 +168,7 @@ def test_a_live_bar_goes_back_where_updates_are_made_again(
     said = capsys.readouterr().err.splitlines()
     assert said[:2] == [
         "evaluation at update 5: -100 → -150.0",
-        "went back to a checkpoint after update 15, on with 1 worker(s) at update 10",
+        "after update 15, resumed from a checkpoint at update 10 with 1 worker(s)",
     ]
     assert said[2].startswith("update 10/20 ")
 

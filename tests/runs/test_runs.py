@@ -20,14 +20,14 @@ from dt_ray.data import read_dataset, slice_windows
 from dt_ray.errors import ConfigError, DataError, DivergedError, RunError, StorageError
 from dt_ray.jobs.training import resume_run, resumed_config, start_run
 from dt_ray.runs.checkpoint import (
-    find_fault,
+    checkpoint_fault,
     load_learner,
     load_policy,
     pack_checkpoint,
     save_checkpoint,
     write_checkpoint,
 )
-from dt_ray.runs.folder import RunFolder, find_checkpoint
+from dt_ray.runs.folder import RunFolder, checkpoint_at
 from dt_ray.runs.metrics import MetricsLog
 from dt_ray.runs.storage import Folder
 from dt_ray.training.context import LocalContext, StopRequest
@@ -161,12 +161,12 @@ def test_resuming_passes_over_a_damaged_checkpoint(tiny_config: RunConfig, caplo
     run = RunFolder.of(tiny_config)
     weights = Path(str(run.checkpoint(20))) / "policy/model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
-    assert "policy/model.safetensors is not what MANIFEST.json says" in (find_fault(run.checkpoint(20)) or "")
+    assert "policy/model.safetensors is not what MANIFEST.json says" in (checkpoint_fault(run.checkpoint(20)) or "")
     before = metrics_of(tiny_config)
     resume_run(resumed_config(str(run)))
-    assert "passed over" in caplog.text
+    assert "skipped a checkpoint" in caplog.text
     assert metrics_of(tiny_config) == before
-    assert find_fault(run.checkpoint(20)) is None
+    assert checkpoint_fault(run.checkpoint(20)) is None
 
 
 @pytest.fixture
@@ -182,16 +182,16 @@ def test_any_flipped_bit_or_lost_end_of_a_checkpoint_is_found(
 ) -> None:
     folder = Folder.at(tmp_path / "step-00000000")
     write_checkpoint(folder, saved)
-    assert find_fault(folder) is None
+    assert checkpoint_fault(folder) is None
     name = data.draw(st.sampled_from(sorted(saved)))
     place = data.draw(st.integers(0, len(saved[name]) - 1))
     damaged = bytearray(saved[name])
     damaged[place] ^= 1 << data.draw(st.integers(0, 7))
     for content in (bytes(damaged), saved[name][:place]):
         (folder / name).write_bytes(content)
-        assert find_fault(folder) == f"the checkpoint {folder} is damaged: {name} is not what MANIFEST.json says"
+        assert checkpoint_fault(folder) == f"the checkpoint {folder} is damaged: {name} is not what MANIFEST.json says"
     Path(str(folder / name)).unlink()
-    assert find_fault(folder) == f"the checkpoint {folder} is damaged: {name} is missing"
+    assert checkpoint_fault(folder) == f"the checkpoint {folder} is damaged: {name} is missing"
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200)
@@ -205,7 +205,7 @@ def test_a_damaged_manifest_is_found_or_says_the_same(
     before = json.loads(content)
     content[data.draw(st.integers(0, len(content) - 1))] ^= 1 << data.draw(st.integers(0, 7))
     (folder / "MANIFEST.json").write_bytes(bytes(content))
-    assert find_fault(folder) is not None or json.loads(content) == before
+    assert checkpoint_fault(folder) is not None or json.loads(content) == before
 
 
 def test_a_resumed_run_keeps_what_its_checkpoint_fixes(tiny_config: RunConfig) -> None:
@@ -345,9 +345,9 @@ def test_loading_a_checkpoint_runs_no_code(tiny_config: RunConfig, tmp_path: Pat
 
 def test_checkpoints_of_another_kind_are_refused(tmp_path: Path, tiny_config: RunConfig) -> None:
     with pytest.raises(RunError, match="no run or checkpoint at"):
-        find_checkpoint(Folder.at(tmp_path / "nowhere"))
+        checkpoint_at(Folder.at(tmp_path / "nowhere"))
     with pytest.raises(RunError, match="has no complete checkpoint"):
-        find_checkpoint(Folder.at(tmp_path))
+        checkpoint_at(Folder.at(tmp_path))
     start_run(tiny_config)
     folder = RunFolder.of(tiny_config).checkpoint(20)
     (folder / "MANIFEST.json").write_text("{")

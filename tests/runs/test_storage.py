@@ -14,7 +14,7 @@ from dt_ray.config.schema import RunConfig
 from dt_ray.data import filesystems
 from dt_ray.errors import StorageError
 from dt_ray.jobs.training import resume_run, resumed_config, start_run
-from dt_ray.runs.checkpoint import find_fault
+from dt_ray.runs.checkpoint import checkpoint_fault
 from dt_ray.runs.evaluation_report import TargetResult
 from dt_ray.runs.folder import RunFolder
 from dt_ray.runs.metrics import MetricsLog
@@ -108,7 +108,7 @@ def test_a_store_that_is_gone_is_not_taken_for_a_damaged_checkpoint(
     there = replace(tiny_config, storage_path=str(impatient))
     start_run(there)
     run = RunFolder.of(there)
-    for ask in (run.latest_checkpoint, lambda: find_fault(run.checkpoint(20)), lambda: resumed_config(str(run))):
+    for ask in (run.latest_checkpoint, lambda: checkpoint_fault(run.checkpoint(20)), lambda: resumed_config(str(run))):
         object_store.fail("500")
         with pytest.raises(StorageError, match="can't (read|reach) s3://bucket/"):
             ask()
@@ -119,14 +119,14 @@ def test_a_store_that_is_gone_is_not_taken_for_a_damaged_checkpoint(
 def test_a_store_that_is_gone_is_not_taken_for_corrupt_data(
     tiny_config: RunConfig, impatient: Folder, object_store: ObjectStore, pendulum_data: Path, monkeypatch
 ) -> None:
-    from dt_ray.data import files, reading
+    from dt_ray.data.logs import files, reading
 
     fs.copy_files(str(pendulum_data), f"{impatient}/data")
     settings = replace(tiny_config.data, path=f"{impatient}/data", on_corrupt="skip")
     (file, *_) = files.find_files(settings.path)
     object_store.fail("500")
     with pytest.raises(StorageError, match="can't read bucket/"):
-        reading.find_fault_in(file, settings, None)
+        reading.fault_in_file(file, settings, None)
 
 
 def test_a_run_ends_when_its_store_is_gone_for_good_and_goes_on_when_it_is_back(

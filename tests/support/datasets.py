@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 
 from dt_ray.config.schema import DataConfig
 from dt_ray.data import TransitionDataset
-from dt_ray.data.episodes import to_table
+from dt_ray.data.logs.episodes import to_table
 from dt_ray.play.collection import flatten
 
 

@@ -25,4 +25,4 @@ class Deadly(gymnasium.Env):
         return np.zeros(3, np.float32), -1.0, False, False, {}
 
 
-gymnasium.register("Deadly-v0", Deadly)
+gymnasium.register("Deadly-v0", Deadly)  # type: ignore[arg-type]

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from dt_ray.config.schema import RunConfig
 from dt_ray.data import TransitionDataset
-from dt_ray.data.episodes import to_table
+from dt_ray.data.logs.episodes import to_table
 from dt_ray.runs.folder import RunFolder
 
 ROOT = Path(__file__).parents[2]  # of the repository

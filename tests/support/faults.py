@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dt_ray.config.schema import DataConfig
-from dt_ray.data.datasets import read_dataset
-from dt_ray.runs.checkpoint import find_fault
+from dt_ray.data.logs.datasets import read_dataset
+from dt_ray.runs.checkpoint import checkpoint_fault
 from dt_ray.runs.folder import RunFolder
 from support.object_store import ObjectStore
 from support.processes import kill, processes_of, wait_until
@@ -354,7 +354,7 @@ def damage_two_checkpoints(run: Run, chance: random.Random) -> None:
     run.wait_for_step(chance.randrange(820, NUM_UPDATES - 200))
     run.process.kill()
     run.wait()
-    complete = [step for step in run.folder.checkpoint_steps() if find_fault(run.folder.checkpoint(step)) is None]
+    complete = [step for step in run.folder.checkpoint_steps() if checkpoint_fault(run.folder.checkpoint(step)) is None]
     for step in complete[-2:]:
         files = Path(str(run.folder.checkpoint(step))).rglob("*")
         damage(chance.choice(sorted(path for path in files if path.is_file())), chance)

@@ -15,7 +15,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from dt_ray.data import TransitionDataset
-from dt_ray.data.episodes import to_table
+from dt_ray.data.logs.episodes import to_table
 
 NAMES = {  # vector names, reward, (terminal, cut, done, first): what some libraries call them
     "ours": ("observation", "action", "reward", ("terminated", "truncated", None, None)),
@@ -93,7 +93,8 @@ def _parquet(columns: dict[str, Any], file: Path) -> Path:
 
 
 def _npz(columns: dict[str, Any], file: Path) -> Path:
-    np.savez(file.with_suffix(".npz"), **{name: np.asarray(values) for name, values in columns.items()})
+    arrays: dict[str, Any] = {name: np.asarray(values) for name, values in columns.items()}
+    np.savez(file.with_suffix(".npz"), **arrays)
     return file.with_suffix(".npz")
 
 

@@ -15,7 +15,7 @@ from support.examples import make_episodes
 SPEC = SpaceSpec(observation_dim=3, action_dim=2, action_low=(-2.0, -1.0), action_high=(2.0, 1.0))
 
 
-def make_model(layout: str, **changes: Any) -> DecisionTransformerModel:
+def make_model(layout: Any, **changes: Any) -> DecisionTransformerModel:
     """A small model with a token layout, or with the layout `step` and `conditioning: head`."""
     torch.manual_seed(0)
     settings = {"context_length": 6, "num_layers": 2, "num_heads": 2, "width": 16, "dropout": 0.0, "max_timesteps": 40}

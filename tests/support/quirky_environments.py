@@ -187,9 +187,9 @@ def kinds() -> dict[str, type[Tank]]:
 
 for name, kind in kinds().items():
     if f"{name}-v0" not in gym.registry:
-        gym.register(f"{name}-v0", kind)
+        gym.register(f"{name}-v0", kind)  # type: ignore[arg-type]
 if "OldStepLimited-v0" not in gym.registry:
-    gym.register("OldStepLimited-v0", OldStep, max_episode_steps=6)
+    gym.register("OldStepLimited-v0", OldStep, max_episode_steps=6)  # type: ignore[arg-type]
 
 
 def pump(observation: Any, generator: Any) -> Any:

@@ -5,10 +5,11 @@ from pathlib import Path
 from dt_ray.config.loading import to_plain
 from dt_ray.config.schema import RunConfig
 from dt_ray.jobs.training import start_run
-from dt_ray.sweeps.config import SweepConfig, decode_sweep
+from dt_ray.sweeps.config import SweepConfig
 from dt_ray.sweeps.folder import (
     SweepFolder,
 )
+from dt_ray.sweeps.loading import decode_sweep
 
 
 def made_sweep(tiny_config: RunConfig, folder: Path, **axes: dict) -> tuple[SweepConfig, SweepFolder]:

@@ -15,10 +15,10 @@ from dt_ray.config.schema import RunConfig
 from dt_ray.data.filesystems import reach
 from dt_ray.distributed.trials import TrialContext, copy_checkpoint, local_copy
 from dt_ray.jobs.training import start_run
-from dt_ray.runs.checkpoint import FILES, find_fault, read_facts
+from dt_ray.runs.checkpoint import FILES, checkpoint_fault, read_facts
 from dt_ray.runs.folder import RunFolder
 from dt_ray.runs.storage import Folder
-from dt_ray.sweeps.config import decode_sweep
+from dt_ray.sweeps.loading import decode_sweep
 from dt_ray.training.loop import run_training
 from dt_ray.training.preparing import make_source
 from dt_ray.training.resident import ResidentData
@@ -40,7 +40,7 @@ def test_a_checkpoint_is_copied_from_wherever_it_lies(
     given = ray.tune.Checkpoint(path, filesystem)
     (tmp_path / "download").mkdir()
     local = local_copy(given, str(tmp_path / "download"))
-    assert find_fault(local) is None
+    assert checkpoint_fault(local) is None
     assert read_facts(local).step == 5
     assert (local.uri == path) == isinstance(filesystem, fs.LocalFileSystem)
 

@@ -20,8 +20,9 @@ from dt_ray.config.schema import RunConfig
 from dt_ray.errors import ConfigError, RunError, UserError
 from dt_ray.runs.storage import Folder
 from dt_ray.sweep import main
-from dt_ray.sweeps.config import SweepConfig, decode_sweep, load_sweep
+from dt_ray.sweeps.config import SweepConfig
 from dt_ray.sweeps.folder import SweepFolder, evaluate_checkpoint, further_evaluations
+from dt_ray.sweeps.loading import decode_sweep, load_sweep
 from dt_ray.sweeps.tables import evaluate_best, find_best, read_rows, settings_of, write_table
 
 CONFIG = {

@@ -16,10 +16,11 @@ from dt_ray.config.schema import RunConfig
 from dt_ray.errors import ConfigError, ResourceError
 from dt_ray.jobs.sweep import run_sweep
 from dt_ray.jobs.training import start_run
-from dt_ray.runs.checkpoint import find_fault
+from dt_ray.runs.checkpoint import checkpoint_fault
 from dt_ray.runs.folder import RunFolder
-from dt_ray.sweeps.config import SweepConfig, decode_sweep
+from dt_ray.sweeps.config import SweepConfig
 from dt_ray.sweeps.folder import SweepFolder, result_of
+from dt_ray.sweeps.loading import decode_sweep
 from dt_ray.sweeps.tables import read_rows
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
@@ -132,7 +133,7 @@ def test_trials_that_asha_ends_keep_their_checkpoints(tiny_config: RunConfig, tm
         run = folder.trial(name)
         report = result_of(run)[1]
         assert report is not None
-        assert find_fault(run.checkpoint(report.step)) is None
+        assert checkpoint_fault(run.checkpoint(report.step)) is None
     assert len({row["updates"] for row in read_rows(sweep, folder)}) > 1
 
 
@@ -152,7 +153,7 @@ def test_a_population_changes_its_learning_rates(tiny_config: RunConfig, tmp_pat
     for name in folder.trial_names():
         lines = folder.trial(name).metrics_file.read_text().splitlines()
         config = folder.trial(name).read_config()
-        assert find_fault(folder.trial(name).checkpoint(60)) is None
+        assert checkpoint_fault(folder.trial(name).checkpoint(60)) is None
         first = json.loads(lines[0])["train/learning_rate"] / config.optim.learning_rate
         rates.append(first)
     assert len(rates) == 4

@@ -22,7 +22,7 @@ from dt_ray.data import read_dataset
 from dt_ray.data.spaces import SpaceSpec
 from dt_ray.errors import ConfigError, DataError, RunError
 from dt_ray.jobs.training import check_run, resume_run, resumed_config, start_run, values_config
-from dt_ray.runs.folder import RunFolder, find_checkpoint
+from dt_ray.runs.folder import RunFolder, checkpoint_at
 from dt_ray.runs.storage import Folder
 from dt_ray.training.relabeling import LearnedValues
 from dt_ray.training.resident import ResidentData, ResidentSource
@@ -36,7 +36,7 @@ def values_run(tiny_config: RunConfig) -> str:
 
 @pytest.fixture
 def values(values_run: str) -> LearnedValues:
-    return LearnedValues(str(find_checkpoint(Folder.at(values_run))))
+    return LearnedValues(str(checkpoint_at(Folder.at(values_run))))
 
 
 def counting(config: RunConfig, values: str) -> RunConfig:
@@ -108,7 +108,7 @@ def test_a_model_holds_the_values_in_its_own_units(
 def test_no_more_and_no_less_is_asked_for_than_the_data_shows(
     tiny_config: RunConfig, values_run: str, pendulum_spec: SpaceSpec
 ) -> None:
-    values = find_checkpoint(Folder.at(values_run))
+    values = checkpoint_at(Folder.at(values_run))
     config = counting(tiny_config, str(values))
     source = ResidentSource(ResidentData.build(read_dataset(config.data, pendulum_spec), pendulum_spec, config), config)
     assert source.values is not None
@@ -137,7 +137,7 @@ def test_values_of_a_configuration_are_learned_first_on_the_same_episodes(
     # What was trained with them says where they are, and goes on, evaluates and reproduces without the configuration.
     (tmp_path / "values.yaml").unlink()
     written = RunFolder(Folder.at(result.run)).read_config()
-    assert written.data.values == str(find_checkpoint(Folder.at(f"{config.storage_path}/tiny-values")))
+    assert written.data.values == str(checkpoint_at(Folder.at(f"{config.storage_path}/tiny-values")))
     again = start_run(replace(written, name="again"))
     assert again.summary["last"]["targets"] == result.summary["last"]["targets"]
     longer = resumed_config(result.run, ["total_timesteps=25"])
@@ -175,7 +175,7 @@ def test_a_policy_counts_from_the_values_of_its_checkpoint(tiny_config: RunConfi
     inside = model.learner.model.values
     assert inside is not None
     high = float(inside.bounds[1]) / model.learner.normalizer.return_scale
-    worth = LearnedValues(str(find_checkpoint(Folder.at(values_run))))(observation[None])[0]
+    worth = LearnedValues(str(checkpoint_at(Folder.at(values_run))))(observation[None])[0]
     most = model.predict(observation, target_return=worth + high + 1)
     assert np.array_equal(most, model.predict(observation, target_return=1e6))
     assert not np.array_equal(most, model.predict(observation, target_return=worth))

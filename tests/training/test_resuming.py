@@ -17,8 +17,8 @@ from dt_ray.errors import ConfigError, RunError, UserError
 from dt_ray.jobs.training import resume_run, resumed_config, start_run
 from dt_ray.runs.storage import Folder
 from dt_ray.sweep import main as sweep_main
-from dt_ray.sweeps.config import decode_sweep
 from dt_ray.sweeps.folder import SweepFolder
+from dt_ray.sweeps.loading import decode_sweep
 from dt_ray.train import main as train_main
 
 

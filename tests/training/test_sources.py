@@ -13,7 +13,7 @@ from support.examples import make_episodes, write_episodes
 from dt_ray.config.loading import load_config
 from dt_ray.config.schema import RunConfig
 from dt_ray.data import Normalizer, read_dataset
-from dt_ray.data.episodes import to_table
+from dt_ray.data.logs.episodes import to_table
 from dt_ray.data.spaces import SpaceSpec
 from dt_ray.data.transitions import chosen_episodes
 from dt_ray.errors import DataError

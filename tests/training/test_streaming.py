@@ -14,8 +14,8 @@ from support.fitted import split_and_fit
 
 from dt_ray.config.schema import RunConfig
 from dt_ray.data import slice_windows
-from dt_ray.data.episodes import to_table
-from dt_ray.data.files import find_files
+from dt_ray.data.logs.episodes import to_table
+from dt_ray.data.logs.files import find_files
 from dt_ray.data.spaces import SpaceSpec
 from dt_ray.data.transitions import TransitionDataset
 from dt_ray.errors import DataError

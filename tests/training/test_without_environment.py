@@ -23,7 +23,7 @@ from dt_ray.play.held_out import evaluate_held_out, replay
 from dt_ray.play.sessions import Sessions
 from dt_ray.runs.checkpoint import load_policy
 from dt_ray.runs.evaluation_report import EvaluationReport, best_of
-from dt_ray.runs.folder import RunFolder, find_checkpoint
+from dt_ray.runs.folder import RunFolder, checkpoint_at
 from dt_ray.runs.storage import Folder
 
 SMALL = [
@@ -78,7 +78,7 @@ def test_everything_works_from_the_log_alone(
     export.main([str(run), "--format", "torch", "--out", str(tmp_path / "policy.pt2")])
     report.main([str(run), "--out", str(tmp_path / "report")])
     assert (tmp_path / "report/action_errors.png").stat().st_size > 10_000
-    policy, facts = load_policy(find_checkpoint(run.folder))
+    policy, facts = load_policy(checkpoint_at(run.folder))
     assert facts.env_id is None
     assert Sessions(policy, facts.spec) is not None
 

@@ -8,14 +8,14 @@ from collections.abc import Callable, Sequence
 import pyarrow as pa
 
 from dt_ray.config.schema import DataConfig
-from dt_ray.data.files import DatasetFile
 from dt_ray.data.formats.containers import read_hdf5, read_npz
 from dt_ray.data.formats.minari import read_minari
 from dt_ray.data.formats.rllib import decode_rows, is_episodes, read_episodes, read_json
 from dt_ray.data.formats.tables import flat_names, read_csv, read_parquet, read_schema
 from dt_ray.data.formats.trajectories import read_trajectories
-from dt_ray.data.identity import UNIT
-from dt_ray.data.names import ColumnNames, column_names
+from dt_ray.data.logs.files import DatasetFile
+from dt_ray.data.logs.identity import UNIT
+from dt_ray.data.logs.names import ColumnNames, column_names
 from dt_ray.errors import DataError
 
 __all__ = ["has_rows", "is_flat", "read_minari", "read_rows"]
@@ -34,7 +34,7 @@ def has_rows(file: DatasetFile) -> bool:
 
 
 def is_flat(file: DatasetFile, config: DataConfig) -> bool:
-    """Whether the file's episodes may go on in other files: files of arrays are taken to be whole."""
+    """Whether episodes may continue in other files; files of arrays hold whole ones unless a setting says otherwise."""
     if file.format in ARRAY_READERS:
         return config.episodes_across_files is True
     return has_rows(file)

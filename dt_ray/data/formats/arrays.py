@@ -1,7 +1,6 @@
-"""Arrays by name as rows: one for each step, in columns that are called as the arrays are.
+"""Turns named arrays into rows, one per step, with a column for each array.
 
-What a container keeps apart by itself (groups, trajectories, a leading axis of episodes) is told apart by the column
-`UNIT`.
+The column `UNIT` numbers the groups, trajectories or entries of a leading axis that rows come from.
 """
 
 from __future__ import annotations
@@ -14,8 +13,8 @@ import pyarrow as pa
 from numpy import ndarray
 
 from dt_ray.config.schema import DataConfig
-from dt_ray.data.identity import UNIT
-from dt_ray.data.names import REQUIRED, SIGNALS, VECTORS, column_names
+from dt_ray.data.logs.identity import UNIT
+from dt_ray.data.logs.names import REQUIRED, SIGNALS, VECTORS, column_names
 from dt_ray.errors import DataError
 
 Arrays = Mapping[str, Any]  # by name
@@ -24,7 +23,7 @@ Arrays = Mapping[str, Any]  # by name
 def rows_of_parts(
     parts: Sequence[tuple[str, Arrays]], config: DataConfig, *, source: str, are_apart: bool | None = None
 ) -> pa.Table:
-    """The rows of parts that no episode spans, each a place in the file and its arrays; one part may be all episodes.
+    """The rows of the parts of a file, each given by its place and its arrays. No episode spans two parts.
 
     Raises:
         DataError: as `align`, no parts, or parts with different arrays.
@@ -37,7 +36,7 @@ def rows_of_parts(
     if not aligned:
         raise DataError(f"{source} is empty: there is no episode in it")
     names = dict.fromkeys(name for each in aligned for name in each)
-    columns = {}
+    columns: dict[str, ndarray] = {}
     for name in names:
         found = [_part_of(each, name, aligned, source=source) for each in aligned]
         shapes = sorted({values.shape[1:] for values in found})
@@ -89,7 +88,7 @@ def align(arrays: Arrays, config: DataConfig, *, source: str, time_limit: int | 
         plain = _unstack(plain, roles, rewards.shape[:2], time_limit, source=source)
     units = plain.pop(UNIT, None)
     num = len(plain[names["reward"][0]])
-    result = {}
+    result: dict[str, ndarray] = {}
     for column, values in plain.items():
         if roles[column] == "episode_start" and _are_places(values, num):
             marks = np.zeros(num, bool)

@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 
 from dt_ray.config.schema import DataConfig
-from dt_ray.data.files import DatasetFile
 from dt_ray.data.formats.arrays import Arrays, rows_of_parts
-from dt_ray.data.names import column_names, finds_rewards
+from dt_ray.data.logs.files import DatasetFile
+from dt_ray.data.logs.names import column_names, has_reward_column
 from dt_ray.errors import DataError
 
 
@@ -28,7 +28,7 @@ def read_hdf5(file: DatasetFile, config: DataConfig) -> pa.Table:
                 parts = list(_read_parts(content, config, source=file.path))
         except (DataError, OSError):
             raise
-        except Exception as error:  # what its library raises depends on what is damaged
+        except Exception as error:  # the library raises other errors for each kind of damage
             raise DataError(f"{file.path} is not a readable HDF5 file: {error}") from None
     return rows_of_parts(parts, config, source=file.path, are_apart=any(place for place, _ in parts))
 
@@ -44,7 +44,12 @@ def _read_parts(content: Any, config: DataConfig, *, source: str) -> Iterator[tu
     groups = [content] if _has_rewards(content, config) else list(_episode_groups(content, config))
     for group in groups or [content]:
         names: list[str] = []
-        group.visititems(lambda name, item: names.append(name) if isinstance(item, h5py.Dataset) else None)  # noqa: B023
+
+        def note(name: str, item: Any, names: list[str] = names) -> None:
+            if isinstance(item, h5py.Dataset):
+                names.append(name)
+
+        group.visititems(note)
         where = f"{source}, {group.name}" if groups and group is not content else source
         chosen = column_names(names, config.columns, source=where)
         wanted = {name for columns in chosen.values() for name in columns}
@@ -54,7 +59,7 @@ def _read_parts(content: Any, config: DataConfig, *, source: str) -> Iterator[tu
 def _has_rewards(group: Any, config: DataConfig) -> bool:
     import h5py
 
-    return finds_rewards([name for name, item in group.items() if isinstance(item, h5py.Dataset)], config.columns)
+    return has_reward_column([name for name, item in group.items() if isinstance(item, h5py.Dataset)], config.columns)
 
 
 def _episode_groups(group: Any, config: DataConfig) -> Iterator[Any]:
@@ -82,10 +87,10 @@ def read_npz(file: DatasetFile, config: DataConfig) -> pa.Table:
             else:
                 chosen = column_names(known, config.columns, source=file.path)
                 wanted = {name for columns in chosen.values() for name in columns}
-            named = {name: arrays[name] for name in known if name in wanted}
+            named: Arrays = {name: arrays[name] for name in known if name in wanted}
         except (DataError, OSError):
             raise
-        except Exception as error:  # likewise
+        except Exception as error:  # NumPy raises other errors for each kind of damage
             raise DataError(f"{file.path} is no NPZ of plain arrays: {error}") from None
     if "indices" in named and "acts" in named:
         return rows_of_parts(list(_cut_imitation(named, source=file.path)), config, source=file.path, are_apart=True)

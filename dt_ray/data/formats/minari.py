@@ -8,19 +8,19 @@ from typing import Any
 import numpy as np
 from pyarrow import fs
 
-from dt_ray.data.files import DatasetFile
 from dt_ray.data.formats.pickles import as_vector
+from dt_ray.data.logs.files import DatasetFile
 from dt_ray.data.transitions import TransitionDataset, join_episodes
 from dt_ray.errors import DataError
 
 
 def read_minari_environment(file: DatasetFile) -> tuple[str | None, dict[str, Any]]:
-    """The id and the arguments of the environment that a dataset was recorded in; None where it says nothing."""
+    """The id and the arguments of the environment in which a dataset was recorded; (None, {}) if it names none."""
     try:
         from minari import MinariDataset
 
         spec = MinariDataset(Path(file.path) / "data").env_spec
-    except Exception:  # which reading the episodes says
+    except Exception:  # reported when the episodes are read
         return None, {}
     return (None, {}) if spec is None else (spec.id, dict(spec.kwargs))
 
@@ -37,18 +37,17 @@ def read_minari(file: DatasetFile) -> TransitionDataset:
         raise DataError(f"{file.path} is a Minari dataset: pip install 'dt-ray[formats]'") from None
     if not isinstance(file.filesystem, fs.LocalFileSystem):
         raise DataError(f"{file.dataset}: Minari datasets are read from a local disk; download it first")
-    episodes = []
+    episodes: list[TransitionDataset] = []
     try:
-        found = list(MinariDataset(Path(file.path) / "data").iterate_episodes())
-    except Exception as error:  # what its library raises depends on what is damaged or missing
+        found: list[Any] = list(MinariDataset(Path(file.path) / "data").iterate_episodes())
+    except Exception as error:  # the library raises other errors for each kind of damage
         raise DataError(f"{file.path} is not a readable Minari dataset: {type(error).__name__}: {error}") from None
     for episode in found:
         num = len(episode.rewards)
-        if not isinstance(episode.observations, np.ndarray) or not isinstance(episode.actions, np.ndarray):
-            raise DataError(
-                f"{file.path}, episode {episode.id}: observations or actions are no vectors but "
-                f"{type(episode.observations).__name__} and {type(episode.actions).__name__}"
-            )
+        kinds: list[type] = [type(episode.observations), type(episode.actions)]
+        if not all(issubclass(kind, np.ndarray) for kind in kinds):
+            names = " and ".join(kind.__name__ for kind in kinds)
+            raise DataError(f"{file.path}, episode {episode.id}: observations or actions are no vectors but {names}")
         if len(episode.observations) != num + 1 or len(episode.actions) != num or not num:
             raise DataError(
                 f"{file.path}, episode {episode.id}: {len(episode.observations)} observations and "

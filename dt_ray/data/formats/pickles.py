@@ -22,7 +22,7 @@ ALLOWED = {
 
 
 class ArrayUnpickler(pickle.Unpickler):
-    """Finds the functions that build arrays, and no other."""
+    """Allows the functions that build arrays, and no others."""
 
     def find_class(self, module: str, name: str) -> Any:
         if name not in ALLOWED.get(module, ()):
@@ -57,7 +57,7 @@ def _load(stream: io.BytesIO) -> Any:
         return ArrayUnpickler(stream).load()
     except DataError:
         raise
-    except Exception as error:  # what a damaged pickle raises depends on where it is damaged
+    except Exception as error:  # pickle raises other errors for each kind of damage
         raise DataError(f"it is no pickle of arrays: {error}") from None
 
 

@@ -9,14 +9,14 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
 
-from dt_ray.data.files import DatasetFile
 from dt_ray.data.formats.pickles import as_vector, load_arrays
 from dt_ray.data.formats.tables import read_parquet
+from dt_ray.data.logs.files import DatasetFile
 from dt_ray.errors import DataError
 
 COLUMNS = ("eps_id", "t", "obs", "actions", "rewards", "new_obs", "terminateds", "truncateds", "dones")
@@ -30,18 +30,21 @@ def read_json(file: DatasetFile, choose: Callable[[Sequence[str]], Sequence[str]
             lines = stream.read().decode().splitlines()
         except UnicodeDecodeError as error:
             raise DataError(f"{file.path} is no JSON: {error}") from None
-    batches = []
+    batches: list[tuple[str, dict[str, Any]]] = []
     for number, line in enumerate(lines, start=1):
         where = f"{file.path}, line {number}"
         try:
             batch = json.loads(line)
         except (ValueError, RecursionError) as error:
             raise DataError(f"{where} is no JSON: {error}") from None
-        if not isinstance(batch, dict) or batch.get("type") != "SampleBatch":
+        is_batch = isinstance(batch, dict) and cast("dict[str, Any]", batch).get("type") == "SampleBatch"
+        if not is_batch:
             raise DataError(f"{where} is no SampleBatch of RLlib, the only JSON log that is read")
-        batches.append((where, batch))
+        batches.append((where, cast("dict[str, Any]", batch)))
     names = dict.fromkeys(name for _, batch in batches for name in batch if name != "type")
-    known = {name: _column(batches, name) for name in names if name in COLUMNS}  # and so safe, whatever is missing
+    known = {
+        name: _column(batches, name) for name in names if name in COLUMNS
+    }  # checked even where `choose` takes fewer
     rows = {name: known.get(name) or _column(batches, name) for name in choose(list(names))}
     sizes = {name: len(values) for name, values in rows.items()}
     if len(set(sizes.values())) > 1:
@@ -138,8 +141,9 @@ def _array(value: dict[Any, Any]) -> Any:
 def _values(column: Any, where: str) -> Iterator[Any]:
     if isinstance(column, str):
         column = _unpack(column, where)
-    if not isinstance(column, list | tuple | np.ndarray) or (isinstance(column, np.ndarray) and column.ndim == 0):
-        raise DataError(f"{where}: a column is {type(column).__name__}, not a list with a value for each step")
+    kind: type = type(cast("object", column))
+    if not issubclass(kind, list | tuple | np.ndarray) or np.ndim(column) == 0:
+        raise DataError(f"{where}: a column is {kind.__name__}, not a list with a value for each step")
     for value in column:
         yield value.tolist() if isinstance(value, np.ndarray | np.generic) else value
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from dt_ray.data.files import DatasetFile
+from dt_ray.data.logs.files import DatasetFile
 from dt_ray.errors import DataError
 
 SEPARATORS = ",;\t|"

@@ -1,0 +1,165 @@
+"""The files of a dataset: which they are, in which format, and opening them with errors that name them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import chain
+from urllib.parse import unquote
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow import fs
+
+from dt_ray.data.filesystems import reach
+from dt_ray.errors import DataError, StorageError
+
+STORAGE_FAILURES = ("AWS Error", "google::cloud::Status")  # how pyarrow's OSErrors begin
+EXTENSIONS = {  # in the order in which a folder's files are looked for: what else lies there is not its data
+    "parquet": ("parquet",),
+    "hdf5": ("hdf5", "h5"),
+    "npz": ("npz",),
+    "csv": ("csv", "tsv", "csv.gz", "tsv.gz"),
+    "rllib-json": ("json", "jsonl"),
+    "trajectories": ("pkl", "pickle"),
+}
+PART_BYTES = 2**27  # of a Parquet file that one task reads, uncompressed
+EXPANSION = 4  # times a file's size is the most that it takes in memory: small files need no look at their footer
+FORMATS = ("minari", "lerobot", *EXTENSIONS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetFile:
+    """A file of a dataset, or a part of a large file; for Minari, whose library reads all files, the folder."""
+
+    index: int
+    source: int = 0  # number of its dataset, where several are mixed
+    path: str  # on the filesystem of the dataset
+    dataset: str
+    format: str = "parquet"  # of `FORMATS`
+    size: int = 0  # bytes
+    row_groups: tuple[int, ...] | None = None  # of a large Parquet file those that are read; None: all
+    is_numbered: bool = False  # its episode ids occur in other files too: the file's number is added to them
+
+    @property
+    def filesystem(self) -> fs.FileSystem:
+        return resolve(self.dataset)[0]
+
+    @property
+    def partitions(self) -> dict[str, str]:
+        """Columns out of the names of the folders that it lies in, as `episode=3/` has one."""
+        root = resolve(self.dataset)[1].rstrip("/")
+        folders = self.path.removeprefix(root).split("/")[:-1]
+        return {unquote(name): unquote(value) for name, _, value in (each.partition("=") for each in folders) if value}
+
+    @contextmanager
+    def open(self) -> Generator[pa.NativeFile]:
+        """The file's bytes.
+
+        Raises:
+            DataError: the file is damaged, or of another format.
+            StorageError: the storage doesn't answer.
+        """
+        try:
+            with self.filesystem.open_input_file(self.path) as stream:
+                yield stream
+        except (pa.ArrowException, OSError) as error:
+            if any(sign in str(error) for sign in STORAGE_FAILURES):  # which says nothing of the file
+                raise StorageError(f"can't read {self.path}: {error}") from None
+            name = {"parquet": "Parquet", "hdf5": "HDF5", "csv": "CSV"}.get(self.format, self.format)
+            raise DataError(f"{self.path} is not a readable {name} file: {str(error).splitlines()[0]}") from None
+
+
+def absolute(path: str) -> str:
+    """The absolute path, or the URI; `minari:ID` becomes the folder in which Minari keeps that dataset."""
+    if path.startswith("minari:"):
+        path = os.path.join(os.environ.get("MINARI_DATASETS_PATH", "~/.minari/datasets"), path.removeprefix("minari:"))
+    return path.rstrip("/") if "://" in path else os.path.abspath(os.path.expanduser(path))
+
+
+def resolve(path: str) -> tuple[fs.FileSystem, str]:
+    """The filesystem of a path or URI, and the absolute path on it."""
+    return reach(absolute(path))
+
+
+def find_files(path: str, format: str | None = None) -> list[DatasetFile]:
+    """The files of a dataset, sorted by path, which is the order of their rows; the format is found where not given.
+
+    Raises:
+        DataError: nothing there, or nothing in a format that is known.
+        StorageError: the storage doesn't answer.
+    """
+    if format is not None and format not in FORMATS:
+        raise DataError(f"data.format: one of {', '.join(FORMATS)}, got {format!r}")
+    filesystem, root = resolve(path)
+    try:
+        info = filesystem.get_file_info(root)
+        if info.type == fs.FileType.NotFound:
+            raise DataError(f"no dataset at {path}; make one with `python -m dt_ray.data collect --out {path}`")
+        if info.type == fs.FileType.File:
+            found, format = [root], format or _format_of(root) or "parquet"
+            sizes = {root: info.size}
+        else:
+            entries = filesystem.get_file_info(fs.FileSelector(root, recursive=True))
+            sizes = {entry.path: entry.size for entry in entries if entry.is_file}
+            names = sorted(path.removeprefix(f"{root}/") for path in sizes)
+            format = format or _format_of_folder(names)
+            found = [f"{root}/{name}".rstrip("/") for name in _names_of(format, names)]
+    except OSError as error:
+        raise StorageError(f"can't read {path}: {error}") from None
+    if not format or not found:
+        raise DataError(
+            f"no *.parquet file in {path}, nor another log that is known: data.format is one of {', '.join(FORMATS)}"
+        )
+    whole = sum(sizes.values())  # of a Minari dataset, whose one file is its folder
+    files = [
+        DatasetFile(index=0, path=file, dataset=path, format=format, size=sizes.get(file, whole)) for file in found
+    ]
+    return [replace(part, index=i) for i, part in enumerate(chain.from_iterable(map(_parts_of, files)))]
+
+
+def _parts_of(file: DatasetFile) -> Iterator[DatasetFile]:
+    """Parts of a Parquet file that take about `PART_BYTES` in memory, or one row group; other files are read whole."""
+    if file.size <= PART_BYTES / EXPANSION or file.format not in ("parquet", "lerobot"):
+        yield file
+        return
+    try:
+        with file.open() as stream:
+            metadata = pq.read_metadata(stream)
+    except DataError:  # reported when the file is read
+        yield file
+        return
+    groups: list[int] = []
+    size = 0
+    for index in range(metadata.num_row_groups):
+        groups.append(index)
+        size += metadata.row_group(index).total_byte_size
+        if size >= PART_BYTES or index == metadata.num_row_groups - 1:
+            yield replace(file, row_groups=tuple(groups), size=size)
+            groups, size = [], 0
+
+
+def _format_of_folder(names: Sequence[str]) -> str | None:
+    if "meta/info.json" in names:
+        return "lerobot"
+    if "data/main_data.hdf5" in names or "data/metadata.json" in names:
+        return "minari"
+    return next((format for format in EXTENSIONS if _names_of(format, names)), None)
+
+
+def _names_of(format: str | None, names: Sequence[str]) -> list[str]:
+    if format == "minari":
+        return [""]  # the folder: its own library reads it
+    if format == "lerobot":
+        return [name for name in names if name.startswith("data/") and name.endswith(".parquet")]
+    return [name for name in names if format and _format_of(name) == format]
+
+
+def _format_of(name: str) -> str | None:
+    name = name.lower()
+    return next(
+        (format for format, extensions in EXTENSIONS.items() if any(name.endswith(f".{each}") for each in extensions)),
+        None,
+    )
