@@ -36,7 +36,7 @@ from dt_ray.jobs.training import start_run
 from dt_ray.play.evaluation import evaluate
 from dt_ray.runs.checkpoint import load_policy
 from dt_ray.runs.evaluation_report import EvaluationReport, TargetResult
-from dt_ray.runs.folder import RunFolder, find_checkpoint
+from dt_ray.runs.folder import RunFolder, checkpoint_at
 from dt_ray.runs.storage import Folder
 
 SELECTION_SEEDS, REPORT_SEEDS = (2000,), (0, 1000)
@@ -95,7 +95,7 @@ def spread_targets(returns: Float[ndarray, "E"], config: RunConfig) -> tuple[flo
 
 def play(run: str, config: RunConfig, targets: tuple[float, ...], *, first: int, num_episodes: int) -> EvaluationReport:
     evaluation = replace(config.evaluation, target_returns=targets, seed=first, num_episodes=num_episodes)
-    policy, facts = load_policy(find_checkpoint(Folder.at(run)))
+    policy, facts = load_policy(checkpoint_at(Folder.at(run)))
     return evaluate(policy, needed_environment(config.env_id, "this benchmark"), evaluation, step=facts.step)
 
 

@@ -113,7 +113,8 @@ def draw_balanced_anchors(
     """As `draw_anchors`, for episodes that start at `bounds`: each with its share of the windows."""
     random = np.random.default_rng([seed, draw]).random((2, UPDATES_A_DRAW, batch_size))
     chosen = np.minimum(np.searchsorted(np.cumsum(shares), random[0], side="right"), len(shares) - 1)
-    return bounds[chosen] + (random[1] * np.diff(bounds)[chosen]).astype(np.int64)
+    lengths: Int[ndarray, "E"] = np.diff(bounds)
+    return bounds[chosen] + (random[1] * lengths[chosen]).astype(np.int64)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,13 +191,12 @@ class WindowTable:
     @property
     def returns(self) -> Float[ndarray, "E"]:
         """The return-to-go at the first step of each episode, as it stands in the table."""
-        column = self.observation_dim + self.action_dim
-        ends = [*self.part_episodes[1:], len(self.bounds) - 1]
-        found = []
-        for part, begin, end in zip(self.parts, self.part_episodes, ends, strict=True):
-            episodes = np.arange(begin, end)
-            rows = self.bounds[episodes] + episodes - (self.bounds[begin] + begin)
-            found.append(part[rows + 1, column])  # the first row is the one in front
+        column, num = self.observation_dim + self.action_dim, len(self.bounds) - 1
+        firsts: list[int] = self.part_episodes.tolist()
+        found: list[ndarray] = []
+        for part, begin, end in zip(self.parts, firsts, [*firsts[1:], num], strict=True):
+            rows = self.bounds[begin:end] - self.bounds[begin] + np.arange(end - begin)  # in front of each episode
+            found.append(part[rows + 1, column])
         return np.concatenate(found)
 
     def balanced_shares(self, balance: float) -> Float[ndarray, "E"]:
