@@ -89,7 +89,7 @@ def print_evaluation(report: EvaluationReport) -> None:
         title=f"{report.env_id}, {report.num_episodes} episodes a target from seed {report.seed}, "
         f"after {report.step} updates"
     )
-    for column in ("target return", "mean return", "95% interval", "std", "off by, median", "90%", "score"):
+    for column in ("target return", "mean return", "95% interval", "std", "off by (90%)", "score"):
         table.add_column(column, justify="right")
     for target in report.targets:
         low, high = target.return_ci95
@@ -99,10 +99,10 @@ def print_evaluation(report: EvaluationReport) -> None:
             f"{target.return_mean:.1f}",
             f"{low:.1f} .. {high:.1f}",
             f"{target.return_std:.1f}",
-            *("–" if math.isnan(distance) else f"{distance:.1f}" for distance in target.distances),
+            "–" if math.isnan(target.distances[0]) else "{:.1f} ({:.1f})".format(*target.distances),
             "–" if score is None else f"{score:.3f}",
         )
-    Console(soft_wrap=True).print(table)
+    Console(soft_wrap=True, width=None if sys.stdout.isatty() else LOG_WIDTH).print(table)
 
 
 @cache

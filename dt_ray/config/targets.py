@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, PlainSerializer
-
 AS_MUCH_AS_CAN_BE_HAD = "max"
 
 
@@ -29,10 +27,18 @@ def show_target(target: float) -> str:
     return AS_MUCH_AS_CAN_BE_HAD if target == math.inf else f"{target:g}"
 
 
+class _AsUsersWriteIt:
+    """Has pydantic read and write target returns by the functions above; pydantic is imported when it asks."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
+        from pydantic_core import core_schema
+
+        written = core_schema.plain_serializer_function_ser_schema(_to_json, when_used="json")
+        return core_schema.no_info_before_validator_function(read_target, handler(source), serialization=written)
+
+
 def _to_json(target: float) -> float | str:
     return AS_MUCH_AS_CAN_BE_HAD if target == math.inf else target
 
 
-TargetReturn = Annotated[
-    float, BeforeValidator(read_target), PlainSerializer(_to_json, return_type=float | str, when_used="json")
-]
+TargetReturn = Annotated[float, _AsUsersWriteIt()]
