@@ -113,7 +113,7 @@ def draw_balanced_anchors(
     """As `draw_anchors`, for episodes that start at `bounds`: each with its share of the windows."""
     random = np.random.default_rng([seed, draw]).random((2, UPDATES_A_DRAW, batch_size))
     edges: Float[ndarray, "E"] = np.cumsum(shares)
-    chosen: Int[ndarray, "U B"] = np.minimum(np.searchsorted(edges, random[0], side="right"), len(shares) - 1)
+    chosen: Int[ndarray, "U B"] = edges.searchsorted(random[0], side="right").clip(max=len(shares) - 1)
     lengths: Int[ndarray, "E"] = np.diff(bounds)
     return bounds[chosen] + (random[1] * lengths[chosen]).astype(np.int64)
 
