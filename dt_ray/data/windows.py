@@ -112,8 +112,8 @@ def draw_balanced_anchors(
 ) -> Int[ndarray, "U B"]:
     """As `draw_anchors`, for episodes that start at `bounds`: each with its share of the windows."""
     random = np.random.default_rng([seed, draw]).random((2, UPDATES_A_DRAW, batch_size))
-    edges: Float[ndarray, "E"] = np.cumsum(shares)
-    chosen: Int[ndarray, "U B"] = edges.searchsorted(random[0], side="right").clip(max=len(shares) - 1)
+    places = cast("ndarray", np.searchsorted(np.cumsum(shares), random[0], side="right"))
+    chosen = np.minimum(places, len(shares) - 1)  # a sum of shares may be a little below 1
     lengths: Int[ndarray, "E"] = np.diff(bounds)
     return bounds[chosen] + (random[1] * lengths[chosen]).astype(np.int64)
 
