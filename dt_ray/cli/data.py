@@ -83,12 +83,14 @@ def make_parser() -> argparse.ArgumentParser:
             metavar="OURS=THEIRS",
             help="name of a column, or names with commas between them; nothing after the =: it isn't read",
         )
-        command.add_argument(
+        files = command.add_mutually_exclusive_group()
+        files.add_argument(
             "--episodes-across-files",
             choices=("auto", "true", "false"),
             default="auto",
             help="whether an episode id in several files is one episode; auto: where the log says so",
         )
+        files.add_argument("--episode-per-file", action="store_true", help="each file is one episode")
         command.add_argument(
             "--action-scale", type=float, default=1.0, metavar="X", help="environment action = logged action * X"
         )
@@ -235,6 +237,7 @@ def validate(options: argparse.Namespace) -> None:
     from dt_ray.data.ranges import constant_columns
     from dt_ray.data.spaces import read_spaces
     from dt_ray.data.traps import LogFacts, find_log_traps, find_part_traps
+    from dt_ray.environments.batched import known_state_of
     from dt_ray.errors import DataError
 
     env_kwargs, columns = _env_kwargs(options), _config(options).columns
@@ -244,7 +247,9 @@ def validate(options: argparse.Namespace) -> None:
     with _parts(options, spec) as parts:
         for part in parts:
             facts = LogFacts.of(part) if facts is None else facts.joined(LogFacts.of(part))
-            part_traps = part_traps or list(find_part_traps(part, spec, options.env, env_kwargs))  # of the first file
+            part_traps = part_traps or list(
+                find_part_traps(part, spec, options.env, env_kwargs, state_of=known_state_of(options.env))
+            )  # of the first file
     if facts is None:
         raise DataError(f"{options.path} is empty: there is no episode in it")
     traps = [*find_log_traps(facts, spec, options.env, env_kwargs, columns), *part_traps]
@@ -304,6 +309,7 @@ def _config(options: argparse.Namespace) -> DataConfig:
         format=options.format,
         columns=columns,
         episodes_across_files={"auto": "auto", "true": True, "false": False}[options.episodes_across_files],
+        episode_per_file=options.episode_per_file,
         action_scale=options.action_scale,
         time_limit=options.time_limit,
         out_of_bounds="clip" if clip else "stop",

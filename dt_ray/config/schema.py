@@ -45,6 +45,7 @@ class DataConfig:
     action_bounds: ActionBounds = "environment"  # that a policy acts within; data: the log's range; [[low …], [high …]]
     columns: dict[str, str | None] = field(default_factory=dict)  # our column name -> the log's, or none for null
     episodes_across_files: Literal["auto", True, False] = "auto"  # one id in two files is one episode; auto: see docs
+    episode_per_file: bool = False  # each file is one episode, of which nothing in the log says where it ends
     time_limit: Annotated[int, Ge(1)] | None = None  # episodes that end at this step were cut, whatever the log says
     action_scale: Annotated[float, Gt(0)] = 1.0  # environment action = logged action * action_scale
     max_episodes: Annotated[int, Ge(1)] | None = None  # only so many, the first by id
@@ -201,6 +202,8 @@ def find_conflicts(config: RunConfig) -> Iterator[str]:
     """One line for each rule between fields that the configuration breaks."""
     if config.data.mix and config.data.residency == "streaming":
         yield "data.mix: windows are drawn by shares from resident data only, got data.residency=streaming"
+    if config.data.episode_per_file and config.data.episodes_across_files is True:
+        yield "data.episode_per_file: a file is an episode, and data.episodes_across_files=true joins files: give one"
     yield from _find_value_conflicts(config)
     yield from _find_environment_conflicts(config)
     model, evaluation = config.model, config.evaluation

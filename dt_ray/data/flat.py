@@ -21,6 +21,7 @@ from dt_ray.data.episodes import from_table, to_table, vectors_of
 from dt_ray.data.identity import UNIT, Episodes, Follows, check_steps, group_rows
 from dt_ray.data.ids import read_ids, read_times
 from dt_ray.data.names import ColumnNames
+from dt_ray.data.single_episodes import take_as_one
 from dt_ray.data.transitions import TransitionDataset
 from dt_ray.errors import DataError
 
@@ -34,8 +35,10 @@ class FoundEpisodes(NamedTuple):
     doubt: str | None  # what looks wrong
 
 
-def find_episodes(rows: pa.Table, names: ColumnNames, *, time_limit: int | None, source: str) -> FoundEpisodes:
-    """Which rows are one episode.
+def find_episodes(
+    rows: pa.Table, names: ColumnNames, *, time_limit: int | None, is_one: bool = False, source: str
+) -> FoundEpisodes:
+    """Which rows are one episode; all of them where `is_one`.
 
     Raises:
         DataError: no rows, signals that are not understood or contradict one another, or nothing that marks episodes.
@@ -45,8 +48,11 @@ def find_episodes(rows: pa.Table, names: ColumnNames, *, time_limit: int | None,
     ends = read_ends(rows, names, source=source)
     times = read_times(rows, names, source=source)
     units = rows[UNIT].to_numpy() if UNIT in rows.column_names else None
+    ids = read_ids(rows, names, source=source)
+    if is_one:
+        return FoundEpisodes(take_as_one(ids, times, ends, units=units, source=source), ends, times, None)
     episodes = group_rows(
-        read_ids(rows, names, source=source),
+        ids,
         times,
         ends,
         units=units,
@@ -57,8 +63,9 @@ def find_episodes(rows: pa.Table, names: ColumnNames, *, time_limit: int | None,
     doubt = None
     if len(episodes.starts) == 1 < len(rows) and ends.are_logged and not ends.ended.any() and "episode_id" not in names:
         doubt = (
-            f"{source}: no step ends an episode, so all {len(rows)} are read as one; name what tells episodes apart by "
-            f"data.columns.episode_id=NAME, or set data.time_limit to their length"
+            f"{source}: no step ends an episode, so all {len(rows)} are read as one; if each file is one episode, say "
+            f"so by data.episode_per_file=true; else name what tells episodes apart by data.columns.episode_id=NAME, "
+            f"or set data.time_limit to their length"
         )
     return FoundEpisodes(episodes, ends, times, doubt)
 
@@ -118,19 +125,20 @@ def cut_fragments(
     ids: Int[ndarray, "E"] | None,
     joins: bool,
     time_limit: int | None,
+    is_one: bool = False,
     source: str,
 ) -> Fragments:
     """The episodes of one file's rows.
 
     `ids` are those that the plan gives to its episodes; None: the logged ones, or their numbers where these repeat.
     Under `joins` episodes may go on in other files, and nothing is said of the end of those that have none. Else they
-    were cut by the end of the log.
+    were cut by the end of the log. Where `is_one`, the whole file is one episode.
 
     Raises:
         DataError: missing values, vectors of different dimensions, an episode that goes on after its end, or steps
             that are missing or there twice.
     """
-    found, ends, times, doubt = find_episodes(rows, names, time_limit=time_limit, source=source)
+    found, ends, times, doubt = find_episodes(rows, names, time_limit=time_limit, is_one=is_one, source=source)
     starts = found.starts
     if ids is None:
         ids = unique_ids(found.ids)

@@ -31,7 +31,9 @@ def look_into(file: DatasetFile, config: DataConfig) -> FileEpisodes:
     """
     wanted = ["episode_id", "timestep", *SIGNALS]
     rows, names = read_rows(file, config, wanted, observations_too=lambda names: "timestep" not in names)
-    found, ends, times, doubt = find_episodes(rows, names, time_limit=config.time_limit, source=file.path)
+    found, ends, times, doubt = find_episodes(
+        rows, names, time_limit=config.time_limit, is_one=config.episode_per_file, source=file.path
+    )
     num = len(rows)
     order = np.arange(num) if found.order is None else found.order
     first, last = order[found.starts], order[np.append(found.starts[1:], num) - 1]
