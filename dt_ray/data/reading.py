@@ -264,8 +264,9 @@ def raise_faults(
         hints = [
             *([BOUNDS_HINT] if any(OUT_OF_BOUNDS in fault for fault in faults) else []),
             *([MISSING_HINT] if any(NOT_FINITE in fault for fault in faults) else []),
-            *(["data.on_corrupt=skip leaves out the whole file"] if may_be_skipped else []),
         ]
+        if hints and may_be_skipped:
+            hints.append("data.on_corrupt=skip leaves out the whole file")
         more = ["and more"] if len(faults) > MAX_LISTED_FAULTS else []
         lines = "".join(f"\n  {line}" for line in [*faults[:MAX_LISTED_FAULTS], *more])
         raise DataError("; ".join([f"{source} can't be trained on", *hints]) + f":{lines}")

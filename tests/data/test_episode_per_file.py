@@ -18,6 +18,7 @@ from dt_ray.cli.data import main as run_data
 from dt_ray.config.schema import DataConfig
 from dt_ray.data import files as files_module
 from dt_ray.data import read_dataset
+from dt_ray.data.looks import read_log_spaces
 from dt_ray.data.sources import sound_files_here
 from dt_ray.errors import DataError
 
@@ -149,6 +150,14 @@ def test_a_file_that_can_not_be_read_is_named_and_may_be_left_out(tmp_path: Path
     assert ([Path(file.path).name for file in files], num_skipped) == (["run-0.csv", "run-2.csv"], 1)
     data = read_dataset(config(tmp_path, on_corrupt="skip"))
     assert (data.lengths.tolist(), data.episode_ids.tolist()) == ([4, 5], [0, 2])
+
+
+def test_the_first_file_may_be_the_one_that_is_left_out(tmp_path: Path) -> None:
+    hall(tmp_path)
+    (tmp_path / "notes.csv").write_text("this,is\nno,log\n")
+    assert read_log_spaces(config(tmp_path, on_corrupt="skip")).observation_dim == 1
+    with pytest.raises(DataError, match=r"notes.csv: no column for observation"):
+        read_log_spaces(config(tmp_path))
 
 
 def test_the_commands_take_it_and_describe_passes_it_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

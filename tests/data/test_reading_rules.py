@@ -170,6 +170,14 @@ def test_files_of_several_formats_are_refused_until_one_is_named(tmp_path: Path)
     assert read(tmp_path, format="parquet").num_episodes == 3
 
 
+def test_a_column_that_is_named_and_not_there_is_named_with_one_like_it(tmp_path: Path) -> None:
+    write(tmp_path / "log.csv", temperature=np.ones(6))
+    with pytest.raises(
+        DataError, match=r"for observation \(temprature: not there\) .*did you mean temperature for tem"
+    ):
+        read(tmp_path, columns={"observation": "temprature"})
+
+
 def test_what_is_wrong_with_an_episode_comes_with_what_mends_it(tmp_path: Path) -> None:
     write(tmp_path / "log.csv", observation=[0, 1, np.nan, 3, 4, 5], done=flags(LAST))
     with pytest.raises(DataError, match=r"trained on; leave such episodes out of the log.*:\n  episode 1, step 1: obs"):
