@@ -72,7 +72,9 @@ def resolve_settings(tree: Mapping[str, Any], *, verbose: bool = False) -> Resol
     env_id, env_kwargs = draft.env_id, tree.get("env_kwargs") or {}
     if "env_id" in keys:
         env_id, env_kwargs = outline.env_id, env_kwargs or dict(outline.env_kwargs)
-        why = "the log says so" if env_id else "the log names none: evaluation is on held-out episodes; or env_id=ID"
+        why = (
+            "the log says so" if env_id else "the log names none: held-out episodes are evaluated; env_id=ID names one"
+        )
         derived.append(Derived(key="env_id", value=env_id, why=why))
         values["env_kwargs"] = env_kwargs
     environment = _environment(env_id, env_kwargs, outline, is_derived="env_id" in keys)
