@@ -25,7 +25,7 @@ from dt_ray.data.logs.datasets import read_parts
 from dt_ray.data.spaces import needed_environment
 from dt_ray.data.windows import Windows
 from dt_ray.errors import ConfigError, RunError
-from dt_ray.jobs.deriving import resolve_settings
+from dt_ray.jobs.deriving import ResolvedSettings, resolve_settings
 from dt_ray.jobs.training import check_run, name_run, read_held_out, resume_run, resumed_config, start_run
 from dt_ray.learners import Learner, Policy, make_learner
 from dt_ray.models.batch import WindowBatch
@@ -55,23 +55,24 @@ def train_decision_transformer(
         UserError: as the command, whose exit code would be 2.
     """
     chosen = _resolve(config, overrides, settings, default="decision_transformer/pendulum_random")
-    return start_run(name_run(chosen, config if isinstance(config, str) else chosen.algorithm), overwrite=overwrite)
+    run = name_run(chosen.config, config if isinstance(config, str) else chosen.config.algorithm)
+    return start_run(run, overwrite=overwrite, read=chosen.read)
 
 
 def _resolve(
     config: RunConfig | str | None, overrides: Sequence[str], settings: Mapping[str, Any], *, default: str
-) -> RunConfig:
+) -> ResolvedSettings:
     changes = {
         (f"{key}.{part}" if part else key): one
         for key, value in settings.items()
         for part, one in (value.items() if isinstance(value, Mapping) else [("", value)])
     }
     if isinstance(config, RunConfig):
-        return decode_config(with_values(to_plain(config), changes), overrides)
+        return ResolvedSettings(config=decode_config(with_values(to_plain(config), changes), overrides))
     resolved = resolve_settings(read_settings(config, overrides, changes=changes, default=default))
     for each in resolved.derived:
         log.info("%s=%s: %s", each.key, each.shown, each.why)
-    return resolved.config
+    return resolved
 
 
 class Algorithm:
@@ -89,7 +90,7 @@ class Algorithm:
     ) -> None:
         if config is None:
             settings = {"algorithm": self.name, **settings}
-        self.config = _resolve(config, overrides, settings, default=self.default_config)
+        self.config = _resolve(config, overrides, settings, default=self.default_config).config
         if self.config.algorithm != self.name:
             raise ConfigError(f"{type(self).__name__} trains algorithm={self.name}, got {self.config.algorithm}")
         self._learner: Learner | None = None

@@ -15,6 +15,7 @@ import os
 from collections.abc import Sequence
 
 from dt_ray.cli.command import add_modules_argument, run_command, show_log
+from dt_ray.training.interrupts import raise_on_sigterm
 
 TOKEN = "DT_RAY_SERVE_TOKEN"  # an environment variable, which other users of the machine can't see
 
@@ -60,6 +61,7 @@ def main(arguments: Sequence[str]) -> None:
     from dt_ray.distributed.serving import serve_policy
 
     with connection(verbose=options.verbose):
+        raise_on_sigterm()  # Ray has its own way
         serve_policy(
             str(place),
             host=options.host,

@@ -64,14 +64,14 @@ def main(arguments: Sequence[str]) -> None:
         from dt_ray.jobs.deriving import name_of_log, resolve_settings
 
         settings = resolve_settings(read_settings(options.config, options.overrides), verbose=options.verbose)
-        config = settings.config
+        config, read = settings.config, settings.read
         print_derived(settings.derived)
         if options.config is None and settings.derived:
             name = name_of_log(config)
     else:
         from dt_ray.jobs.training import resumed_config
 
-        config = resumed_config(options.resume, options.overrides)
+        config, read = resumed_config(options.resume, options.overrides), None
     if options.print_config:
         print(to_yaml(config), end="")
         return
@@ -89,7 +89,7 @@ def main(arguments: Sequence[str]) -> None:
     try:
         shown = {"verbose": options.verbose, "dashboard": options.dashboard}
         if options.resume is None:
-            result = start_run(config, overwrite=options.overwrite, watch=progress, **shown)
+            result = start_run(config, overwrite=options.overwrite, read=read, watch=progress, **shown)
         else:
             with progress(config):
                 result = resume_run(config, **shown)

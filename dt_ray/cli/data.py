@@ -103,12 +103,14 @@ def _add_log_arguments(command: argparse.ArgumentParser) -> None:
         metavar="OURS=THEIRS",
         help="name of a column, or names with commas between them; nothing after the =: it isn't read",
     )
-    command.add_argument(
+    files = command.add_mutually_exclusive_group()
+    files.add_argument(
         "--episodes-across-files",
         choices=("auto", "true", "false"),
         default="auto",
         help="whether an episode id in several files is one episode; auto: where the log says so",
     )
+    files.add_argument("--episode-per-file", action="store_true", help="each file is one episode")
     command.add_argument(
         "--action-scale", type=float, default=1.0, metavar="X", help="environment action = logged action * X"
     )
@@ -243,6 +245,7 @@ def validate(options: argparse.Namespace) -> None:
     from dt_ray.data.description.traps import LogFacts, log_traps, step_traps
     from dt_ray.data.ranges import constant_columns
     from dt_ray.data.spaces import read_spaces
+    from dt_ray.environments.batched import known_state_of
     from dt_ray.errors import DataError
 
     env_kwargs, columns = env_kwargs_of(options), data_config_of(options).columns
@@ -252,7 +255,9 @@ def validate(options: argparse.Namespace) -> None:
     with _parts(options, spec) as parts:
         for part in parts:
             facts = LogFacts.of(part) if facts is None else facts.joined(LogFacts.of(part))
-            part_traps = part_traps or list(step_traps(part, spec, options.env, env_kwargs))  # of the first file
+            part_traps = part_traps or list(
+                step_traps(part, spec, options.env, env_kwargs, state_of=known_state_of(options.env))
+            )  # of the first file
     if facts is None:
         raise DataError(f"{options.path} is empty: there is no episode in it")
     traps = [*log_traps(facts, spec, options.env, env_kwargs, columns), *part_traps]

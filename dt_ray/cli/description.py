@@ -24,7 +24,7 @@ MAX_OUTLIERS = 15
 PACKED = ("parquet", "lerobot", "minari")  # formats that are read quickly again and again
 MANY_FILES = 20
 LARGE = 2**26  # bytes; a larger log that is no Parquet should be packed before training
-READING_SETTINGS = ("format", "time_limit", "action_scale", "episodes_across_files")
+READING_SETTINGS = ("format", "time_limit", "action_scale", "episodes_across_files", "episode_per_file")
 
 
 def gather(
@@ -42,6 +42,7 @@ def gather(
     from dt_ray.data.formats.tables import read_schema
     from dt_ray.data.logs.episodes import read_metadata
     from dt_ray.data.spaces import read_observation_bounds, read_spaces
+    from dt_ray.environments.batched import known_state_of
 
     spec = read_spaces(env_id, env_kwargs) if env_id else None
     describer = LogDescriber(
@@ -50,6 +51,7 @@ def gather(
         env_id=env_id,
         env_kwargs=env_kwargs,
         spec=spec,
+        state_of=known_state_of(env_id),
         observation_bounds=read_observation_bounds(env_id, env_kwargs) if env_id else None,
     )
     for part in parts:

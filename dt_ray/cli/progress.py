@@ -27,7 +27,7 @@ from dt_ray.sweeps.folder import SweepFolder, result_of
 POLL_S = 0.5
 POLL_OBJECT_STORE_S = 5.0
 PLAIN_LINE_EVERY_S = 5.0
-COLUMNS = ("trial", "status", "updates", "loss", "best return")
+COLUMNS = ("trial", "status", "updates", "loss")
 
 
 @contextmanager
@@ -135,6 +135,7 @@ class SweepWatcher:
         stopped = set() if sweep.settings.scheduler == "pbt" else {"stopped"}
         self.final = {"finished", "failed", "diverged"} | stopped
         self.num_trials = sweep.num_trials  # which draws them all
+        self.outcome = "best return" if sweep.base.env_id is not None else "action error"
         self.stop = threading.Event()
         self.rows: dict[str, tuple[str, ...]] = {}
         self.trials: dict[str, TrialWatcher] = {}
@@ -164,7 +165,7 @@ class SweepWatcher:
 
     def table(self) -> Table:
         table = Table(title=f"{self.folder.folder.name}: {len(self.ended)} of {self.num_trials} trials ended")
-        for column in (*COLUMNS, *(axis.key for axis in self.sweep.training_axes)):
+        for column in (*COLUMNS, self.outcome, *(axis.key for axis in self.sweep.training_axes)):
             table.add_column(column)
         for row in self.rows.values():
             table.add_row(*row)
@@ -174,7 +175,7 @@ class SweepWatcher:
         _, status, updates, loss, best, *values = self.rows[name]
         keys = [axis.key for axis in self.sweep.training_axes]
         chosen = "  ".join(f"{key}={value}" for key, value in zip(keys, values, strict=True))
-        what = f"after {updates} updates, loss {loss}, best return {best}"
+        what = f"after {updates} updates, loss {loss}, {self.outcome} {best}"
         return f"trial {len(self.ended)}/{self.num_trials} {status} {what}  {chosen}"
 
     def _row(self, name: str) -> tuple[str, ...]:
@@ -197,7 +198,7 @@ class TrialWatcher:
         return "starting", "", "", "", *("" for _ in self.axes)
 
     def row(self) -> tuple[str, ...]:
-        """Status, updates, loss, best return, and the values that are swept."""
+        """Status, updates, loss, best return or action error, and the values that are swept."""
         stamps = self.run.folder.stamps() | self.run.evaluations.stamps()
         if stamps != self._stamps:
             self._row = self._read() if "config.yaml" in stamps else self._starting
@@ -213,10 +214,14 @@ class TrialWatcher:
             "training" if status == "unfinished" else status,
             str(max(self._newest.get("step", 0), report.step if report else 0)),
             f"{self._newest['train/loss']:.4f}" if self._newest else "",
-            f"{report.highest_mean:.1f}" if report else "",
+            _outcome(report) if report else "",
             *(f"{value:.4g}" if isinstance(value, float) else str(value)
               for value in (value_of(config, axis.key) for axis in self.axes)),
         )  # fmt: skip
+
+
+def _outcome(report: EvaluationReport) -> str:
+    return f"{report.highest_mean:.1f}" if report.held_out is None else f"{report.held_out.action_error:.4f}"
 
 
 def _evaluation_line(report: EvaluationReport) -> str:

@@ -190,22 +190,25 @@ def _held_out(log: LogOutline, environment: EnvironmentFacts | None) -> Derived:
 def _return_scale(log: LogOutline) -> Derived:
     key = "data.return_scale"
     if log.is_relabeled:
-        return Derived(key=key, value=None, why="1 / the largest return-to-go, once the values are learned")
+        return Derived(key=key, value=None, why="1 / the largest size of a return-to-go, once learned")
     if log.largest_to_go == 0:
         return Derived(key=key, value=1.0, why="every return-to-go is 0")
     return Derived(
-        key=key, value=1 / log.largest_to_go, why=f"1 / the largest return-to-go, {_short(log.largest_to_go)}"
+        key=key, value=1 / log.largest_to_go, why=f"1 / the largest size of a return-to-go, {_short(log.largest_to_go)}"
     )
 
 
 def _targets(log: LogOutline) -> Derived:
     weights = log.lengths.astype(np.float64)
     found = {name: weighted_quantile(log.returns, weights, share) for name, share in QUANTILES.items()}
-    targets = list(dict.fromkeys(_rounded(list(found.values()), 4)))
+    names: dict[float, list[str]] = {}  # of a target: in many logs the best return is the 90% quantile too
+    for name, target in zip(found, _rounded(list(found.values()), 4), strict=True):
+        names.setdefault(target, []).append(name)
+    said = ", ".join(" and ".join(each) for each in names.values())
     return Derived(
         key="evaluation.target_returns",
-        value=targets,
-        why=f"{', '.join(found)} of the log's returns, an episode counted by its steps",
+        value=list(names),
+        why=f"{said} of the log's returns, an episode counted by its steps",
     )
 
 
@@ -226,7 +229,7 @@ def _time_limits(log: LogOutline, environment: EnvironmentFacts | None, *, playe
     yield Derived(key="model.clamp_timesteps", value=is_clamped, why=why)
     yield Derived(
         key="model.context_length", value=min(CONTEXT_LENGTH, log.longest),
-        why=f"{CONTEXT_LENGTH} steps" if log.longest >= CONTEXT_LENGTH else longest,
+        why="as usual" if log.longest >= CONTEXT_LENGTH else longest,
     )  # fmt: skip
 
 
@@ -249,8 +252,9 @@ def _size(log: LogOutline, *, num_updates: int | None) -> Iterator[Derived]:
     num = num_updates or min(max(wanted, FEWEST_UPDATES), MOST_UPDATES)
     why = f"{NUM_PASSES} passes over the log, within {FEWEST_UPDATES} .. {MOST_UPDATES}: minutes on two cores"
     yield Derived(key="total_timesteps", value=num, why=f"{why}; raise it, then model.width, for a better policy")
-    for key in ("evaluation.every", "checkpoint.every"):
-        yield Derived(key=key, value=max(1, num // NUM_EVALUATIONS), why=f"{NUM_EVALUATIONS} times")
+    for section in ("evaluation", "checkpoint"):
+        why = f"{NUM_EVALUATIONS} {section}s in all"
+        yield Derived(key=f"{section}.every", value=max(1, num // NUM_EVALUATIONS), why=why)
 
 
 def _rounded(values: Sequence[float] | Float[ndarray, "N"], digits: int) -> list[float]:

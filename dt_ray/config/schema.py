@@ -49,6 +49,7 @@ class DataConfig:
     action_bounds: ActionBounds = "environment"  # of policies; data: the log's range; or [[low …], [high …]]
     columns: dict[str, str | None] = field(default_factory=dict[str, str | None])  # our name -> the log's; null: none
     episodes_across_files: Literal["auto", True, False] = "auto"  # an id in two files is one episode; auto: see docs
+    episode_per_file: bool = False  # each file is one episode, where nothing in the log says where one ends
     time_limit: Annotated[int, Ge(1)] | None = None  # episodes of so many steps are truncated, whatever the log says
     action_scale: Annotated[float, Gt(0)] = 1.0  # environment action = logged action * action_scale
     max_episodes: Annotated[int, Ge(1)] | None = None  # use only so many: the first ones by id
@@ -208,6 +209,8 @@ def conflicts_in(config: RunConfig) -> Iterator[str]:
     """One line for each rule between fields that the configuration breaks."""
     if config.data.mix and config.data.residency == "streaming":
         yield "data.mix: windows are drawn by shares from resident data only, got data.residency=streaming"
+    if config.data.episode_per_file and config.data.episodes_across_files is True:
+        yield "data.episode_per_file: a file is an episode, and data.episodes_across_files=true joins files: give one"
     if config.data.mix and config.data.balance:
         yield f"data.balance: the windows of data.mix are drawn by its shares, got {config.data.balance}"
     yield from _value_conflicts(config)

@@ -7,7 +7,7 @@ As soon as these tasks are submitted, only they hold the blocks.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -20,10 +20,12 @@ from numpy import ndarray
 
 from dt_ray.config.schema import DataConfig, RunConfig
 from dt_ray.data.blocks import EpisodeBlocks
-from dt_ray.data.logs.episodes import from_table
+from dt_ray.data.logs.datasets import ReadEpisodes
+from dt_ray.data.logs.episodes import from_table, to_table
 from dt_ray.data.logs.files import DatasetFile
 from dt_ray.data.returns import Tail
 from dt_ray.data.spaces import SpaceSpec
+from dt_ray.data.transitions import TransitionDataset
 from dt_ray.distributed.cluster import user_errors
 from dt_ray.distributed.data import episode_dataset, sound_files_on_ray
 from dt_ray.distributed.usage import saying_when_full
@@ -36,6 +38,7 @@ from dt_ray.training.streamed import StreamingData, episode_statistics
 log = logging.getLogger("dt_ray")
 
 PART_BYTES = 2**26  # of a table that one task writes
+BLOCK_BYTES = 2**24  # of a block of episodes that were read in the driver
 # Settings that matter only after the episodes are read.
 SETTINGS_READ_LATER = ("max_episodes", "top_fraction", "return_source", "values", "return_scale", "return_noise",
                        "discount", "validation_fraction", "window_length")  # fmt: skip
@@ -64,16 +67,18 @@ class Part:
     tails: Sequence[Tail | None]
 
 
-def prepare_data(config: RunConfig, spec: SpaceSpec) -> SharedData:
-    """The data of a run, read by tasks.
+def prepare_data(config: RunConfig, spec: SpaceSpec, read: ReadEpisodes | None = None) -> SharedData:
+    """The data of a run, read by tasks; what this process has `read` before is not read again where it fits.
 
     Raises:
         DataError: the dataset can't be read or trained on; the file, the episode and the step are named.
     """
-    return prepare_layouts([config], spec)[0]
+    return prepare_layouts([config], spec, read)[0]
 
 
-def prepare_layouts(configs: Sequence[RunConfig], spec: SpaceSpec) -> list[SharedData]:
+def prepare_layouts(
+    configs: Sequence[RunConfig], spec: SpaceSpec, read: ReadEpisodes | None = None
+) -> list[SharedData]:
     """`prepare_data` for several runs; data that they share is read once.
 
     Raises:
@@ -86,7 +91,9 @@ def prepare_layouts(configs: Sequence[RunConfig], spec: SpaceSpec) -> list[Share
     notes: dict[str, None] = {}  # each once, in order
     with user_errors(), saying_when_full("data tasks"):
         for group in alike.values():
-            files, num_skipped = sound_files_on_ray(configs[group[0]].data, spec)
+            settings = configs[group[0]].data
+            known = read if read is not None and read.suits(settings, spec) else None
+            files, num_skipped = known.sound_files if known is not None else sound_files_on_ray(settings, spec)
             streamed = [at for at in group if streams(files, configs[at])]
             for at in streamed:
                 statistics = pa.concat_tables(ray.get([_statistics.remote(file, configs[at], spec) for file in files]))
@@ -96,10 +103,13 @@ def prepare_layouts(configs: Sequence[RunConfig], spec: SpaceSpec) -> list[Share
                 notes |= dict.fromkeys(data.notes)
                 found[at] = SharedData(ray.put(data))
             if len(streamed) == len(group):
+                if known is not None:
+                    known.let_go()
                 continue
-            dataset = episode_dataset(configs[group[0]].data, spec, files=files)
-            blocks = dataset.materialize().to_arrow_refs()
-            del dataset
+            if known is not None:
+                blocks = list(_put(known.take()))
+            else:
+                blocks = episode_dataset(settings, spec, files=files).materialize().to_arrow_refs()
             for at in sorted(set(group) - set(streamed)):
                 found[at], warnings = _share(configs[at], spec, num_skipped, blocks)
                 notes |= dict.fromkeys(warnings)
@@ -109,6 +119,18 @@ def prepare_layouts(configs: Sequence[RunConfig], spec: SpaceSpec) -> list[Share
     for note in notes:
         log.warning("%s", note)
     return [found[at] for at in range(len(configs))]
+
+
+def _put(parts: Iterable[TransitionDataset]) -> Iterator[ray.ObjectRef]:
+    """The episodes in the object store, small parts together."""
+    tables: list[pa.Table] = []
+    for part in parts:
+        tables.append(to_table(part))
+        if sum(table.nbytes for table in tables) >= BLOCK_BYTES:
+            yield ray.put(pa.concat_tables(tables))
+            tables = []
+    if tables:
+        yield ray.put(pa.concat_tables(tables))
 
 
 def _share(

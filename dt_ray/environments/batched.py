@@ -5,14 +5,17 @@ Legend: N episodes, M those still live, S observation, A action dimension.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from jaxtyping import Float
+from numpy import ndarray
 
 from dt_ray.config.derived import EnvironmentFacts
 from dt_ray.data.spaces import close_env, make_env, read_spaces
+from dt_ray.environments import pendulum
 from dt_ray.environments.checked import GymnasiumEnvironments
 from dt_ray.environments.pendulum import PendulumEnvironments
 from dt_ray.environments.reference_returns import reference_returns
@@ -39,6 +42,11 @@ def make_environments(
 def is_batched(env_id: str, env_kwargs: Mapping[str, Any] | None = None) -> bool:
     """Whether there is an exact batched copy of an environment, which opens none of Gymnasium's."""
     return PendulumEnvironments.copies(env_id, env_kwargs)
+
+
+def known_state_of(env_id: str | None) -> Callable[[Float[ndarray, "S"]], ndarray] | None:
+    """What makes an environment's state of an observation, where that is known and is not the observation itself."""
+    return pendulum.state_of if env_id == pendulum.ENV_ID else None
 
 
 def read_environment(env_id: str, env_kwargs: Mapping[str, Any] | None = None) -> EnvironmentFacts:

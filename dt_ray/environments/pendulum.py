@@ -40,6 +40,11 @@ def swing_up(observations: Float[ndarray, "N 3"]) -> Float[ndarray, "N 1"]:
     return np.clip(np.where(np.abs(hold) < 7.1, hold, pump), -2.0, 2.0)[:, None]
 
 
+def state_of(observation: Float[ndarray, "3"]) -> Float[ndarray, "2"]:
+    """The angle and the velocity of an observation."""
+    return np.array([np.arctan2(observation[1], observation[0]), observation[2]])
+
+
 class PendulumEnvironments:
     """Gymnasium's `Pendulum-v1` in NumPy, every step of every episode bit for bit what it gives by itself."""
 

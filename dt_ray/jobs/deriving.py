@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +22,7 @@ from dt_ray.config.derived import (
 from dt_ray.config.loading import decode_config, with_values
 from dt_ray.config.modules import allow_modules, check_names
 from dt_ray.config.schema import RunConfig
-from dt_ray.data.logs.datasets import read_parts
+from dt_ray.data.logs.datasets import ReadEpisodes
 from dt_ray.data.logs.files import find_files
 from dt_ray.data.logs.outline import make_outline, outline_rows
 from dt_ray.environments.batched import read_environment
@@ -35,10 +37,11 @@ LARGE = 2**29  # bytes; larger logs are read by Ray's tasks, where the run uses 
 
 @dataclass(frozen=True, kw_only=True)
 class ResolvedSettings:
-    """A configuration without `auto`, and what was derived for it."""
+    """A configuration without `auto`, what was derived for it, and the log where it was read for that."""
 
     config: RunConfig
     derived: tuple[Derived, ...] = ()
+    read: ReadEpisodes | None = None  # for a run of `config`
 
 
 def resolve_settings(tree: Mapping[str, Any], *, verbose: bool = False) -> ResolvedSettings:
@@ -59,17 +62,19 @@ def resolve_settings(tree: Mapping[str, Any], *, verbose: bool = False) -> Resol
         )
     if needs_dataset(draft):
         raise ConfigError(
-            f"data.collect: settings are derived from the log, and there is none at {draft.data.path} yet; make it "
-            f"first: python -m dt_ray.data collect --env {draft.env_id} --out {draft.data.path}"
+            f"data.collect: settings are derived from the log, and there is none at {draft.data.path} yet; collect it, "
+            f"then type the same again: {_collect_command(draft, keys)}"
         )
     allow_modules(*draft.named_code.values())
-    outline = _outline(draft, verbose=verbose)
+    outline, read = _look_at_log(draft, verbose=verbose)
     values: dict[str, Any] = {}
     derived: list[Derived] = []
     env_id, env_kwargs = draft.env_id, tree.get("env_kwargs") or {}
     if "env_id" in keys:
         env_id, env_kwargs = outline.env_id, env_kwargs or dict(outline.env_kwargs)
-        why = "the log says so" if env_id else "the log names none: evaluation is on held-out episodes; or env_id=ID"
+        why = (
+            "the log says so" if env_id else "the log names none: held-out episodes are evaluated; env_id=ID names one"
+        )
         derived.append(Derived(key="env_id", value=env_id, why=why))
         values["env_kwargs"] = env_kwargs
     environment = _environment(env_id, env_kwargs, outline, is_derived="env_id" in keys)
@@ -78,7 +83,7 @@ def resolve_settings(tree: Mapping[str, Any], *, verbose: bool = False) -> Resol
     config = decode_config(with_values(without_auto(tree)[0], values))
     if "evaluation.target_returns" not in keys and (note := beyond_the_log(config.evaluation.target_returns, outline)):
         derived.append(note)
-    return ResolvedSettings(config=config, derived=tuple(derived))
+    return ResolvedSettings(config=config, derived=tuple(derived), read=read)
 
 
 def name_of_log(config: RunConfig) -> str:
@@ -104,17 +109,36 @@ def _draft(tree: Mapping[str, Any], keys: list[str]) -> RunConfig:
     return decode_config(with_values(without_auto(tree)[0], stand_ins))
 
 
-def _outline(config: RunConfig, *, verbose: bool) -> LogOutline:
+def _collect_command(config: RunConfig, keys: list[str]) -> str:
+    """The command that collects what `data.collect` describes."""
+    settings = config.data.collect
+    assert settings is not None
+    words = {
+        "--env": config.env_id,
+        "--env-kwargs": json.dumps(config.env_kwargs) if config.env_kwargs else None,
+        "--behavior": settings.behavior,
+        "--episodes": settings.num_episodes,
+        "--seed": settings.seed,
+        "--max-timesteps": None if "evaluation.max_timesteps" in keys else config.evaluation.max_timesteps,
+        "--out": config.data.path,
+    }
+    given = [f"{word}" for option, value in words.items() if value is not None for word in (option, value)]
+    return shlex.join(["python", "-m", "dt_ray.data", "collect", *given])
+
+
+def _look_at_log(config: RunConfig, *, verbose: bool) -> tuple[LogOutline, ReadEpisodes | None]:
+    """The outline of the log, and its episodes where this process read them and a run may take them from memory."""
     size = sum(file.size for path in config.data.paths for file in find_files(path, config.data.format))
     if size < LARGE or config.scaling.num_workers == 0:
-        source = return_source_of(config)
-        return make_outline((outline_rows(part, config, source) for part in read_parts(config.data)), config)
+        source, read = return_source_of(config), ReadEpisodes()
+        outline = make_outline((outline_rows(part, config, source) for part in read.read(config.data)), config)
+        return outline, read if config.data.residency != "streaming" else None
     from dt_ray.distributed.cluster import connection
     from dt_ray.distributed.data import outline_tables
 
     log.info("looking at %.0f MB of data", size / 2**20)
     with connection(verbose=verbose):
-        return make_outline(outline_tables(config), config)
+        return make_outline(outline_tables(config), config), None
 
 
 def _environment(

@@ -10,6 +10,7 @@ from threading import Thread
 from typing import TypeVar
 
 from dt_ray.config.schema import RunConfig
+from dt_ray.data.logs.datasets import ReadEpisodes
 from dt_ray.data.spaces import SpaceSpec
 from dt_ray.environments.batched import try_environment
 from dt_ray.errors import ResourceError
@@ -34,16 +35,19 @@ def train(
     prepare_folder: Callable[[], None],
     *,
     checkpoint: Folder | None = None,
+    read: ReadEpisodes | None = None,
     verbose: bool,
     dashboard: bool,
 ) -> TrainResult:
     """Trains a checked configuration where its `scaling` says; calls `prepare_folder` when the data is found sound.
 
+    Data that was `read` already is not read again where it suits.
+
     Raises:
         UserError: anything that the user can mend.
     """
     if config.scaling.num_workers == 0:
-        return _train_here(config, spec, prepare_folder, checkpoint=checkpoint)
+        return _train_here(config, spec, prepare_folder, checkpoint=checkpoint, read=read)
 
     # Ray takes seconds to import, and only runs that use it need it.
     from dt_ray.distributed.cluster import plan_on_cluster
@@ -55,7 +59,7 @@ def train(
         Thread(target=import_module, args=("dt_ray.distributed.training",)).start()
         from dt_ray.distributed.preparing import check_checkpoint_on_ray, prepare_data
 
-        data = prepare_data(config, spec)
+        data = prepare_data(config, spec, read)
         if checkpoint is not None:
             check_checkpoint_on_ray(checkpoint, config, data)
         prepare_folder()
@@ -90,7 +94,12 @@ def prepared_cluster(
 
 
 def _train_here(
-    config: RunConfig, spec: SpaceSpec, prepare_folder: Callable[[], None], *, checkpoint: Folder | None
+    config: RunConfig,
+    spec: SpaceSpec,
+    prepare_folder: Callable[[], None],
+    *,
+    checkpoint: Folder | None,
+    read: ReadEpisodes | None,
 ) -> TrainResult:
     import torch
 
@@ -103,7 +112,7 @@ def _train_here(
     if needs_dataset(config):
         make_dataset(config, collect_here, spec=spec)
     context = LocalContext(config, device="cuda" if config.scaling.use_gpu else "cpu")
-    data = prepare_here(config, spec)
+    data = prepare_here(config, spec, read)
     for note in data.notes:
         log.warning("%s", note)
     source = make_source(data, config, device=context.device)

@@ -14,6 +14,7 @@ from dt_ray.config.loading import decode_config, load_config, to_plain
 from dt_ray.config.modules import allow_modules, allow_overrides, check_names
 from dt_ray.config.schema import DataConfig, RunConfig
 from dt_ray.data.held_out import HeldOutEpisodes
+from dt_ray.data.logs.datasets import ReadEpisodes
 from dt_ray.data.logs.files import absolute, resolve
 from dt_ray.data.logs.looks import read_log_spaces
 from dt_ray.data.spaces import SpaceSpec, choose_bounds, read_spaces
@@ -57,12 +58,14 @@ def start_run(
     config: RunConfig,
     *,
     overwrite: bool = False,
+    read: ReadEpisodes | None = None,
     verbose: bool = False,
     dashboard: bool = False,
     watch: Watch = nullcontext,
 ) -> TrainResult:
     """Trains a new run; its folder appears when its data has been read and found sound.
 
+    Data that was `read` to derive the settings is not read again where it fits.
     If `data.values` is a configuration, a run `NAME-values` of it is trained first.
 
     Raises:
@@ -89,7 +92,7 @@ def start_run(
             run.create(config, overwrite=overwrite)
 
         with closing(Lease(run.folder)) as lease, watch(config):
-            return train(config, spec, prepare_folder, verbose=verbose, dashboard=dashboard)
+            return train(config, spec, prepare_folder, read=read, verbose=verbose, dashboard=dashboard)
 
 
 def _one_connection(config: RunConfig, *, verbose: bool, dashboard: bool) -> AbstractContextManager[Any]:

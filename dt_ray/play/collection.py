@@ -97,9 +97,8 @@ class CollectionPlan:
         allow_modules(*self.modules)
         policy, facts = load_policy(checkpoint_at(place))
         if (misfit := misfit_of(facts.spec, facts.action_bounds, spec)) is not None:
-            raise UserError(
-                f"{self.behavior} acts in {facts.env_id}, whose spaces are not those of {self.env_id}: {misfit}"
-            )
+            where = f"acts in {facts.env_id}" if facts.env_id else "was trained without an environment (env_id=null)"
+            raise UserError(f"{self.behavior} {where}, and its spaces are not those of {self.env_id}: {misfit}")
         asked = max(facts.evaluation.target_returns, default=0.0)
         target = asked if self.target_return is None else self.target_return
         return policy, target

@@ -12,6 +12,7 @@ from dt_ray.reports.records import Group
 from dt_ray.runs.evaluation_report import ActionErrors, HeldOutResult
 from dt_ray.sweeps.tables import Row
 
+RIVALS = {"linear cloning": "cloning_error", "mean action": "constant_error"}
 TEXT = (
     "Root mean square error of the actions on episodes that nothing was trained on, which the policy is shown step by "
     "step and asked for the return that they had; 1 is half of the width of the action bounds. In grey the rules that "
@@ -28,8 +29,10 @@ def draw_action_errors(groups: Sequence[Group]) -> Figure:
             places = [(each.lowest + each.highest) / 2 for each in errors]
             axes.plot(places, [each.action_error for each in errors], color=color, marker="o", label=group.label)
             if number == 0:
-                axes.plot(places, [each.cloning_error for each in errors], color=GREY, linestyle="--")
-                axes.plot(places, [each.constant_error for each in errors], color=GREY, linestyle=":")
+                for (rival, error), line in zip(RIVALS.items(), ("--", ":"), strict=True):
+                    axes.plot(
+                        places, [getattr(each, error) for each in errors], color=GREY, linestyle=line, label=rival
+                    )
         axes.set(xlabel={"by_step": "step of the episode", "by_return": "return of the episode"}[name])
         axes.grid(alpha=0.25)
     figure.axes[0].set_ylabel("error of actions")

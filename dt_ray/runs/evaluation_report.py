@@ -76,7 +76,8 @@ class HeldOutResult:
         for name, groups in (("step", self.by_step), ("return", self.by_return)):
             for group in groups:
                 errors = (group.action_error, group.cloning_error, group.constant_error)
-                yield f"{name} {group.lowest:.4g} .. {group.highest:.4g}", errors
+                low, high = f"{group.lowest:.4g}", f"{group.highest:.4g}"
+                yield f"{name} {low}" + (f" .. {high}" if high != low else ""), errors
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ from dt_ray.config.schema import RunConfig
 from dt_ray.data.blocks import EpisodeBlocks
 from dt_ray.data.formats import is_flat
 from dt_ray.data.held_out import HeldOutEpisodes
+from dt_ray.data.logs.datasets import ReadEpisodes
 from dt_ray.data.logs.files import DatasetFile
 from dt_ray.data.logs.reading import read_blocks
 from dt_ray.data.logs.sizes import decoded_size
@@ -27,17 +28,21 @@ from dt_ray.training.streaming import StreamingSource
 log = logging.getLogger("dt_ray")
 
 
-def prepare_here(config: RunConfig, spec: SpaceSpec) -> ResidentData | StreamingData:
-    """The data of a run, read and laid out in this process.
+def prepare_here(config: RunConfig, spec: SpaceSpec, read: ReadEpisodes | None = None) -> ResidentData | StreamingData:
+    """The data of a run, laid out in this process; what was `read` before is not read again where it fits.
 
     Raises:
         DataError: the dataset can't be read or trained on; the file, the episode and the step are named.
     """
     with _memory_of_the_system():
-        files, num_skipped = sound_files_here(config.data, spec)
+        known = read if read is not None and read.suits(config.data, spec) else None
+        files, num_skipped = known.sound_files if known is not None else sound_files_here(config.data, spec)
         if streams(files, config):
+            if known is not None:
+                known.let_go()
             return _streaming_data(files, spec, config, num_skipped_files=num_skipped)
-        return ResidentData.build(read_blocks(config.data, spec, files), spec, config, num_skipped_files=num_skipped)
+        blocks = known.take() if known is not None else read_blocks(config.data, spec, files)
+        return ResidentData.build(blocks, spec, config, num_skipped_files=num_skipped)
 
 
 def read_held_out_here(config: RunConfig, spec: SpaceSpec) -> HeldOutEpisodes | None:

@@ -18,6 +18,7 @@ from support.examples import make_episodes, write_episodes
 from dt_ray.cli.data import main as run_data
 from dt_ray.config.schema import DataConfig
 from dt_ray.data import TransitionDataset, read_dataset
+from dt_ray.data.spaces import SpaceSpec
 from dt_ray.errors import DataError
 
 KINDS = {"terminated": [1, 0, 0, 0, 0, 0], "truncated": [0, 0, 0, 1, 0, 0], "either": [1, 0, 0, 1, 0, 0]}
@@ -156,6 +157,37 @@ def test_an_episode_goes_on_in_another_file_where_the_log_says_so(
     assert data.lengths.tolist() == [2, 4]
     assert data.episode_ids.tolist() == [0, 1]
     assert read(tmp_path, episodes_across_files=False).lengths.tolist() == [2, 1, 3]
+
+
+def test_files_of_several_formats_are_refused_until_one_is_named(tmp_path: Path) -> None:
+    for number in range(3):
+        write(tmp_path / f"{number}.csv", done=flags(LAST))
+    write(tmp_path / "other.parquet", done=flags(LAST))
+    (tmp_path / "notes.json").write_text("{}")
+    with pytest.raises(DataError, match=r"several formats, 1 of parquet, 3 of csv; .* data.format=csv"):
+        read(tmp_path)
+    assert read(tmp_path, format="csv").num_episodes == 9
+    assert read(tmp_path, format="parquet").num_episodes == 3
+
+
+def test_a_column_that_is_named_and_not_there_is_named_with_one_like_it(tmp_path: Path) -> None:
+    write(tmp_path / "log.csv", temperature=np.ones(6))
+    with pytest.raises(
+        DataError, match=r"for observation \(temprature: not there\) .*did you mean temperature for tem"
+    ):
+        read(tmp_path, columns={"observation": "temprature"})
+
+
+def test_what_is_wrong_with_an_episode_comes_with_what_mends_it(tmp_path: Path) -> None:
+    write(tmp_path / "log.csv", observation=[0, 1, np.nan, 3, 4, 5], done=flags(LAST))
+    with pytest.raises(DataError, match=r"trained on; leave such episodes out of the log.*:\n  episode 1, step 1: obs"):
+        read(tmp_path)
+    file = write_episodes(make_episodes([3, 3]), tmp_path / "part.parquet")
+    spec = SpaceSpec(observation_dim=3, action_dim=1, action_low=(-1.0,), action_high=(1.0,))
+    with pytest.raises(
+        DataError, match="out_of_bounds=clip clips them; data.on_corrupt=skip leaves out the whole file:"
+    ):
+        read_dataset(DataConfig(path=str(file)), spec)
 
 
 def test_a_missing_step_between_two_files_is_named(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -10,8 +11,9 @@ from support.examples import make_episodes, write_episodes
 
 from dt_ray.config.schema import DataConfig
 from dt_ray.data import TransitionDataset, read_dataset
-from dt_ray.data.description.traps import all_traps
+from dt_ray.data.description.traps import all_traps, replay_errors
 from dt_ray.data.spaces import SpaceSpec, read_spaces
+from dt_ray.environments.batched import known_state_of
 from dt_ray.errors import DataError
 
 
@@ -21,7 +23,7 @@ def pendulum(pendulum_data: Path) -> TransitionDataset:
 
 
 def traps_of(data: TransitionDataset, env_id: str = "Pendulum-v1") -> str:
-    return "\n".join(all_traps(data, read_spaces(env_id), env_id))
+    return "\n".join(all_traps(data, read_spaces(env_id), env_id, state_of=known_state_of(env_id)))
 
 
 def test_a_sound_log_raises_no_suspicion(pendulum: TransitionDataset) -> None:
@@ -45,6 +47,70 @@ def test_small_actions_in_the_environments_units_are_not_taken_for_scaled_ones()
     observations, actions, rewards = (np.array(column, np.float32) for column in zip(*rows, strict=True))
     data = TransitionDataset(observations=observations, actions=actions, rewards=rewards, starts=np.zeros(1, int))
     assert traps_of(data) == ""
+
+
+@pytest.mark.parametrize("env_id", ["MountainCarContinuous-v0", "ShownState-v0"])
+def test_an_environment_whose_state_is_its_observation_is_replayed(env_id: str) -> None:
+    data = play(env_id, num_steps=60)
+    assert traps_of(data, env_id) == ""
+    doubled = replace(data, observations=2 * data.observations)
+    assert f"{env_id} does not go from these observations to the next ones" in traps_of(doubled, env_id)
+
+
+@pytest.mark.parametrize("env_id", ["HiddenState-v0", "support.quirky_environments:Plain-v0", "FailingState-v0"])
+def test_an_environment_that_hides_its_state_is_not_replayed(env_id: str) -> None:
+    data = play("ShownState-v0", num_steps=60)
+    assert replay_errors(data, env_id, [1.0]) is None
+
+
+class ShownState(gym.Env):
+    """A point that is pushed."""
+
+    observation_space = gym.spaces.Box(-np.inf, np.inf, (2,))
+    action_space = gym.spaces.Box(-1, 1, (1,))
+    hidden = 0.0
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        self.state, self.push = self.np_random.uniform(-1, 1, 2), 0.0
+        return self.state.astype(np.float32), {}
+
+    def step(self, action: Any) -> Any:
+        place, velocity = self.state
+        self.push = float(action[0]) + self.hidden * self.push
+        self.state = np.array([place + 0.1 * velocity, 0.9 * velocity + 0.1 * self.push])
+        return self.state.astype(np.float32), -abs(float(place)), False, False, {}
+
+
+class HiddenState(ShownState):
+    """Its last push acts on, and nothing shows it."""
+
+    hidden = 0.9
+
+
+class FailingState(ShownState):
+    """No state can be set."""
+
+    state = property(lambda self: np.zeros(2))
+
+
+for kind in (ShownState, HiddenState, FailingState):
+    gym.register(f"{kind.__name__}-v0", kind)
+
+
+def play(env_id: str, *, num_steps: int) -> TransitionDataset:
+    """An episode of random actions."""
+    env = gym.make(env_id, disable_env_checker=True)
+    env.action_space.seed(1)
+    observation, _ = env.reset(seed=1)
+    rows = []
+    for _ in range(num_steps):
+        action = env.action_space.sample()
+        following, reward, *_ = env.step(action)
+        rows.append((observation, action, reward))
+        observation = following
+    observations, actions, rewards = (np.array(column, np.float32) for column in zip(*rows, strict=True))
+    return TransitionDataset(observations=observations, actions=actions, rewards=rewards, starts=np.zeros(1, int))
 
 
 def test_normalised_observations_are_found(pendulum: TransitionDataset) -> None:

@@ -84,7 +84,10 @@ def test_an_environment_of_the_log_that_is_not_here_can_be_left_out(tmp_path: Pa
 def test_what_is_missing_or_in_doubt_is_said_with_what_to_type(tmp_path: Path, pendulum_data: Path) -> None:
     for overrides, says in (
         (["env_id=Pendulum-v1"], r"data.path: there is no log .* collect --env Pendulum-v1 --out DIR"),
-        (["env_id=Pendulum-v1", "data.path=new", "data.collect.behavior=random"], "make it first: .* --out new"),
+        (
+            ["env_id=Pendulum-v1", "data.path=new", "data.collect={behavior: expert, num_episodes: 9}"],
+            "again: python -m dt_ray.data collect --env Pendulum-v1 --behavior expert --episodes 9 --seed 100000 --out",
+        ),
         ([f"data.path={pendulum_data}", "model.widht=3", "total_timesteps=0"], r"2 problem\(s\)"),
     ):
         with pytest.raises(ConfigError, match=says):

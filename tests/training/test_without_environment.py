@@ -10,13 +10,14 @@ from support.examples import make_episodes, write_episodes
 
 from dt_ray import evaluate, export, report, train
 from dt_ray.api import DecisionTransformer
+from dt_ray.cli.data import main as data_main
 from dt_ray.config.loading import read_settings
 from dt_ray.config.schema import EvaluationConfig, RunConfig
 from dt_ray.data.held_out import HeldOutEpisodes, LinearCloning, replayed_part
 from dt_ray.data.normalizer import Normalizer
 from dt_ray.data.spaces import SpaceSpec
 from dt_ray.data.transitions import TransitionDataset
-from dt_ray.errors import ConfigError
+from dt_ray.errors import ConfigError, UserError
 from dt_ray.jobs.deriving import resolve_settings
 from dt_ray.jobs.training import name_run, read_held_out, start_run
 from dt_ray.play.held_out import evaluate_held_out, replay
@@ -95,6 +96,9 @@ def test_what_needs_an_environment_says_so(log_file: Path, tmp_path: Path) -> No
     ):
         with pytest.raises(ConfigError, match=r"needs an environment, and this run has none \(env_id=null\)"):
             refused()
+    collect = ["collect", "--env", "Pendulum-v1", "--behavior", run, "--workers", "0", "--out", str(tmp_path / "data")]
+    with pytest.raises(UserError, match="was trained without an environment .* not those of Pendulum-v1"):
+        data_main(collect)
     with pytest.raises(ConfigError, match="data.collect: episodes are collected in an environment"):
         train.main(settings(log_file, tmp_path, "env_id=null", "data.collect.behavior=random"))
 

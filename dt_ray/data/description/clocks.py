@@ -69,14 +69,16 @@ def read_clock(file: DatasetFile, config: DataConfig) -> FileClock | None:
         ids = episode_ids_of(read_parquet(file, ["episode_id"]), source=file.path)
         return FileClock(path=file.path, labels=ids.tolist(), are_logged=True)
     rows, names = read_rows(file, config, ["episode_id", "timestep", *SIGNALS])
-    found, ends, times, _ = find_episodes(rows, names, time_limit=config.time_limit, source=file.path)
+    found, ends, times, _ = find_episodes(
+        rows, names, time_limit=config.time_limit, is_one=config.episode_per_file, source=file.path
+    )
     num = len(rows)
     labels = [found.label(i) if found.labels.texts is not None else int(found.ids[i]) for i in range(len(found.starts))]
     last = np.append(found.starts[1:], num) - 1
     clock = FileClock(
         path=file.path,
         labels=labels,
-        are_logged="episode_id" in names,
+        are_logged="episode_id" in names and not config.episode_per_file,
         num_ended=int(found.of(ends.ended)[last].sum()),
     )
     if times is None:

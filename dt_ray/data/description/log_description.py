@@ -27,7 +27,7 @@ from dt_ray.data.description.tables import (
     outlier_rows,
     quantile_rows,
 )
-from dt_ray.data.description.traps import LogFacts, log_traps, step_traps
+from dt_ray.data.description.traps import LogFacts, StateOf, log_traps, step_traps
 from dt_ray.data.logs.files import DatasetFile
 from dt_ray.data.spaces import SpaceSpec
 from dt_ray.data.transitions import TransitionDataset
@@ -72,6 +72,7 @@ class LogDescriber:
     env_id: str | None = None
     env_kwargs: Mapping[str, Any] | None = None
     spec: SpaceSpec | None = None
+    state_of: StateOf | None = None
     observation_bounds: tuple[ndarray, ndarray] | None = None
     features: FeatureCollector = field(default_factory=FeatureCollector)
     equal: EqualColumns = field(default_factory=EqualColumns)
@@ -90,7 +91,9 @@ class LogDescriber:
         last = part.ends - 1
         self.num_unended += int((~part.terminated[last] & ~part.truncated[last]).sum())
         self.log_facts = LogFacts.of(part) if self.log_facts is None else self.log_facts.joined(LogFacts.of(part))
-        self.part_traps = self.part_traps or list(step_traps(part, self.spec, self.env_id, self.env_kwargs))
+        self.part_traps = self.part_traps or list(
+            step_traps(part, self.spec, self.env_id, self.env_kwargs, state_of=self.state_of)
+        )
         for kind, values, bounds in (
             ("observation", part.observations, self.observation_bounds),
             ("action", part.actions, None if self.spec is None else (self.spec.action_low, self.spec.action_high)),

@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 
 TIME_LIMIT = re.compile(r"data\.time_limit=(\d+)")
+FLAGS = ("episode_per_file",)  # options of the command that take no value
 
 
 def next_command(path: str, *, imports: bool, settings: Mapping[str, str | None], env_id: str | None) -> str:
@@ -21,9 +22,10 @@ def next_command(path: str, *, imports: bool, settings: Mapping[str, str | None]
     options = ["--env", env_id] if env_id else []
     for name, value in settings.items():
         ours = name.removeprefix("columns.")
-        options += (
-            ["--column", f"{ours}={value or ''}"] if ours != name else [f"--{name.replace('_', '-')}", f"{value}"]
-        )
+        if ours != name:
+            options += ["--column", f"{ours}={value or ''}"]
+        else:
+            options += [f"--{name.replace('_', '-')}", *([] if name in FLAGS else [f"{value}"])]
     name = re.sub(r"\W+", "-", path.rstrip("/").rpartition("/")[2].partition(".")[0]).strip("-") or "log"
     return shlex.join(["python", "-m", "dt_ray.data", "import", path, *options, "--out", f"data/{name}-packed"])
 

@@ -1,6 +1,7 @@
 """Traps: problems of a log that can be trained on, but would give a wrong policy.
 
-Where an environment can be set to the state of an observation, logged steps are replayed in it to check their scale.
+The environment's own dynamics, where it can be set to a state that its observation tells, decide about scales. Which
+state that is, whoever asks says; else it is tried whether the observation itself is the state.
 
 Legend: E episodes.
 """
@@ -26,10 +27,8 @@ NOTICEABLE = 0.05  # of it: a larger error means other dynamics
 SHARE_AT_LIMIT = 0.1  # of the ended episodes: a smaller share may end a step before the limit by chance
 FEWEST_ALIKE = 5  # episodes that end at the same step; fewer may do so by chance
 
-STATES: dict[str, Callable[[ndarray], ndarray]] = {  # environment -> its state out of an observation
-    "Pendulum-v1": lambda observation: np.array([np.arctan2(observation[1], observation[0]), observation[2]]),
-    "MountainCarContinuous-v0": lambda observation: observation.astype(np.float64),
-}
+NUM_TRIED = 20  # steps of the environment's own that it must repeat from their observations
+StateOf = Callable[[ndarray], ndarray]  # the state of an environment, out of its observation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,10 +64,12 @@ def all_traps(
     spec: SpaceSpec | None = None,
     env_id: str | None = None,
     env_kwargs: Mapping[str, Any] | None = None,
+    *,
+    state_of: StateOf | None = None,
 ) -> Iterator[str]:
     """One line for each thing that looks wrong, and the setting that mends it."""
     yield from log_traps(LogFacts.of(data), spec, env_id, env_kwargs)
-    yield from step_traps(data, spec, env_id, env_kwargs)
+    yield from step_traps(data, spec, env_id, env_kwargs, state_of=state_of)
 
 
 def log_traps(
@@ -90,6 +91,8 @@ def step_traps(
     spec: SpaceSpec | None = None,
     env_id: str | None = None,
     env_kwargs: Mapping[str, Any] | None = None,
+    *,
+    state_of: StateOf | None = None,
 ) -> Iterator[str]:
     """One line for each trap in the steps of these episodes."""
     yield from row_traps(data)
@@ -97,7 +100,7 @@ def step_traps(
         return
     low, high = np.asarray(spec.action_low), np.asarray(spec.action_high)
     scales = sorted({1.0, float(high.max())} if spec.is_bounded else {1.0})
-    if (errors := replay_errors(data, env_id, scales, env_kwargs)) is not None:
+    if (errors := replay_errors(data, env_id, scales, env_kwargs, state_of=state_of)) is not None:
         best = int(np.argmin(errors))
         if errors[best] > NOTICEABLE:
             yield (
@@ -152,7 +155,12 @@ def _end_traps(facts: LogFacts, limit: int | None) -> Iterator[str]:
 
 
 def replay_errors(
-    data: TransitionDataset, env_id: str, scales: list[float], env_kwargs: Mapping[str, Any] | None = None
+    data: TransitionDataset,
+    env_id: str,
+    scales: list[float],
+    env_kwargs: Mapping[str, Any] | None = None,
+    *,
+    state_of: StateOf | None = None,
 ) -> list[float] | None:
     """The distance between replayed and logged next observations, with the actions multiplied by each scale.
 
@@ -160,23 +168,49 @@ def replay_errors(
     environment can't be set to the state of an observation.
     """
     inner = np.setdiff1d(np.arange(data.num_transitions), data.ends - 1)
-    if env_id not in STATES or not len(inner):
+    if not len(inner):
         return None
-    steps = np.random.default_rng(0).choice(inner, min(NUM_REPLAYED, len(inner)), replace=False)
-    spread = data.observations.std(axis=0) + 1e-6
     env: Any = make_env(env_id, env_kwargs).unwrapped
-    env.reset(seed=0)
-    errors: list[float] = []
-    for scale in scales:
-        missed = [np.abs(_step(env, env_id, data, i, scale) - data.observations[i + 1]) / spread for i in steps]
-        errors.append(float(np.max(missed, axis=1).mean()))
+    state_of = state_of or (lambda observation: observation.astype(np.float64))
+    errors = None
+    if _repeats_itself(env, state_of):
+        steps = np.random.default_rng(0).choice(inner, min(NUM_REPLAYED, len(inner)), replace=False)
+        spread = data.observations.std(axis=0) + 1e-6
+        errors = []
+        for scale in scales:
+            actions = data.actions * np.float32(scale)
+            found = [_step(env, state_of, data.observations[i], actions[i]) for i in steps]
+            missed = np.abs(np.array(found) - data.observations[steps + 1]) / spread
+            errors.append(float(missed.max(axis=1).mean()))
     close_env(env)
     return errors
 
 
-def _step(env: Any, env_id: str, data: TransitionDataset, step: int, scale: float) -> ndarray:
-    env.state = STATES[env_id](data.observations[step])
-    return env.step(data.actions[step] * np.float32(scale))[0]
+def _repeats_itself(env: Any, state_of: StateOf) -> bool:
+    """Whether the environment, set to the states of its own observations, steps as it did."""
+    try:
+        env.action_space.seed(0)
+        seen: list[ndarray] = [env.reset(seed=0)[0]]
+        actions: list[ndarray] = []
+        is_over = False
+        while not is_over and len(actions) < NUM_TRIED:
+            actions.append(env.action_space.sample())
+            observation, _, is_over, *_ = env.step(actions[-1])
+            seen.append(observation)
+            if np.shape(env.state) != np.shape(state_of(observation)):
+                return False
+        env.reset(seed=1)
+        # Backwards, so that what the environment keeps beside its state shows.
+        again = [_step(env, state_of, seen[i], actions[i]) for i in reversed(range(len(actions)))][::-1]
+    except Exception:  # whatever an environment may raise that has no such state
+        return False
+    tolerance = ROUNDING * (np.std(seen, axis=0) + 1e-6)
+    return bool((np.abs(np.array(again) - seen[1:]) <= tolerance).all())
+
+
+def _step(env: Any, state_of: StateOf, observation: ndarray, action: ndarray) -> ndarray:
+    env.state = state_of(observation)
+    return env.step(action)[0]
 
 
 def _normalisation_traps(data: TransitionDataset, env_id: str, env_kwargs: Mapping[str, Any] | None) -> Iterator[str]:

@@ -35,6 +35,8 @@ def has_rows(file: DatasetFile) -> bool:
 
 def is_flat(file: DatasetFile, config: DataConfig) -> bool:
     """Whether episodes may continue in other files; files of arrays hold whole ones unless a setting says otherwise."""
+    if config.episode_per_file:
+        return False
     if file.format in ARRAY_READERS:
         return config.episodes_across_files is True
     return has_rows(file)

@@ -10,6 +10,7 @@ from numpy import ndarray
 from dt_ray.data.spaces import SpaceSpec
 from dt_ray.data.transitions import TransitionDataset
 
+NOT_FINITE, OUT_OF_BOUNDS = "which is not finite", "is outside the environment's bounds"  # faults that a setting mends
 BOUNDS_TOLERANCE = 1e-4  # of the action range: float32 samples of a squashed policy round past the bound
 
 
@@ -26,7 +27,7 @@ def faults_in(
             continue
         values = logged.reshape(data.num_transitions, -1)
         for step in np.flatnonzero(~np.isfinite(values).all(axis=1)):
-            yield f"{_place(data, step, labels)}: {name} hold {_show(values[step])}, which is not finite"
+            yield f"{_place(data, step, labels)}: {name} hold {_show(values[step])}, {NOT_FINITE}"
     if spec is None:
         return
     for name, have, want in (
@@ -40,10 +41,8 @@ def faults_in(
     width = np.where(np.isfinite(low) & np.isfinite(high) & (high > low), high - low, 1.0)
     margin = BOUNDS_TOLERANCE * width
     for step in np.flatnonzero(((data.actions < low - margin) | (data.actions > high + margin)).any(axis=1)):
-        yield (
-            f"{_place(data, step, labels)}: action {_show(data.actions[step])} is outside the environment's bounds "
-            f"{_show(low)}..{_show(high)}"
-        )
+        place, action = _place(data, step, labels), _show(data.actions[step])
+        yield f"{place}: action {action} {OUT_OF_BOUNDS} {_show(low)}..{_show(high)}"
 
 
 def _place(data: TransitionDataset, step: np.intp, labels: Mapping[int, str]) -> str:

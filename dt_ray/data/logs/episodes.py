@@ -137,8 +137,10 @@ def episode_ids_of(table: pa.Table, *, source: str) -> ndarray:
 def vectors_of(column: pa.Array | pa.ChunkedArray, where: str) -> ndarray:
     """[rows, dimension] float32 from a column of vectors, also as texts, or of single numbers (dimension 1).
 
+    A missing number is NaN: who checks the episodes names it by episode and step.
+
     Raises:
-        DataError: missing values, vectors of different dimensions, or no numbers.
+        DataError: missing vectors, vectors of different dimensions, or no numbers.
     """
     if isinstance(column, pa.ChunkedArray):
         column = one_array(column)
@@ -146,9 +148,12 @@ def vectors_of(column: pa.Array | pa.ChunkedArray, where: str) -> ndarray:
         column = column.storage
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
-    if column.null_count:
-        raise DataError(f"{where}: {column.null_count} missing value(s); every step needs one")
     kind = column.type
+    if _holds_numbers(kind):
+        return _numbers(column)[:, None]
+    if column.null_count:
+        row = int(np.argmax(column.is_null().to_numpy(zero_copy_only=False)))
+        raise DataError(f"{where}: {column.null_count} missing value(s), the first in row {row}; every step needs one")
     if pa.types.is_list_view(kind) or pa.types.is_large_list_view(kind):
         column = column.cast(pa.large_list(kind.value_type))
         kind = column.type
@@ -162,7 +167,7 @@ def vectors_of(column: pa.Array | pa.ChunkedArray, where: str) -> ndarray:
     elif pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
         return _parse_vectors(column.to_pylist(), where)
     else:
-        return _numbers(column, where)[:, None]
+        raise DataError(f"{where}: expected numbers, found {kind}")
     values = vectors_of(column.flatten(), where)  # deeper lists of one number each are that number
     if len(values) and values.shape[1] != 1:
         inner = values.shape[1]
@@ -193,13 +198,13 @@ def _one_number(column: pa.Array, where: str) -> ndarray:
     return values.reshape(-1)
 
 
-def _numbers(column: pa.Array, where: str) -> ndarray:
+def _holds_numbers(kind: pa.DataType) -> bool:
+    return pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_decimal(kind)
+
+
+def _numbers(column: pa.Array) -> ndarray:
     if pa.types.is_decimal(column.type):
         column = column.cast(pa.float64())
-    if not (pa.types.is_floating(column.type) or pa.types.is_integer(column.type)):
-        raise DataError(f"{where}: expected numbers, found {column.type}")
-    if column.null_count:
-        raise DataError(f"{where}: {column.null_count} missing value(s); every step needs one")
     with np.errstate(over="ignore"):  # what is too large becomes infinite, which is named with its step
         return column.to_numpy(zero_copy_only=False).astype(np.float32, copy=False)
 

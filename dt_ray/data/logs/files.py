@@ -17,7 +17,7 @@ from dt_ray.data.filesystems import reach
 from dt_ray.errors import DataError, StorageError
 
 STORAGE_FAILURES = ("AWS Error", "google::cloud::Status")  # how pyarrow's OSErrors begin
-EXTENSIONS = {  # in the order in which a folder's files are looked for: what else lies there is not its data
+EXTENSIONS = {  # in the order in which a folder's files are looked for
     "parquet": ("parquet",),
     "hdf5": ("hdf5", "h5"),
     "npz": ("npz",),
@@ -25,6 +25,7 @@ EXTENSIONS = {  # in the order in which a folder's files are looked for: what el
     "rllib-json": ("json", "jsonl"),
     "trajectories": ("pkl", "pickle"),
 }
+TABLES = ("parquet", "hdf5", "npz", "csv")  # of which a folder has one format, or the log would be read in part
 PART_BYTES = 2**27  # of a Parquet file that one task reads, uncompressed
 EXPANSION = 4  # times a file's size is the most that it takes in memory: small files need no look at their footer
 FORMATS = ("minari", "lerobot", *EXTENSIONS)
@@ -105,7 +106,7 @@ def find_files(path: str, format: str | None = None) -> list[DatasetFile]:
             entries = filesystem.get_file_info(fs.FileSelector(root, recursive=True))
             sizes = {entry.path: entry.size for entry in entries if entry.is_file}
             names = sorted(path.removeprefix(f"{root}/") for path in sizes)
-            format = format or _format_of_folder(names)
+            format = format or _format_of_folder(names, path)
             found = [f"{root}/{name}".rstrip("/") for name in _names_of(format, names)]
     except OSError as error:
         raise StorageError(f"can't read {path}: {error}") from None
@@ -118,6 +119,16 @@ def find_files(path: str, format: str | None = None) -> list[DatasetFile]:
         DatasetFile(index=0, path=file, dataset=path, format=format, size=sizes.get(file, whole)) for file in found
     ]
     return [replace(part, index=i) for i, part in enumerate(chain.from_iterable(map(_parts_of, files)))]
+
+
+def join_parts(files: Sequence[DatasetFile]) -> list[DatasetFile]:
+    """The same files, large ones in one part again."""
+    whole: dict[tuple[int, str], DatasetFile] = {}
+    for file in files:
+        before = whole.get((file.source, file.path))
+        size = file.size + (0 if before is None else before.size)
+        whole[file.source, file.path] = replace(file, size=size, row_groups=None)
+    return list(whole.values())
 
 
 def _parts_of(file: DatasetFile) -> Iterator[DatasetFile]:
@@ -141,12 +152,26 @@ def _parts_of(file: DatasetFile) -> Iterator[DatasetFile]:
             groups, size = [], 0
 
 
-def _format_of_folder(names: Sequence[str]) -> str | None:
+def _format_of_folder(names: Sequence[str], path: str) -> str | None:
+    """The format of a folder's files; beside tables JSON files and pickles are not its data, and others never are.
+
+    Raises:
+        DataError: there are tables of several formats.
+    """
     if "meta/info.json" in names:
         return "lerobot"
     if "data/main_data.hdf5" in names or "data/metadata.json" in names:
         return "minari"
-    return next((format for format in EXTENSIONS if _names_of(format, names)), None)
+    counts = {format: len(_names_of(format, names)) for format in EXTENSIONS}
+    found = [format for format, count in counts.items() if count]
+    tables = [format for format in found if format in TABLES]
+    if len(tables) > 1:
+        listed = ", ".join(f"{counts[format]} of {format}" for format in tables)
+        raise DataError(
+            f"{path} has files of several formats, {listed}; move away what is not the log, or say which of them is: "
+            f"data.format={max(tables, key=counts.__getitem__)} (--format)"
+        )
+    return found[0] if found else None
 
 
 def _names_of(format: str | None, names: Sequence[str]) -> list[str]:

@@ -23,6 +23,7 @@ from dt_ray.data.logs.identity import UNIT, Episodes, Follows, check_steps, grou
 from dt_ray.data.logs.ids import read_ids, read_times
 from dt_ray.data.logs.names import ColumnNames
 from dt_ray.data.logs.numbering import unique_ids
+from dt_ray.data.logs.single_episodes import take_as_one
 from dt_ray.data.transitions import STEP_FIELDS, TransitionDataset
 from dt_ray.errors import DataError
 
@@ -36,8 +37,10 @@ class FoundEpisodes(NamedTuple):
     doubt: str | None  # what looks wrong, for a warning
 
 
-def find_episodes(rows: pa.Table, names: ColumnNames, *, time_limit: int | None, source: str) -> FoundEpisodes:
-    """Which rows are one episode.
+def find_episodes(
+    rows: pa.Table, names: ColumnNames, *, time_limit: int | None, is_one: bool = False, source: str
+) -> FoundEpisodes:
+    """Which rows are one episode; all of them where `is_one`.
 
     Raises:
         DataError: no rows, signals that are not understood or contradict one another, or nothing that marks episodes.
@@ -47,8 +50,11 @@ def find_episodes(rows: pa.Table, names: ColumnNames, *, time_limit: int | None,
     ends = read_ends(rows, names, source=source)
     times = read_times(rows, names, source=source)
     units = rows[UNIT].to_numpy() if UNIT in rows.column_names else None
+    ids = read_ids(rows, names, source=source)
+    if is_one:
+        return FoundEpisodes(take_as_one(ids, times, ends, units=units, source=source), ends, times, None)
     episodes = group_rows(
-        read_ids(rows, names, source=source),
+        ids,
         times,
         ends,
         units=units,
@@ -59,8 +65,9 @@ def find_episodes(rows: pa.Table, names: ColumnNames, *, time_limit: int | None,
     doubt = None
     if len(episodes.starts) == 1 < len(rows) and ends.are_logged and not ends.ended.any() and "episode_id" not in names:
         doubt = (
-            f"{source}: no step ends an episode, so all {len(rows)} are read as one; name what tells episodes apart by "
-            f"data.columns.episode_id=NAME, or set data.time_limit to their length"
+            f"{source}: no step ends an episode, so all {len(rows)} are read as one; if each file is one episode, say "
+            f"so by data.episode_per_file=true; else name what tells episodes apart by data.columns.episode_id=NAME, "
+            f"or set data.time_limit to their length"
         )
     return FoundEpisodes(episodes, ends, times, doubt)
 
@@ -120,19 +127,21 @@ def cut_fragments(
     ids: Int[ndarray, "E"] | None,
     joins: bool,
     time_limit: int | None,
+    is_one: bool = False,
     source: str,
 ) -> Fragments:
     """The episodes of one file's rows.
 
     `ids` are the episode ids of the plan; None: the logged ones, or numbers from 0 where an id repeats. With `joins`
     episodes may continue in other files, so one without an end stays open. Otherwise the end of the log cut it, and its
-    last step is marked as truncated.
+    last step is marked as truncated. Where
+    `is_one`, the whole file is one episode.
 
     Raises:
         DataError: missing values, vectors of different dimensions, an episode that goes on after its end, or steps
             that are missing or there twice.
     """
-    found, ends, times, doubt = find_episodes(rows, names, time_limit=time_limit, source=source)
+    found, ends, times, doubt = find_episodes(rows, names, time_limit=time_limit, is_one=is_one, source=source)
     starts = found.starts
     if ids is None:
         ids = unique_ids(found.ids)

@@ -102,9 +102,10 @@ def _group_in_order(
     known = ends.are_logged or ends.starts is not None or units is not None or restarts
     if not known and time_limit is None:
         raise DataError(
-            f"{source}: nothing says where episodes end; name it by data.columns.episode_id=NAME, "
-            f"data.columns.terminated=NAME or data.columns.truncated=NAME, or, if all have the same length, "
-            f"set data.time_limit"
+            f"{source}: nothing says where episodes end; if each file is one episode, set data.episode_per_file=true "
+            f"(--episode-per-file); if a column says it, name it by data.columns.episode_id=NAME, "
+            f"data.columns.terminated=NAME or data.columns.truncated=NAME; if all have the same length, set "
+            f"data.time_limit"
         )
     if time_limit is not None and units is None:
         starts = np.flatnonzero(first)

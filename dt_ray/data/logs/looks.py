@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from hashlib import blake2b
 from typing import NamedTuple
 
@@ -31,7 +32,9 @@ def look_into(file: DatasetFile, config: DataConfig) -> FileEpisodes:
     """
     wanted = ["episode_id", "timestep", *SIGNALS]
     rows, names = read_rows(file, config, wanted, observations_too=lambda names: "timestep" not in names)
-    found, ends, times, doubt = find_episodes(rows, names, time_limit=config.time_limit, source=file.path)
+    found, ends, times, doubt = find_episodes(
+        rows, names, time_limit=config.time_limit, is_one=config.episode_per_file, source=file.path
+    )
     num = len(rows)
     order = np.arange(num) if found.order is None else found.order
     first, last = order[found.starts], order[np.append(found.starts[1:], num) - 1]
@@ -79,12 +82,16 @@ class FileShape(NamedTuple):
 
 
 def read_log_spaces(config: DataConfig) -> SpaceSpec:
-    """The spaces of a log without an environment, by its first file.
+    """The spaces of a log without an environment, by its first file, or the first that can be read.
 
     Raises:
-        DataError: there is no file that can be read, or it has no vectors.
+        DataError: the first file can't be read, and is not to be left out; or none can.
     """
-    return spaces_of_log(*read_shape_of(find_files(config.paths[0], config.format)[0], config).dimensions)
+    files = find_files(config.paths[0], config.format)
+    for file in files[:-1] if config.on_corrupt == "skip" else []:
+        with suppress(DataError):  # which is logged where the files to train on are chosen
+            return spaces_of_log(*read_shape_of(file, config).dimensions)
+    return spaces_of_log(*read_shape_of(files[-1 if config.on_corrupt == "skip" else 0], config).dimensions)
 
 
 def read_shape_of(file: DatasetFile, config: DataConfig) -> FileShape:

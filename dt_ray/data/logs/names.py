@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -65,10 +66,15 @@ def column_names(available: Sequence[str], renamed: Mapping[str, str | None], *,
         if (ours in REQUIRED and not theirs) or (ours in given and set(theirs) - set(available))
     ]
     if missing:
+        gone = [name for ours in missing for name in given.get(ours, ()) if name not in available]
+        close = {name: difflib.get_close_matches(name, list(available), n=1) for name in gone}
+        guesses = "".join(f"; did you mean {found[0]} for {name}?" for name, found in close.items() if found)
+        named = f" ({', '.join(gone)}: not there)" if gone else ""
         example = " ".join(f"data.columns.{name}=NAME" for name in missing)
         why = "; without rewards there is no return to reach, and nothing to train on" if missing == ["reward"] else ""
         raise DataError(
-            f"{source}: no column for {', '.join(missing)} among {listed(available)}; name it with {example}{why}"
+            f"{source}: no column for {', '.join(missing)}{named} among {listed(available)}{guesses}; name it with "
+            f"{example}{why}"
         )
     wanted = {name for theirs in names.values() for name in theirs}
     if twice := sorted({name for name in wanted if list(available).count(name) > 1}):

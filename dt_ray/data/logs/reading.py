@@ -13,7 +13,7 @@ import pyarrow as pa
 from dt_ray.config.schema import DataConfig
 from dt_ray.data.formats import has_rows, is_flat, read_minari, read_rows
 from dt_ray.data.formats.tables import read_parquet
-from dt_ray.data.logs.checks import faults_in
+from dt_ray.data.logs.checks import NOT_FINITE, OUT_OF_BOUNDS, faults_in
 from dt_ray.data.logs.episodes import from_table
 from dt_ray.data.logs.files import DatasetFile
 from dt_ray.data.logs.flat import Fragments, cut_fragments, fragment_table, join_fragments
@@ -25,7 +25,8 @@ from dt_ray.data.transitions import SOURCE_BITS, TransitionDataset
 from dt_ray.errors import DataError
 
 MAX_LISTED_FAULTS = 5
-SCALE_HINT = "; data.action_scale scales actions, data.out_of_bounds=clip clips them"
+BOUNDS_HINT = "data.action_scale scales actions, data.out_of_bounds=clip clips them"
+MISSING_HINT = "leave such episodes out of the log, or fill the values in"
 
 log = logging.getLogger("dt_ray")
 
@@ -130,7 +131,7 @@ def read_fragments(
     Raises:
         DataError: the file is unreadable or empty, or has faults: each named by file, episode and step.
     """
-    if flat := has_rows(file):
+    if has_rows(file):
         rows, names = read_rows(file, config)
         found = cut_fragments(
             rows,
@@ -138,12 +139,18 @@ def read_fragments(
             ids=None if plan is None else plan.ids,
             joins=plan is not None and plan.joins,
             time_limit=config.time_limit,
+            is_one=config.episode_per_file,
             source=file.path,
         )
     elif config.columns:
         raise DataError(
             f"{file.path} holds whole episodes, whose columns have names of their own: leave out data.columns "
             f"(--column), got {', '.join(sorted(config.columns))}"
+        )
+    elif config.episode_per_file:
+        raise DataError(
+            f"{file.path} holds whole episodes, each with a row of its own: leave out data.episode_per_file "
+            f"(--episode-per-file)"
         )
     else:
         data = read_minari(file) if file.format == "minari" else from_table(read_parquet(file), source=file.path)
@@ -152,20 +159,26 @@ def read_fragments(
     if not data.num_episodes:
         raise DataError(f"{file.path} is empty: there is no episode in it")
     data = _with_actions(data, config, spec)
-    raise_faults(data, spec, source=file.path, hint=SCALE_HINT if flat else "", labels=found.labels)
-    if plan is None:
+    raise_faults(data, spec, source=file.path, labels=found.labels, may_be_skipped=not is_flat(file, config))
+    if config.episode_per_file:
+        data = replace(data, episode_ids=np.array([file.index]))
+    elif plan is None:
         data = _with_own_ids(data, file)
     return found._replace(data=_marked(data, file.source) if config.mix else data)
 
 
 def _with_actions(data: TransitionDataset, config: DataConfig, spec: SpaceSpec | None) -> TransitionDataset:
     """The same with actions in the environment's units, and within its bounds where `data.out_of_bounds` says so."""
-    actions = data.actions
     if config.action_scale != 1.0:
-        actions = actions * np.float32(config.action_scale)
-    if spec is not None and config.out_of_bounds == "clip" and len(spec.action_low) == actions.shape[1]:
-        actions = np.clip(actions, spec.action_low, spec.action_high).astype(np.float32)
-    return data if actions is data.actions else replace(data, actions=actions)
+        data = replace(data, actions=data.actions * np.float32(config.action_scale))
+    return data if spec is None else with_clipped_actions(data, config, spec)
+
+
+def with_clipped_actions(data: TransitionDataset, config: DataConfig, spec: SpaceSpec) -> TransitionDataset:
+    """The same with actions within the bounds of `spec`, where `data.out_of_bounds` says so."""
+    if config.out_of_bounds != "clip" or len(spec.action_low) != data.actions.shape[1]:
+        return data
+    return replace(data, actions=np.clip(data.actions, spec.action_low, spec.action_high).astype(np.float32))
 
 
 def _with_own_ids(data: TransitionDataset, file: DatasetFile) -> TransitionDataset:
@@ -241,11 +254,20 @@ def raise_faults(
     spec: SpaceSpec | None,
     *,
     source: str,
-    hint: str = "",
     labels: Mapping[int, str] | None = None,
+    may_be_skipped: bool = False,
 ) -> None:
+    """Raises:
+    DataError: the first faults of a file, each named by episode and step, and what mends them.
+    """
     faults = list(islice(faults_in(data, spec, labels), MAX_LISTED_FAULTS + 1))
     if faults:
-        more = "\n  and more" if len(faults) > MAX_LISTED_FAULTS else ""
-        lines = "".join(f"\n  {fault}" for fault in faults[:MAX_LISTED_FAULTS])
-        raise DataError(f"{source} can't be trained on{hint}:{lines}{more}")
+        hints = [
+            *([BOUNDS_HINT] if any(OUT_OF_BOUNDS in fault for fault in faults) else []),
+            *([MISSING_HINT] if any(NOT_FINITE in fault for fault in faults) else []),
+        ]
+        if hints and may_be_skipped:
+            hints.append("data.on_corrupt=skip leaves out the whole file")
+        more = ["and more"] if len(faults) > MAX_LISTED_FAULTS else []
+        lines = "".join(f"\n  {line}" for line in [*faults[:MAX_LISTED_FAULTS], *more])
+        raise DataError("; ".join([f"{source} can't be trained on", *hints]) + f":{lines}")

@@ -14,7 +14,7 @@ from dt_ray.config.schema import DataConfig
 from dt_ray.data.formats import is_flat
 from dt_ray.data.formats.tables import read_parquet
 from dt_ray.data.logs.episodes import episode_ids_of
-from dt_ray.data.logs.files import DatasetFile, find_files
+from dt_ray.data.logs.files import DatasetFile, find_files, join_parts
 from dt_ray.data.logs.reading import fault_in_file
 from dt_ray.data.spaces import SpaceSpec
 from dt_ray.errors import DataError
@@ -37,6 +37,8 @@ def sound_files(
         for source, path in enumerate(config.paths)
         for file in find_files(path, config.format)
     ]
+    if config.episode_per_file:
+        all_files = join_parts(all_files)
     files = [replace(file, index=index) for index, file in enumerate(all_files)]
     if config.on_corrupt == "stop":
         return number_files(files, config, ids_of), 0
@@ -63,8 +65,8 @@ def number_files(
     Raises:
         DataError: a file can't be read.
     """
-    if is_flat(files[0], config):
-        return files  # a plan numbers their episodes
+    if config.episode_per_file or is_flat(files[0], config):
+        return files  # their episodes are numbered as the files are, or by a plan
     if not all(file.format == "parquet" for file in files):
         return [replace(file, is_numbered=True) for file in files]
     if len(files) == 1:
