@@ -16,8 +16,8 @@ from support.streamed import streamed
 
 from dt_ray.cli.data import main as run_data
 from dt_ray.config.schema import DataConfig
-from dt_ray.data import files as files_module
 from dt_ray.data import read_dataset
+from dt_ray.data.logs import files as files_module
 from dt_ray.data.logs.looks import read_log_spaces
 from dt_ray.data.logs.sources import sound_files_here
 from dt_ray.errors import DataError

@@ -10,7 +10,7 @@ from support.datasets import write_flat
 from support.examples import losses_of, make_episodes, write_episodes
 
 from dt_ray.config.loading import read_settings
-from dt_ray.data import datasets, reading
+from dt_ray.data.logs import datasets, reading
 from dt_ray.errors import DataError
 from dt_ray.jobs.deriving import ResolvedSettings, resolve_settings
 from dt_ray.jobs.training import name_run, start_run

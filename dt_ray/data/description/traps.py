@@ -172,16 +172,16 @@ def replay_errors(
         return None
     env: Any = make_env(env_id, env_kwargs).unwrapped
     state_of = state_of or (lambda observation: observation.astype(np.float64))
-    errors = None
+    errors: list[float] | None = None
     if _repeats_itself(env, state_of):
         steps = np.random.default_rng(0).choice(inner, min(NUM_REPLAYED, len(inner)), replace=False)
         spread = data.observations.std(axis=0) + 1e-6
         errors = []
         for scale in scales:
             actions = data.actions * np.float32(scale)
-            found = [_step(env, state_of, data.observations[i], actions[i]) for i in steps]
+            found: list[ndarray] = [_step(env, state_of, data.observations[i], actions[i]) for i in steps]
             missed = np.abs(np.array(found) - data.observations[steps + 1]) / spread
-            errors.append(float(missed.max(axis=1).mean()))
+            errors += [float(missed.max(axis=1).mean())]
     close_env(env)
     return errors
 

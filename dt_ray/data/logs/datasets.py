@@ -9,6 +9,7 @@ import numpy as np
 
 from dt_ray.config.schema import DataConfig
 from dt_ray.data.blocks import EpisodeBlocks
+from dt_ray.data.logs.checks import faults_in
 from dt_ray.data.logs.files import DatasetFile
 from dt_ray.data.logs.reading import read_blocks, with_clipped_actions
 from dt_ray.data.logs.sources import sound_files_here
