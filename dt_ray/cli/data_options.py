@@ -71,6 +71,7 @@ def data_config_of(options: argparse.Namespace) -> DataConfig:
         format=options.format,
         columns=columns,
         episodes_across_files={"auto": "auto", "true": True, "false": False}[options.episodes_across_files],
+        episode_per_file=options.episode_per_file,
         action_scale=options.action_scale,
         time_limit=options.time_limit,
         out_of_bounds="clip" if clip else "stop",
