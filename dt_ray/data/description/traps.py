@@ -1,7 +1,7 @@
 """Traps: problems of a log that can be trained on, but would give a wrong policy.
 
-The environment's own dynamics, where it can be set to a state that its observation tells, decide about scales. Which
-state that is, whoever asks says; else it is tried whether the observation itself is the state.
+Where an environment can be set to the state of an observation, logged steps are replayed in it to check their scale.
+The caller says which state that is; otherwise it is tried whether the observation itself is the state.
 
 Legend: E episodes.
 """

@@ -153,7 +153,7 @@ def _parts_of(file: DatasetFile) -> Iterator[DatasetFile]:
 
 
 def _format_of_folder(names: Sequence[str], path: str) -> str | None:
-    """The format of a folder's files; beside tables JSON files and pickles are not its data, and others never are.
+    """The format of a folder's files. JSON files and pickles beside tables are not its data; other files never are.
 
     Raises:
         DataError: there are tables of several formats.

@@ -134,8 +134,7 @@ def cut_fragments(
 
     `ids` are the episode ids of the plan; None: the logged ones, or numbers from 0 where an id repeats. With `joins`
     episodes may continue in other files, so one without an end stays open. Otherwise the end of the log cut it, and its
-    last step is marked as truncated. Where
-    `is_one`, the whole file is one episode.
+    last step is marked as truncated. Where `is_one`, the whole file is one episode.
 
     Raises:
         DataError: missing values, vectors of different dimensions, an episode that goes on after its end, or steps

@@ -31,7 +31,7 @@ def take_as_one(
     num = len(ends.terminated)
     goes_back = times is not None and bool((np.diff(times) < 0).any())
     order = np.argsort(times, kind="stable") if times is not None and goes_back else None
-    if (other := _find_other_episode(ids, times if goes_back else None, ends, order, units)) is not None:
+    if (other := _other_episode(ids, times if goes_back else None, ends, order, units)) is not None:
         raise DataError(
             f"{source}: data.episode_per_file says that the file is one episode, but {other}; leave out the setting "
             f"(--episode-per-file), or the column that is wrong by data.columns.NAME=null"
@@ -40,7 +40,7 @@ def take_as_one(
     return Episodes(order, np.zeros(1, np.int64), labels.numbers[:1], labels)
 
 
-def _find_other_episode(
+def _other_episode(
     ids: RowIds | None, times: ndarray | None, ends: Ends, order: ndarray | None, units: ndarray | None
 ) -> str | None:
     """What says that the rows are several episodes; `times` are given where they go back somewhere."""
