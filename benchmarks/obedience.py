@@ -90,7 +90,7 @@ def spread_targets(returns: Float[ndarray, "E"], config: RunConfig) -> tuple[flo
     """As much as can be had, if the policy knows how much that is, and numbers within the log's returns."""
     low, high = np.quantile(returns, SUPPORT).tolist()
     numbers = np.linspace(low, high, NUM_TARGETS).round()[::-1].tolist()
-    return (math.inf, *numbers) if config.model.conditioning == "head" or config.relabels else tuple(numbers)
+    return (math.inf, *numbers) if config.takes_max else tuple(numbers)
 
 
 def play(run: str, config: RunConfig, targets: tuple[float, ...], *, first: int, num_episodes: int) -> EvaluationReport:

@@ -153,7 +153,7 @@ class Algorithm:
         settings = change_evaluation(
             self.config.evaluation,
             self.config.model,
-            target_returns=None if target_returns is None else tuple(map(read_target, target_returns)),
+            target_returns=None if target_returns is None else tuple(target_returns),
             num_episodes=num_episodes,
         )
         report = evaluate(self.policy(), env_id, settings, step=self.learner.step, env_kwargs=self.config.env_kwargs)

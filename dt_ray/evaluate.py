@@ -11,11 +11,11 @@ A run without an environment (env_id=null) is evaluated on the held-out episodes
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from dt_ray.cli.command import add_modules_argument, print_evaluation, run_command, show_log
-from dt_ray.config.targets import read_target
+from dt_ray.cli.command import add_modules_argument, print_evaluation, run_command, show_log, target_return
 
 if TYPE_CHECKING:
     from dt_ray.config.schema import EvaluationConfig
@@ -36,7 +36,11 @@ def make_parser() -> argparse.ArgumentParser:
         "checkpoint", metavar="RUN|CHECKPOINT", help="a run's folder (its newest checkpoint) or a checkpoint's"
     )
     parser.add_argument(
-        "--target-return", metavar="R", nargs="+", type=read_target, help="returns to ask for, max among them"
+        "--target-return",
+        metavar="R",
+        nargs="+",
+        type=target_return,
+        help="returns to ask for, or max (default: as in training)",
     )
     parser.add_argument("--episodes", metavar="N", type=int, help="episodes for each target return")
     parser.add_argument("--seed", metavar="S", type=int, help="seed of the first episode")
@@ -90,6 +94,8 @@ def main(arguments: Sequence[str]) -> None:
     here = read_spaces(env_id, facts.env_kwargs)
     if (misfit := misfit_of(facts.spec, facts.action_bounds, here)) is not None:
         raise UserError(f"{env_id} has other spaces here, {here}: {misfit}")
+    if options.plot and not any(map(math.isfinite, evaluation.target_returns)):
+        raise UserError("--plot draws returns against those asked for; give a --target-return that is a number")
     policy, facts = load_policy(place, evaluation)
     report = play_evaluation(policy, facts, evaluation, actors=options.actors, verbose=options.verbose)
     print_evaluation(report)

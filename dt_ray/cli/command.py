@@ -12,7 +12,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from dt_ray.config.modules import allow_modules
-from dt_ray.config.targets import show_target
+from dt_ray.config.targets import read_target, show_target
 from dt_ray.errors import UserError
 from dt_ray.training.interrupts import Terminated, raise_on_sigterm, sigterm_received
 
@@ -54,6 +54,18 @@ def add_modules_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--import", metavar="MODULE", action=Allow, dest="modules", help=text)
 
 
+def target_return(text: str) -> float:
+    """The type of an option that takes a target return.
+
+    Raises:
+        ArgumentTypeError: it is neither a number nor `max`.
+    """
+    try:
+        return read_target(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"a target return is a number or max, got {text!r}") from None
+
+
 def show_log() -> None:
     """Sends dt_ray's own log lines to the terminal."""
     log = logging.getLogger("dt_ray")
@@ -93,13 +105,13 @@ def print_evaluation(report: EvaluationReport) -> None:
         table.add_column(column, justify="right")
     for target in report.targets:
         low, high = target.return_ci95
-        score = target.normalized_score
+        score, (median, most) = target.normalized_score, target.distances
         table.add_row(
             show_target(target.target_return),
             f"{target.return_mean:.1f}",
             f"{low:.1f} .. {high:.1f}",
             f"{target.return_std:.1f}",
-            "–" if math.isnan(target.distances[0]) else "{:.1f} ({:.1f})".format(*target.distances),
+            "–" if math.isnan(median) else f"{median:.1f} ({most:.1f})",
             "–" if score is None else f"{score:.3f}",
         )
     Console(soft_wrap=True, width=None if sys.stdout.isatty() else LOG_WIDTH).print(table)

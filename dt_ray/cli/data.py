@@ -19,9 +19,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from dt_ray.cli.command import add_modules_argument, show_log
+from dt_ray.cli.command import add_modules_argument, show_log, target_return
 from dt_ray.cli.data_options import action_bounds_of, data_config_of, env_kwargs_of
-from dt_ray.config.targets import read_target
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -83,7 +82,7 @@ def _add_collect_arguments(collect: argparse.ArgumentParser) -> None:
     collect.add_argument(
         "--max-timesteps", type=int, default=1000, metavar="T", help="cut episodes after so many steps"
     )
-    collect.add_argument("--target-return", type=read_target, metavar="R", help="what to ask of a checkpoint, or max")
+    collect.add_argument("--target-return", type=target_return, metavar="R", help="what to ask of a checkpoint, or max")
     collect.add_argument("--max-envs", type=int, default=100, metavar="N", help="environments open at once")
     collect.add_argument(
         "--action-bounds", metavar="[[LOW …],[HIGH …]]", help="of random actions, where the environment has none"

@@ -16,9 +16,7 @@ class Experiment:
     config: str
     purpose: str
     target_return: float  # at which it is judged
-    expected: tuple[
-        float, float
-    ]  # mean return on evaluation seeds 0..99: measured on several training seeds, widened a little
+    expected: tuple[float, float]  # mean return on seeds 0..99, of several training seeds and a little wider
     baselines: tuple[str, ...] = ()  # configurations to run beside it
 
     def describes(self, config: RunConfig) -> bool:

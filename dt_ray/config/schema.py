@@ -21,6 +21,9 @@ NUM_EVALUATION_SEEDS = 10_000  # environment seeds below this belong to evaluati
 # Where policies get their action bounds: the environment, the range of the logged actions, or [lowest, highest].
 ActionBounds = Literal["environment", "data"] | tuple[tuple[float, ...], tuple[float, ...]]
 
+# Settings of `data` that the source of batches reads, after the data is laid out, with the values that change nothing.
+BATCH_SETTINGS: dict[str, float] = {"return_noise": 0.0, "balance": 0.0}
+
 WINDOW_OVER_BAND = 2  # training windows are so many bands long, so that most of their steps see a full band
 
 
@@ -40,9 +43,7 @@ class DataConfig:
     # instead of `path`, several datasets: path -> its share of the windows; shares need not add up to 1
     collect: CollectConfig | None = None
     format: str | None = None  # one of `data.logs.files.FORMATS`; null: found out by itself
-    residency: Literal["auto", "resident", "streaming"] = (
-        "auto"  # held in memory, streamed from disk, or chosen by size
-    )
+    residency: Literal["auto", "resident", "streaming"] = "auto"  # in memory, streamed from disk, or by size
     memory_mb: Annotated[int, Ge(1)] = 4096  # memory for the decoded data on each node, or for the pools of its workers
     on_corrupt: Literal["stop", "skip"] = "stop"  # at a file that is not usable; skip: leave it out and count it
     out_of_bounds: Literal["stop", "clip"] = "stop"  # at actions outside of the bounds; clip: move them to the bounds
@@ -198,6 +199,11 @@ class RunConfig:
         """The settings that may name code, as `module:name`, by their keys."""
         behavior = None if self.data.collect is None else self.data.collect.behavior
         return {"algorithm": self.algorithm, "env_id": self.env_id, "data.collect.behavior": behavior}
+
+    @property
+    def takes_max(self) -> bool:
+        """Whether the model learns how much a state can give, so that `max` can be asked for."""
+        return self.model.conditioning == "head" or self.relabels
 
     @property
     def relabels(self) -> bool:

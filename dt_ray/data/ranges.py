@@ -31,9 +31,7 @@ class Ranges:
 
     observations: Float[ndarray, "2 S"]
     actions: Float[ndarray, "2 A"]
-    changes: Float[
-        ndarray, "S"
-    ]  # median change of an observation between rows; infinite for constants and whole numbers
+    changes: Float[ndarray, "S"]  # median change between rows; infinite for constants and whole numbers
     largest_reward: Float[ndarray, "E"]  # its size
     usual_reward: Float[ndarray, "E"]  # mean size of the other rewards that are not 0; 0 where there is none
 

@@ -1,7 +1,7 @@
 """Trajectory windows: up to `length` consecutive steps of one episode, padded on the right, with a mask.
 
 Legend: N transitions, E episodes, B windows, T window length, S observation, A action dimension, W floats of a row,
-R rows, P parts, U updates a draw.
+R rows, P parts, U updates a draw, G groups.
 """
 
 from __future__ import annotations
@@ -83,15 +83,25 @@ def draw_anchors(num_transitions: int, *, batch_size: int, seed: int, draw: int)
     return np.random.default_rng([seed, draw]).integers(num_transitions, size=(UPDATES_A_DRAW, batch_size))
 
 
-def draw_mixed_anchors(
-    sizes: Int[ndarray, "D"], shares: Sequence[float], *, batch_size: int, seed: int, draw: int
+def draw_shared_anchors(
+    sizes: Int[ndarray, "G"], shares: Sequence[float] | Float[ndarray, "G"], *, batch_size: int, seed: int, draw: int
 ) -> Int[ndarray, "U B"]:
-    """As `draw_anchors`, for datasets of these sizes one after the other: each with its share of the windows."""
-    random = np.random.default_rng([seed, draw]).random((2, UPDATES_A_DRAW, batch_size))
+    """As `draw_anchors`, for groups of so many transitions one after the other: each with its share of the windows."""
+    return anchors_by_share(np.random.default_rng([seed, draw]), sizes, shares, (UPDATES_A_DRAW, batch_size))
+
+
+def anchors_by_share(
+    random: np.random.Generator,
+    sizes: Int[ndarray, "G"],
+    shares: Sequence[float] | Float[ndarray, "G"],
+    shape: tuple[int, ...],
+) -> Int[ndarray, "*shape"]:
+    """Transitions of groups of these sizes: first a group by its share, then uniformly one of its transitions."""
+    drawn = random.random((2, *shape))
     edges = cast("ndarray", np.cumsum(shares) / np.sum(shares))
-    places = cast("ndarray", np.searchsorted(edges, random[0], side="right"))
+    places = cast("ndarray", np.searchsorted(edges, drawn[0], side="right"))
     chosen = np.minimum(places, len(sizes) - 1)
-    return (np.cumsum(sizes) - sizes)[chosen] + (random[1] * sizes[chosen]).astype(np.int64)
+    return (np.cumsum(sizes) - sizes)[chosen] + (drawn[1] * sizes[chosen]).astype(np.int64)
 
 
 def balanced_shares(returns: Float[ndarray, "E"], lengths: Int[ndarray, "E"], *, balance: float) -> Float[ndarray, "E"]:
@@ -105,17 +115,6 @@ def balanced_shares(returns: Float[ndarray, "E"], lengths: Int[ndarray, "E"], *,
     transitions = np.bincount(places, weights=lengths, minlength=RETURN_BINS)
     weights = lengths * transitions[places] ** -balance
     return weights / weights.sum()
-
-
-def draw_balanced_anchors(
-    bounds: Int[ndarray, "E+1"], shares: Float[ndarray, "E"], *, batch_size: int, seed: int, draw: int
-) -> Int[ndarray, "U B"]:
-    """As `draw_anchors`, for episodes that start at `bounds`: each with its share of the windows."""
-    random = np.random.default_rng([seed, draw]).random((2, UPDATES_A_DRAW, batch_size))
-    places = cast("ndarray", np.searchsorted(np.cumsum(shares), random[0], side="right"))
-    chosen = np.minimum(places, len(shares) - 1)  # a sum of shares may be a little below 1
-    lengths: Int[ndarray, "E"] = np.diff(bounds)
-    return bounds[chosen] + (random[1] * lengths[chosen]).astype(np.int64)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,9 +199,14 @@ class WindowTable:
             found.append(part[rows + 1, column])
         return np.concatenate(found)
 
+    @property
+    def lengths(self) -> Int[ndarray, "E"]:
+        """The number of steps of each episode."""
+        return np.diff(self.bounds)
+
     def balanced_shares(self, balance: float) -> Float[ndarray, "E"]:
         """The share of the windows that `data.balance` gives each episode."""
-        return balanced_shares(self.returns, np.diff(self.bounds), balance=balance)
+        return balanced_shares(self.returns, self.lengths, balance=balance)
 
     def shortened(self, length: int) -> WindowTable:
         """The same rows, for windows of up to `length` steps."""

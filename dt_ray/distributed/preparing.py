@@ -18,7 +18,7 @@ import ray
 from jaxtyping import Int
 from numpy import ndarray
 
-from dt_ray.config.schema import DataConfig, RunConfig
+from dt_ray.config.schema import BATCH_SETTINGS, DataConfig, RunConfig
 from dt_ray.data.blocks import EpisodeBlocks
 from dt_ray.data.logs.datasets import ReadEpisodes
 from dt_ray.data.logs.episodes import from_table, to_table
@@ -40,7 +40,7 @@ log = logging.getLogger("dt_ray")
 PART_BYTES = 2**26  # of a table that one task writes
 BLOCK_BYTES = 2**24  # of a block of episodes that were read in the driver
 # Settings that matter only after the episodes are read.
-SETTINGS_READ_LATER = ("max_episodes", "top_fraction", "return_source", "values", "return_scale", "return_noise",
+SETTINGS_READ_LATER = ("max_episodes", "top_fraction", "return_source", "values", "return_scale", *BATCH_SETTINGS,
                        "discount", "validation_fraction", "window_length")  # fmt: skip
 READ_ALIKE: dict[str, Any] = {name: getattr(DataConfig(), name) for name in SETTINGS_READ_LATER}
 

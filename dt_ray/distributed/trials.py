@@ -19,7 +19,7 @@ import ray.tune
 import torch
 from pyarrow import fs
 
-from dt_ray.config.schema import RunConfig
+from dt_ray.config.schema import BATCH_SETTINGS, RunConfig
 from dt_ray.data.filesystems import reach
 from dt_ray.data.held_out import HeldOutEpisodes
 from dt_ray.distributed.evaluation import EvaluationActors
@@ -220,7 +220,7 @@ def _train_with_workers(config: RunConfig, sweep: SweepConfig, data: SharedData,
 
 def layout_key(config: RunConfig) -> tuple[Any, ...]:
     """The settings that decide how data is laid out. Runs with one key share data, for their longest window."""
-    data = replace(config.data, return_noise=0.0, window_length=None)
+    data = replace(config.data, **BATCH_SETTINGS, window_length=None)
     seed = config.seed if data.validation_fraction > 0 else None  # it says only which episodes are held out
     declared = declaration_of(config)
     source = return_source_of(config)

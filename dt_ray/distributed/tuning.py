@@ -16,7 +16,7 @@ from ray.tune.schedulers import ASHAScheduler, MedianStoppingRule, PopulationBas
 from ray.tune.search import Searcher
 
 from dt_ray.config.modules import allow_modules, allowed_modules, check_names
-from dt_ray.config.schema import EvaluationConfig, RunConfig
+from dt_ray.config.schema import BATCH_SETTINGS, EvaluationConfig, RunConfig
 from dt_ray.data.spaces import SpaceSpec, needed_environment
 from dt_ray.distributed.cluster import quiet
 from dt_ray.distributed.evaluation import EvaluationActors
@@ -42,7 +42,7 @@ TUNE_SETTINGS = {
     "RAY_AIR_NEW_OUTPUT": "0",  # which prints whatever `verbose` says
 }
 MAX_FAILURES = 3  # lost processes that a trial survives
-DATA_KEYS_READ_LATER = ("data.return_noise",)  # by the source of batches, after the data is laid out
+DATA_KEYS_READ_LATER = tuple(f"data.{name}" for name in BATCH_SETTINGS)
 
 
 def tune_on_ray(

@@ -12,7 +12,7 @@ from pyarrow import fs
 
 from dt_ray.config.loading import decode_config, load_config, to_plain
 from dt_ray.config.modules import allow_modules, allow_overrides, check_names
-from dt_ray.config.schema import DataConfig, RunConfig
+from dt_ray.config.schema import BATCH_SETTINGS, DataConfig, RunConfig
 from dt_ray.data.held_out import HeldOutEpisodes
 from dt_ray.data.logs.datasets import ReadEpisodes
 from dt_ray.data.logs.files import absolute, resolve
@@ -135,7 +135,7 @@ def values_config(config: RunConfig) -> RunConfig:
         raise ConfigError(
             f"data.values: a configuration of {kinds}, got one of {learns.algorithm}: {config.data.values}"
         )
-    unlike = {"return_source": None, "values": None, "return_noise": 0.0, "return_scale": None, "window_length": None}
+    unlike = {"return_source": None, "values": None, "return_scale": None, "window_length": None, **BATCH_SETTINGS}
     evaluation = replace(
         config.evaluation,
         every=learns.evaluation.every,

@@ -49,8 +49,7 @@ class Declaration:
             yield f"data.return_source: {name} does not count returns from values, got value"
         if self.returns != "shown" and config.model.conditioning == "head":
             yield f"model.conditioning: {name} is not asked for returns; leave it out"
-        knows_most = config.model.conditioning == "head" or config.relabels
-        if self.counts_from_values and math.inf in config.evaluation.target_returns and not knows_most:
+        if self.counts_from_values and math.inf in config.evaluation.target_returns and not config.takes_max:
             yield (
                 "evaluation.target_returns: max needs a model that knows how much a state can give; set "
                 "model.conditioning=head, or data.return_source=value"

@@ -96,7 +96,7 @@ def scaled_targets(policy: WindowPolicy, target_returns: Float[ndarray, "N"]) ->
     targets = np.asarray(target_returns, np.float64)
     if not policy.return_scale:
         return np.zeros_like(targets)
-    if np.isinf(targets).any() and getattr(policy.model, "values", None) is getattr(policy.model, "ceiling", None):
+    if np.isinf(targets).any() and not getattr(policy.model, "takes_max", False):
         raise UserError(
             "target return max: this policy does not know how much a state can give; ask for a number, or train with "
             "model.conditioning=head or data.return_source=value"

@@ -31,9 +31,7 @@ class Transitions:
     rewards: Float[Tensor, "B"]
     next_observations: Float[Tensor, "B S"]
     goes_on: Bool[Tensor, "B"]  # the next observation is known and not terminal
-    is_known: Bool[
-        Tensor, "B"
-    ]  # `goes_on`, or the environment ended the episode; otherwise the next observation is unknown
+    is_known: Bool[Tensor, "B"]  # `goes_on`, or the environment ended the episode; else what came next is unknown
 
     @classmethod
     def of(cls, windows: WindowBatch, *, discount: float) -> Transitions:

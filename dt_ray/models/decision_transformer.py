@@ -58,12 +58,19 @@ class DecisionTransformerModel(nn.Module):
             band=config.context_length if config.attention == "band" else None,
         )
         conditioned = config.conditioning == "head"
-        head = nn.Sequential(Linear(config.width, spec.action_dim), nn.Tanh())
-        self.predict_action = ConditionedHead(config.width, spec.action_dim) if conditioned else head
+        if conditioned:
+            self.predict_action: nn.Module = ConditionedHead(config.width, spec.action_dim)
+        else:
+            self.predict_action = nn.Sequential(Linear(config.width, spec.action_dim), nn.Tanh())
         self.apply(_initialize)
         self.values = None if config.values is None else StateValues(spec.observation_dim, config.values)
         has_ceiling = conditioned and self.values is None
         self.ceiling = ReturnCeiling(spec.observation_dim, config.max_timesteps) if has_ceiling else None
+
+    @property
+    def takes_max(self) -> bool:
+        """Whether it knows how much a state can give: an infinite return-to-go then asks for as much."""
+        return self.values is not None or self.ceiling is not None
 
     def forward(self, windows: WindowBatch) -> tuple[Float[Tensor, "B T A"], Float[Tensor, "B T"] | None]:
         """What training needs: the actions, and where the model has a `ReturnCeiling` that of each step."""

@@ -73,15 +73,19 @@ def _reached(report: EvaluationReport) -> float:
     return report.score if report.held_out is None else report.held_out.action_error
 
 
+def with_numbers(found: ReturnsByTarget) -> ReturnsByTarget:
+    """The returns at target returns that are numbers, which `max` is not."""
+    return {target: returns for target, returns in found.items() if math.isfinite(target)}
+
+
 def draw_obedience(
     results: Mapping[str, ReturnsByTarget], dataset: Float[ndarray, "E"] | None = None, *, title: str | None = None
 ) -> Figure:
     """Return reached against return asked for, of each group by its label, over the returns that are in the data.
 
-    Dots are the seeds of a group, or the episodes of a single run.
+    Dots are the seeds of a group, or the episodes of a single run. At least one target return is a number.
     """
-    results = {label: {asked: found for asked, found in each.items() if math.isfinite(asked)}
-               for label, each in results.items()}  # fmt: skip
+    results = {label: with_numbers(found) for label, found in results.items()}
     figure = Figure(figsize=(7.5, 6), layout="constrained")
     axes = figure.add_subplot(6, 1, (2, 6)) if dataset is not None else figure.add_subplot()
     is_one_run = sum(max(map(len, found.values()), default=0) for found in results.values()) == 1

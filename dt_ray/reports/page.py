@@ -132,6 +132,8 @@ def _by_target(groups: Sequence[Group]) -> dict[str, ReturnsByTarget]:
 
 
 def _add_obedience(report: Report, groups: Sequence[Group]) -> None:
+    if not any(map(figures.with_numbers, _by_target(groups).values())):
+        return
     dataset = data_returns(groups[0].runs[0].config)
     report.add_figure(
         "obedience", "Obedience", figures.draw_obedience(_by_target(groups), dataset),

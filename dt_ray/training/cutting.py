@@ -27,9 +27,8 @@ from dt_ray.data.windows import (
 from dt_ray.models.batch import WindowBatch
 
 FLOAT_BYTES = 4
-MAX_COUNTED_WINDOWS = (
-    4096  # windows of a batch in whose steps each worker counts the real ones: more take longer than asking
-)
+# Windows of a batch in whose steps each worker counts the real ones: more take longer than asking.
+MAX_COUNTED_WINDOWS = 4096
 
 
 class DrawAnchors(Protocol):

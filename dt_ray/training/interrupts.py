@@ -20,9 +20,8 @@ class StoppedEarlyError(Exception):
     """The work was asked to stop and ended without a result."""
 
 
-sigterm_received = (
-    threading.Event()
-)  # Ray raises KeyboardInterrupt for any exception of a signal handler within its calls
+# Ray raises KeyboardInterrupt for any exception of a signal handler within its calls.
+sigterm_received = threading.Event()
 EXCEPTIONS = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: Terminated}
 
 

@@ -23,10 +23,8 @@ from dt_ray.models.state_values import StateValues
 from dt_ray.runs.checkpoint import load_learner
 from dt_ray.runs.storage import Folder
 
-BOUND_QUANTILES = (
-    0.001,
-    0.999,
-)  # of (return-to-go - value) in the data: what a policy is asked for stays between these
+# Of (return-to-go - value) in the data: what a policy is asked for stays between these.
+BOUND_QUANTILES = (0.001, 0.999)
 
 
 class LearnedValues:

@@ -18,7 +18,7 @@ from dt_ray.data.held_out import HeldOutEpisodes
 from dt_ray.data.normalizer import Normalizer
 from dt_ray.data.spaces import SpaceSpec
 from dt_ray.data.transitions import TransitionDataset
-from dt_ray.data.windows import WindowTable, draw_balanced_anchors, draw_mixed_anchors
+from dt_ray.data.windows import WindowTable, draw_shared_anchors
 from dt_ray.learners import window_length_of
 from dt_ray.models.batch import WindowBatch
 from dt_ray.models.state_values import StateValues
@@ -134,13 +134,14 @@ class ResidentSource:
         self.num_skipped_files = data.num_skipped_files
         self.batch_size = config.optim.batch_size
         self.noise = ReturnNoise(config, data.normalizer, rank=rank, world_size=world_size)
-        shares = tuple(config.data.mix.values())
-        mixed = partial(draw_mixed_anchors, data.sizes, shares) if shares else None
         length = window_length_of(config)
         train, validation = data.train.shortened(length), data.validation
-        if config.data.balance:
-            mixed = partial(draw_balanced_anchors, train.bounds, train.balanced_shares(config.data.balance))
-        self.train = self._cutter(train, device, seed=config.seed, draw=mixed)
+        draw = None
+        if shares := tuple(config.data.mix.values()):
+            draw = partial(draw_shared_anchors, data.sizes, shares)
+        elif config.data.balance:
+            draw = partial(draw_shared_anchors, train.lengths, train.balanced_shares(config.data.balance))
+        self.train = self._cutter(train, device, seed=config.seed, draw=draw)
         self.validation = None
         if validation is not None:
             self.validation = self._cutter(validation.shortened(length), device, seed=0)

@@ -17,7 +17,7 @@ import torch
 
 from dt_ray.config.schema import RunConfig
 from dt_ray.data.transitions import TransitionDataset
-from dt_ray.data.windows import UPDATES_A_DRAW, WindowTable
+from dt_ray.data.windows import UPDATES_A_DRAW, WindowTable, anchors_by_share
 from dt_ray.models.batch import WindowBatch
 from dt_ray.models.state_values import StateValues
 from dt_ray.training.cutting import WindowCutter, WindowLocations
@@ -80,10 +80,11 @@ class StreamingSource:
         self._next = self._reader.submit(next, self._pools)
         self._pool = self._cutter(table)
         random = np.random.default_rng([self.config.seed, step, self.rank])
-        anchors = random.permutation(table.num_transitions)
         if balance := self.config.data.balance:  # a pool is a sample of the files: its returns stand for all
-            chosen = random.choice(len(table.bounds) - 1, len(anchors), p=table.balanced_shares(balance))
-            anchors = table.bounds[chosen] + random.integers(np.diff(table.bounds)[chosen])
+            shares = table.balanced_shares(balance)
+            anchors = anchors_by_share(random, table.lengths, shares, (table.num_transitions,))
+        else:
+            anchors = random.permutation(table.num_transitions)
         num_batches = len(anchors) // self.num_windows
         self._anchors, self._used = anchors[: num_batches * self.num_windows].reshape(num_batches, -1), 0
 

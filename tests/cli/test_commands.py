@@ -16,6 +16,7 @@ from support.processes import WAIT_S, processes_of, wait_until
 from dt_ray.cli.progress import Watcher
 from dt_ray.config.schema import RunConfig
 from dt_ray.data.logs.episodes import to_table
+from dt_ray.evaluate import make_parser
 from dt_ray.play.collection import flatten
 from dt_ray.runs.folder import RunFolder
 from dt_ray.runs.metrics import MetricsLog
@@ -135,6 +136,18 @@ def test_bad_input_is_one_message_and_leaves_nothing(name: str, pendulum_data: P
     pq.write_table(rows, tmp_path / "rows" / "a.parquet")
     assert message in fail("train", *tiny_overrides(pendulum_data, tmp_path), *arguments, cwd=tmp_path)
     assert not (tmp_path / "runs").exists()
+
+
+def test_target_returns_that_mean_nothing_are_refused_in_words(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        make_parser().parse_args([str(trained), "--target-return", "most"])
+    assert "a target return is a number or max, got 'most'" in capsys.readouterr().err
+    asking = partial(fail, "evaluate", str(trained), "--target-return", "max", cwd=tmp_path)
+    assert "this policy does not know how much a state can give" in asking()
+    assert "--plot draws returns against those asked for" in asking("--plot", "a.png")
+    assert not (tmp_path / "a.png").exists()
 
 
 def test_a_name_that_exists_is_refused(trained: Path, pendulum_data: Path, tmp_path: Path) -> None:

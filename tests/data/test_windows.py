@@ -14,7 +14,7 @@ from dt_ray.data.windows import (
     WindowTable,
     balanced_shares,
     draw_anchors,
-    draw_balanced_anchors,
+    draw_shared_anchors,
     write_part,
 )
 from dt_ray.training.cutting import WindowCutter, one_run
@@ -105,9 +105,9 @@ def test_balanced_windows_give_every_part_of_the_returns_its_share(lengths: list
 def test_balanced_anchors_are_a_function_of_seed_and_draw(lengths: list[int], seed: int, draw: int) -> None:
     table = WindowTable.build(make_episodes(lengths), length=4)
     shares = table.balanced_shares(0.5)
-    anchors = draw_balanced_anchors(table.bounds, shares, batch_size=50, seed=seed, draw=draw)
+    anchors = draw_shared_anchors(table.lengths, shares, batch_size=50, seed=seed, draw=draw)
     np.testing.assert_array_equal(
-        anchors, draw_balanced_anchors(table.bounds, shares, batch_size=50, seed=seed, draw=draw)
+        anchors, draw_shared_anchors(table.lengths, shares, batch_size=50, seed=seed, draw=draw)
     )
     assert anchors.min() >= 0
     assert anchors.max() < table.num_transitions
@@ -115,7 +115,7 @@ def test_balanced_anchors_are_a_function_of_seed_and_draw(lengths: list[int], se
 
 def test_an_episode_gets_its_share_of_the_windows_and_each_of_its_steps_as_many() -> None:
     table, shares = WindowTable.build(make_episodes([4, 8]), length=4), np.array([0.75, 0.25])
-    drawn = [draw_balanced_anchors(table.bounds, shares, batch_size=500, seed=0, draw=draw) for draw in range(5)]
+    drawn = [draw_shared_anchors(table.lengths, shares, batch_size=500, seed=0, draw=draw) for draw in range(5)]
     found = np.bincount(np.concatenate(drawn).ravel(), minlength=12) / np.concatenate(drawn).size
     np.testing.assert_allclose(found, [0.75 / 4] * 4 + [0.25 / 8] * 8, atol=0.005)
 

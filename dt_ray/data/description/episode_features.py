@@ -82,9 +82,8 @@ class EpisodeFeatures:
         margin = 1e-3 * (high - low)
         at_limit = ((actions <= low + margin) | (actions >= high - margin)).astype(np.float64)
         rows, after = _sample(columns, starts, lengths, num_sampled)
-        mixed = hashes * (
-            steps.astype(np.uint64) * np.uint64(2) + np.uint64(1)
-        )  # so that the sum depends on the order of the rows
+        # Factors that differ from step to step, so that the sum depends on the order of the rows.
+        mixed = hashes * (steps.astype(np.uint64) * np.uint64(2) + np.uint64(1))
         return cls(
             episode_ids=data.episode_ids,
             lengths=lengths,

@@ -42,9 +42,8 @@ def read_json(file: DatasetFile, choose: Callable[[Sequence[str]], Sequence[str]
             raise DataError(f"{where} is no SampleBatch of RLlib, the only JSON log that is read")
         batches.append((where, cast("dict[str, Any]", batch)))
     names = dict.fromkeys(name for _, batch in batches for name in batch if name != "type")
-    known = {
-        name: _column(batches, name) for name in names if name in COLUMNS
-    }  # checked even where `choose` takes fewer
+    # All of them, so that they are checked even where `choose` takes fewer.
+    known = {name: _column(batches, name) for name in names if name in COLUMNS}
     rows = {name: known.get(name) or _column(batches, name) for name in choose(list(names))}
     sizes = {name: len(values) for name, values in rows.items()}
     if len(set(sizes.values())) > 1:

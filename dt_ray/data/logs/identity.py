@@ -15,9 +15,8 @@ from dt_ray.data.logs.ends import Ends
 from dt_ray.data.logs.ids import RowIds
 from dt_ray.errors import DataError
 
-UNIT = (
-    "dt_ray.unit"  # column with the number of the group, trajectory or array that a row is from: no episode spans two
-)
+# The column with the number of the group, trajectory or array that a row is from: no episode spans two.
+UNIT = "dt_ray.unit"
 EVENNESS = 1e-3  # of a clock's step, within which its steps are the same
 REMEDY = "name the steps by data.columns.timestep=NAME or the ends by data.columns.terminated=NAME"
 
