@@ -42,6 +42,17 @@ def test_the_reference_script_learns_to_obey() -> None:
     assert reached[-130.0] - reached[-900.0] > 200
 
 
+def test_no_file_is_left_half_merged() -> None:
+    marks = tuple(mark * 7 for mark in "<>")
+    texts = [
+        ROOT / "README.md",
+        *(file for folder in ("docs", "dt_ray", "tests") for file in (ROOT / folder).rglob("*.*")),
+    ]
+    for text in texts:
+        if text.suffix in (".md", ".py", ".yaml"):
+            assert not [line for line in text.read_text().splitlines() if line.startswith(marks)], text
+
+
 def test_all_files_that_state_the_version_state_the_same() -> None:
     assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == dt_ray.__version__
     assert f"## {dt_ray.__version__}" in (ROOT / "CHANGELOG.md").read_text()
