@@ -16,15 +16,22 @@ README = (ROOT / "README.md").read_text()
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A clone in whose `.venv` the README's first command has installed dt_ray."""
+    """A clone in whose `.venv` the README's command without make has installed dt_ray."""
     folder = tmp_path_factory.mktemp("fresh") / "dt_ray"
     subprocess.run(["git", "clone", "--quiet", str(ROOT), str(folder)], check=True, capture_output=True)
     (folder.parent / "bin").mkdir()
     (folder.parent / "bin" / "python3").symlink_to(Path(sys.executable).resolve())
-    install = re.findall(r"^```bash\n(.*?)\n", README, flags=re.MULTILINE)[0]
+    install, main_job = first_commands()[1]
     assert "pip install" in install
+    assert main_job == ".venv/bin/python -m dt_ray.train name=pendulum"  # as run by test_readme.py
     run_in(folder, install)
     return folder
+
+
+def first_commands() -> list[list[str]]:
+    """With make, and without."""
+    blocks = re.findall(r"^```bash\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE)
+    return [block.splitlines() for block in blocks[:2]]
 
 
 def run_in(folder: Path, command: str) -> subprocess.CompletedProcess[str]:
@@ -40,9 +47,10 @@ def run_in(folder: Path, command: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.slow
 def test_the_readmes_first_commands_train_in_a_fresh_clone(clone: Path) -> None:
     """The main job with fewer updates and episodes; at its full length it is a nightly test."""
-    main_job = re.findall(r"^```bash\n.*\n(.*)\n", README, flags=re.MULTILINE)[0]
-    assert main_job == ".venv/bin/python -m dt_ray.train name=pendulum"
-    done = run_in(clone, f"{main_job} total_timesteps=300 evaluation.num_episodes=10 data.collect.num_episodes=100")
+    make_train, make_test = first_commands()[0]
+    assert (make_train, make_test) == ('make train ARGS="name=pendulum"', "make test")
+    less = "total_timesteps=300 evaluation.num_episodes=10 data.collect.num_episodes=100"
+    done = run_in(clone, f'{make_train[:-1]} {less}"')
     assert "target return" in done.stdout
     assert (clone / "runs/pendulum/summary.json").exists()
 
