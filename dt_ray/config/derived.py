@@ -5,6 +5,7 @@ Legend: E episodes, A action dimension.
 
 from __future__ import annotations
 
+import json
 import math
 from bisect import bisect_left
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -16,6 +17,7 @@ from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 
 from dt_ray.config.schema import RunConfig
+from dt_ray.errors import ConfigError
 
 AUTO = "auto"
 KEYS = (
@@ -50,6 +52,7 @@ class LogOutline:
     action_high: Float[ndarray, "A"]
     is_low_a_limit: Bool[ndarray, "A"]  # many actions are exactly the smallest one
     is_high_a_limit: Bool[ndarray, "A"]
+    may_be_choices: bool  # all actions, among a few: see `are_choices`
     lengths: Int[ndarray, "E"]
     returns: Float[ndarray, "E"]  # the target return that corresponds to each episode
     largest_to_go: float  # size of a return-to-go
@@ -131,7 +134,12 @@ def derive(
     """Derives the settings `keys`, except `env_id`, which decides what `environment` is.
 
     Settings of `given` that are not among `keys` are the user's, and what depends on them follows them.
+
+    Raises:
+        ConfigError: the actions may be discrete, and neither an environment nor the user says that they are not.
     """
+    if "data.action_bounds" in keys and environment is None and log.may_be_choices:
+        raise ConfigError(_discrete_actions(log.action_low, log.action_high))
     played = None if "evaluation.max_timesteps" in keys else given.evaluation.max_timesteps
     num_updates = None if "total_timesteps" in keys else given.total_timesteps
     found = [
@@ -175,6 +183,15 @@ def _bounds(log: LogOutline, environment: EnvironmentFacts | None) -> Derived:
         low, high = np.maximum(low, environment.action_low), np.minimum(high, environment.action_high)
     why = f"the log's smallest and largest, and {BOUNDS_MARGIN:.0%} of its range beyond those that are no limits"
     return Derived(key=key, value=[_rounded(low, 6), _rounded(high, 6)], why=why)
+
+
+def _discrete_actions(low: Float[ndarray, "A"], high: Float[ndarray, "A"]) -> str:
+    bounds = json.dumps([low.tolist(), high.tolist()])
+    return (
+        f"every action of the log is a whole number from {low.min():g} to {high.max():g}, as discrete actions are; dt_ray "
+        f"trains on continuous ones only. If these are continuous (the steps of a valve, a switch), name their bounds: "
+        f"'data.action_bounds={bounds}'"
+    )
 
 
 def _held_out(log: LogOutline, environment: EnvironmentFacts | None) -> Derived:

@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 from numpy import ndarray
 
+from dt_ray.data.logs.checks import are_choices
 from dt_ray.data.ranges import Ranges, range_traps
 from dt_ray.data.row_traps import row_traps
 from dt_ray.data.spaces import SpaceSpec, close_env, make_env, read_observation_bounds
@@ -38,6 +39,7 @@ class LogFacts:
     lengths: Int[ndarray, "E"]
     is_ended: Bool[ndarray, "E"]  # by the environment, as the log says
     has_rewards: bool  # that are not 0
+    may_be_choices: bool  # all actions: see `are_choices`
     ranges: Ranges
 
     @classmethod
@@ -46,6 +48,7 @@ class LogFacts:
             lengths=data.lengths,
             is_ended=data.terminated[data.ends - 1],
             has_rewards=bool(data.rewards.any()),
+            may_be_choices=bool(are_choices(data.actions).all()),
             ranges=Ranges.of(data),
         )
 
@@ -55,6 +58,7 @@ class LogFacts:
             lengths=np.concatenate([self.lengths, other.lengths]),
             is_ended=np.concatenate([self.is_ended, other.is_ended]),
             has_rewards=self.has_rewards or other.has_rewards,
+            may_be_choices=self.may_be_choices and other.may_be_choices,
             ranges=self.ranges.joined(other.ranges),
         )
 
@@ -83,6 +87,11 @@ def log_traps(
     yield from _end_traps(facts, None if env_id is None else _time_limit(env_id, env_kwargs))
     if not facts.has_rewards:
         yield "every reward is 0: there is no return to reach, and none to tell good episodes from bad ones"
+    if spec is None and facts.may_be_choices:
+        yield (
+            "every action is a small whole number, as discrete actions are: dt_ray trains on continuous ones only; if these "
+            "are continuous, train with their bounds, data.action_bounds=[[lowest, ...], [highest, ...]]"
+        )
     yield from range_traps(facts.ranges, spec, columns)
 
 

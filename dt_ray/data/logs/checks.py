@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 import numpy as np
+from jaxtyping import Bool, Float
 from numpy import ndarray
 
 from dt_ray.data.spaces import SpaceSpec
 from dt_ray.data.transitions import TransitionDataset
 
 NOT_FINITE, OUT_OF_BOUNDS = "which is not finite", "is outside the environment's bounds"  # faults that a setting mends
+MOST_CHOICES = 18  # of an agent: as many buttons as an Atari console's stick has
 BOUNDS_TOLERANCE = 1e-4  # of the action range: float32 samples of a squashed policy round past the bound
 
 
@@ -43,6 +45,14 @@ def faults_in(
     for step in np.flatnonzero(((data.actions < low - margin) | (data.actions > high + margin)).any(axis=1)):
         place, action = _place(data, step, labels), _show(data.actions[step])
         yield f"{place}: action {action} {OUT_OF_BOUNDS} {_show(low)}..{_show(high)}"
+
+
+def are_choices(actions: Float[ndarray, "N A"]) -> Bool[ndarray, "N"]:
+    """Which actions may be numbers of choices, or ones of one-hot vectors: whole in every dimension, small, not below 0.
+
+    A log that has no other actions is one of discrete actions, unless valves and switches were logged in whole steps.
+    """
+    return ((actions == np.round(actions)) & (actions >= 0) & (actions < MOST_CHOICES)).all(axis=1)
 
 
 def _place(data: TransitionDataset, step: np.intp, labels: Mapping[int, str]) -> str:
