@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,6 +24,7 @@ hypothesis.settings.register_profile("dt_ray", deadline=None)  # a loaded machin
 hypothesis.settings.load_profile("dt_ray")
 torch.set_num_threads(1)  # tiny models: a second thread only waits
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # in the commands that the tests start too
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored, here and in commands, where a shell runs us with &
 mark_processes()
 
 

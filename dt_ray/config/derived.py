@@ -52,7 +52,8 @@ class LogOutline:
     action_high: Float[ndarray, "A"]
     is_low_a_limit: Bool[ndarray, "A"]  # many actions are exactly the smallest one
     is_high_a_limit: Bool[ndarray, "A"]
-    may_be_choices: bool  # all actions, among a few: see `are_choices`
+    may_be_choices: bool  # all actions, as whole numbers
+    may_be_one_hot: bool  # all actions, as one-hot vectors
     lengths: Int[ndarray, "E"]
     returns: Float[ndarray, "E"]  # the target return that corresponds to each episode
     largest_to_go: float  # size of a return-to-go
@@ -136,10 +137,14 @@ def derive(
     Settings of `given` that are not among `keys` are the user's, and what depends on them follows them.
 
     Raises:
-        ConfigError: the actions may be discrete, and neither an environment nor the user says that they are not.
+        ConfigError: the actions are one-hot vectors, and neither an environment nor the user gives them bounds.
     """
-    if "data.action_bounds" in keys and environment is None and log.may_be_choices:
-        raise ConfigError(_discrete_actions(log.action_low, log.action_high))
+    if "data.action_bounds" in keys and environment is None and log.may_be_one_hot:
+        bounds = json.dumps([log.action_low.tolist(), log.action_high.tolist()])
+        raise ConfigError(
+            f"every action of the log is a one-hot vector, a choice among {len(log.action_low)}; dt_ray trains on "
+            f"continuous actions only. If these are continuous, name their bounds: 'data.action_bounds={bounds}'"
+        )
     played = None if "evaluation.max_timesteps" in keys else given.evaluation.max_timesteps
     num_updates = None if "total_timesteps" in keys else given.total_timesteps
     found = [
@@ -182,16 +187,9 @@ def _bounds(log: LogOutline, environment: EnvironmentFacts | None) -> Derived:
     if environment is not None:
         low, high = np.maximum(low, environment.action_low), np.minimum(high, environment.action_high)
     why = f"the log's smallest and largest, and {BOUNDS_MARGIN:.0%} of its range beyond those that are no limits"
+    if environment is None and log.may_be_choices:
+        why += "; all are small whole numbers: if they are choices (discrete actions), dt_ray can't learn them"
     return Derived(key=key, value=[_rounded(low, 6), _rounded(high, 6)], why=why)
-
-
-def _discrete_actions(low: Float[ndarray, "A"], high: Float[ndarray, "A"]) -> str:
-    bounds = json.dumps([low.tolist(), high.tolist()])
-    return (
-        f"every action of the log is a whole number from {low.min():g} to {high.max():g}, as discrete actions are; dt_ray "
-        f"trains on continuous ones only. If these are continuous (the steps of a valve, a switch), name their bounds: "
-        f"'data.action_bounds={bounds}'"
-    )
 
 
 def _held_out(log: LogOutline, environment: EnvironmentFacts | None) -> Derived:

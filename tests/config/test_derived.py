@@ -28,6 +28,8 @@ def outline(lengths: list[int], returns: list[float], **facts: object) -> LogOut
         lengths=np.array(lengths),
         returns=np.array(returns, float),
         largest_to_go=float(np.abs(returns).max()),
+        may_be_choices=False,
+        may_be_one_hot=False,
         **{**limits, **facts},
     )
 
@@ -75,6 +77,17 @@ def test_bounds_are_the_environments_else_the_logs_with_a_margin_but_for_limits(
     half = {"action_low": (-np.inf, -np.inf), "action_high": (3.0, np.inf)}
     half_bounded = EnvironmentFacts(env_id="Tank-v0", time_limit=70, has_bounds=False, **half)
     assert values(log, half_bounded)["data.action_bounds"] == [[-1.0, 5.0], [3.0, 5.0]]
+
+
+def test_one_hot_actions_are_refused_and_whole_numbers_doubted_unless_someone_says_otherwise() -> None:
+    log = replace(outline([10], [1.0]), may_be_choices=True, action_low=np.zeros(2), action_high=np.ones(2))
+    (bounds,) = derive(["data.action_bounds"], log, None, given=RunConfig())
+    assert "if they are choices" in bounds.why
+    one_hot = replace(log, may_be_one_hot=True)
+    with pytest.raises(ConfigError, match=r"a choice among 2; .*'data.action_bounds=\[\[0.0, 0.0\], \[1.0, 1.0\]\]'"):
+        derive(KEYS, one_hot, None, given=RunConfig())
+    assert values(one_hot, TANK)["data.action_bounds"] == "environment"
+    derive([key for key in KEYS if key != "data.action_bounds"], one_hot, None, given=RunConfig())
 
 
 def test_without_an_environment_at_least_one_episode_is_held_out() -> None:

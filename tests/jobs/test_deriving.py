@@ -1,6 +1,7 @@
 """From a log on disk to a configuration without `auto`."""
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from support.examples import make_episodes, write_episodes
 
 from dt_ray.api import BehaviorCloning, DecisionTransformer
 from dt_ray.config.loading import decode_config, read_settings, to_yaml
+from dt_ray.data.description.traps import all_traps
 from dt_ray.data.logs.datasets import read_parts
 from dt_ray.data.logs.episodes import to_table
 from dt_ray.data.logs.outline import make_outline, outline_rows
@@ -65,6 +67,26 @@ def test_actions_that_are_often_the_largest_have_their_bound_there(tmp_path: Pat
     data.actions[:, 1] = np.clip(data.actions[:, 1], -1, 1)
     outline = _outline(decode_config({"data": {"path": str(write_episodes(data, tmp_path / "log.parquet"))}}))
     assert outline.is_low_a_limit.tolist() == outline.is_high_a_limit.tolist() == [False, True]
+
+
+@pytest.mark.parametrize("kind", ["numbers", "two buttons", "one-hot"])
+def test_a_log_of_discrete_actions_is_not_taken_for_continuous_without_a_word(tmp_path: Path, kind: str) -> None:
+    chosen = np.random.default_rng(0).integers(0, 4, size=50)
+    actions = {"numbers": chosen[:, None], "one-hot": np.eye(4)[chosen], "two buttons": np.eye(4)[chosen][:, :2]}[kind]
+    log = replace(make_episodes([20, 30], action_dim=actions.shape[1]), actions=actions.astype(np.float32))
+    file = write_episodes(log, tmp_path / "log.parquet")
+    if kind == "one-hot":
+        with pytest.raises(ConfigError, match=r"a choice among 4; dt_ray trains on continuous actions only"):
+            resolve(f"data.path={file}")
+    else:
+        derived = resolve_settings(read_settings(None, [f"data.path={file}"])).derived
+        assert "if they are choices" in next(each.why for each in derived if each.key == "data.action_bounds")
+    assert any("as discrete actions are" in trap for trap in all_traps(log))
+    bounds = [[0.0] * actions.shape[1], [3.0] * actions.shape[1]]
+    named = resolve(f"data.path={file}", f"data.action_bounds={bounds}")["config"]
+    assert named.data.action_bounds == tuple(map(tuple, bounds))
+    log.actions[7, 0] = 0.5
+    assert not any("discrete" in trap for trap in all_traps(log))
 
 
 def test_a_module_that_a_log_names_is_not_run(tmp_path: Path) -> None:

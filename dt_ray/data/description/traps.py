@@ -89,8 +89,8 @@ def log_traps(
         yield "every reward is 0: there is no return to reach, and none to tell good episodes from bad ones"
     if spec is None and facts.may_be_choices:
         yield (
-            "every action is a small whole number, as discrete actions are: dt_ray trains on continuous ones only; if these "
-            "are continuous, train with their bounds, data.action_bounds=[[lowest, ...], [highest, ...]]"
+            "every action is a small whole number, as discrete actions are: dt_ray trains on continuous ones only; if "
+            "these are continuous (steps of a valve, a switch), name their bounds by data.action_bounds"
         )
     yield from range_traps(facts.ranges, spec, columns)
 

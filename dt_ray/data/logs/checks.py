@@ -48,11 +48,16 @@ def faults_in(
 
 
 def are_choices(actions: Float[ndarray, "N A"]) -> Bool[ndarray, "N"]:
-    """Which actions may be numbers of choices, or ones of one-hot vectors: whole in every dimension, small, not below 0.
+    """Which actions may be numbers of choices: small whole numbers in every dimension.
 
-    A log that has no other actions is one of discrete actions, unless valves and switches were logged in whole steps.
+    A log without other actions is one of discrete actions, unless valves and switches were logged in whole steps.
     """
     return ((actions == np.round(actions)) & (actions >= 0) & (actions < MOST_CHOICES)).all(axis=1)
+
+
+def are_one_hot(actions: Float[ndarray, "N A"]) -> Bool[ndarray, "N"]:
+    """Which actions are one-hot vectors, the other form of choices: a single 1 among zeros."""
+    return ((actions == 0) | (actions == 1)).all(axis=1) & (actions.sum(axis=1) == 1) & (actions.shape[1] > 1)
 
 
 def _place(data: TransitionDataset, step: np.intp, labels: Mapping[int, str]) -> str:

@@ -15,7 +15,7 @@ from dt_ray.config.derived import LogOutline
 from dt_ray.config.schema import RunConfig
 from dt_ray.data.formats.minari import read_minari_environment
 from dt_ray.data.formats.tables import read_schema
-from dt_ray.data.logs.checks import are_choices
+from dt_ray.data.logs.checks import are_choices, are_one_hot
 from dt_ray.data.logs.episodes import read_metadata
 from dt_ray.data.logs.files import DatasetFile, find_files
 from dt_ray.data.transitions import TransitionDataset, chosen_episodes
@@ -39,7 +39,8 @@ def outline_rows(
             "asked_return": np.asarray(to_go[data.starts], np.float64),
             "largest_to_go": np.maximum.reduceat(np.abs(to_go), data.starts),
             "observation_dim": np.full(data.num_episodes, data.observations.shape[1]),
-            "may_be_choices": np.logical_and.reduceat(are_choices(data.actions), data.starts),
+            "are_choices": np.logical_and.reduceat(are_choices(data.actions), data.starts),
+            "are_one_hot": np.logical_and.reduceat(are_one_hot(data.actions), data.starts),
             **_extremes("lowest", data, lowest),
             **_extremes("highest", data, np.maximum.reduceat(data.actions, data.starts)),
         }
@@ -85,7 +86,8 @@ def make_outline(parts: Iterable[pa.Table], config: RunConfig) -> LogOutline:
         is_high_a_limit=(num_highest * (highest == high)).sum(axis=0) >= many,
         lengths=table["length"].to_numpy(),
         returns=table["asked_return"].to_numpy(),
-        may_be_choices=bool(table["may_be_choices"].to_numpy().all() and (high > low).any()),
+        may_be_choices=bool(table["are_choices"].to_numpy().all() and (high > low).any()),
+        may_be_one_hot=bool(table["are_one_hot"].to_numpy().all() and (high > low).any()),
         largest_to_go=float(table["largest_to_go"].to_numpy().max()),
         is_relabeled=config.relabels,
     )
