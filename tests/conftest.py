@@ -66,21 +66,17 @@ def object_store() -> Iterator[ObjectStore]:
 
 @pytest.fixture(scope="session")
 def ray_cluster(object_store: ObjectStore) -> Iterator[None]:
-    """One cluster for all tests marked `ray`: four CPUs by name, whatever the machine has."""
+    """One cluster for all tests marked `ray`: four CPUs by name, whatever the machine has.
+
+    Workers start when they are needed: the four that Ray starts beforehand for each driver would mostly idle.
+    """
     import ray
 
     from dt_ray.distributed.cluster import LOCAL_SETTINGS, NO_DASHBOARD, SETTINGS, environment, quiet
 
+    late = {"RAY_prestart_worker_first_driver": "0", "RAY_enable_worker_prestart": "0"}
     path = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])}
-    with quiet(verbose=False), environment(SETTINGS | LOCAL_SETTINGS | NO_DASHBOARD | path):
+    with quiet(verbose=False), environment(SETTINGS | LOCAL_SETTINGS | NO_DASHBOARD | late | path):
         ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
         yield
         ray.shutdown()
-
-
-@pytest.fixture
-def joining(ray_cluster: None) -> dict[str, str]:
-    """The environment in which commands join the test run's cluster: a start of their own takes them seconds each."""
-    import ray
-
-    return {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address, "RAY_AUTH_MODE": "token"}

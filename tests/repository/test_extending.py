@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.commands import run_script
+from support.commands import run_lines
 from support.examples import ROOT
 
 from dt_ray.errors import ConfigError
@@ -18,16 +18,15 @@ PAGE = (ROOT / "docs/extending.md").read_text()
 
 
 @pytest.mark.ray
-def test_a_log_an_environment_and_a_learner_of_ones_own(joining: dict[str, str], tmp_path: Path) -> None:
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_log_an_environment_and_a_learner_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, content in re.findall(r"^```python file=(\S+)\n(.*?)^```", PAGE, flags=re.DOTALL | re.MULTILINE):
         (tmp_path / name).write_text(content)
+    monkeypatch.syspath_prepend(tmp_path)
     blocks = re.findall(r"^```bash\n(.*?)^```", PAGE, flags=re.DOTALL | re.MULTILINE)
-    python = f"{tmp_path}/bin"
-    (tmp_path / "bin").mkdir()
-    (tmp_path / "bin/python").symlink_to(sys.executable)
-    environment = joining | {"PATH": f"{python}:{os.environ['PATH']}", "VIRTUAL_ENV": sys.prefix}
-    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), *sys.path])
-    run_script("\n".join(blocks), cwd=tmp_path, environment=environment)
+    lines = [line for block in blocks for line in block.splitlines() if line and not line.startswith("#")]
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    run_lines(lines, cwd=tmp_path, environment={**os.environ, "PATH": path})
     assert (tmp_path / "linear.onnx").stat().st_size > 1_000
     for made in ("runs/mine/report/report.html", "policy.onnx"):
         assert (tmp_path / made).stat().st_size > 10_000

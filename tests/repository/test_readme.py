@@ -4,11 +4,10 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from support.commands import run_script
+from support.commands import run_lines, run_script
 from support.examples import ROOT
 
 README = ROOT / "README.md"
@@ -29,18 +28,26 @@ def commands() -> list[str]:
     return [line for line in lines if not line.startswith("make ") and "pip install" not in line]
 
 
-def run_commands(lines: list[str], folder: Path, variables: Mapping[str, str]) -> None:
-    """In a folder whose `.venv` is the environment of the tests."""
-    (folder / ".venv").symlink_to(sys.prefix)
-    (folder / "examples").symlink_to(ROOT / "examples")
-    environment = {name: value for name, value in variables.items() if name != "VIRTUAL_ENV"}
-    done = run_script("\n".join(lines), cwd=folder, environment=environment | {"PYTHONPATH": str(ROOT)})
-    assert "Traceback" not in done.stderr
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Has the environment of the tests as its `.venv`."""
+    (tmp_path / ".venv").symlink_to(sys.prefix)
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    return tmp_path
+
+
+def environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name != "VIRTUAL_ENV"} | {"PYTHONPATH": str(ROOT)}
+
+
+def check(folder: Path, errors: str) -> None:
+    """What the commands have made, on which the Python of the page works."""
+    assert "Traceback" not in errors
     assert (folder / "obedience.png").stat().st_size > 10_000
     assert (folder / "runs/hall/report/action_errors.png").stat().st_size > 10_000
     for block in blocks("python"):
         python = [sys.executable, "-c", block]
-        subprocess.run(python, cwd=folder, env=environment | {"PYTHONPATH": str(ROOT)}, check=True, capture_output=True)
+        subprocess.run(python, cwd=folder, env=environment(), check=True, capture_output=True)
 
 
 def test_every_file_that_the_documents_name_is_there() -> None:
@@ -50,16 +57,17 @@ def test_every_file_that_the_documents_name_is_there() -> None:
 
 
 @pytest.mark.ray
-def test_the_readmes_commands_do_what_they_say(joining: dict[str, str], tmp_path: Path) -> None:
+@pytest.mark.usefixtures("ray_cluster")
+def test_the_readmes_commands_do_what_they_say(folder: Path) -> None:
     """With less to do, on the cluster of the tests."""
     lines = commands()
     for command, less in SHORTER.items():
         (place,) = [place for place, line in enumerate(lines) if command in line]
         lines[place] += f" {less}"
-    run_commands(lines, tmp_path, joining)
+    check(folder, run_lines(lines, cwd=folder, environment=environment()))
 
 
 @pytest.mark.nightly
 @pytest.mark.timeout(3600)
-def test_the_readmes_commands_at_full_length(tmp_path: Path) -> None:
-    run_commands(commands(), tmp_path, os.environ)
+def test_the_readmes_commands_at_full_length(folder: Path) -> None:
+    check(folder, run_script("\n".join(commands()), cwd=folder, environment=environment()).stderr)

@@ -6,10 +6,12 @@ import contextlib
 import io
 import logging
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from unittest import mock
@@ -35,6 +37,19 @@ def run_script(script: str, *, cwd: Path, environment: Mapping[str, str]) -> sub
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done
+
+
+def run_lines(lines: Sequence[str], *, cwd: Path, environment: Mapping[str, str]) -> str:
+    """Lines of a page, those with commands of dt_ray in this process; what all of them write to stderr."""
+    errors = ""
+    for line in lines:
+        if command := re.fullmatch(r"\S*python -m dt_ray\.(\w+) ?(.*)", line):
+            done = run(command[1], *shlex.split(command[2]), cwd=cwd)
+            assert done.returncode == 0, f"{line}\n{done.stderr[-3000:]}"
+        else:
+            done = run_script(line, cwd=cwd, environment=environment)
+        errors += done.stderr
+    return errors
 
 
 def run(module: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
