@@ -24,6 +24,7 @@ hypothesis.settings.register_profile("dt_ray", deadline=None)  # a loaded machin
 hypothesis.settings.load_profile("dt_ray")
 torch.set_num_threads(1)  # tiny models: a second thread only waits
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # in the commands that the tests start too
+os.environ.setdefault("RAY_prestart_worker_first_driver", "0")  # a worker for each CPU, most of which idle
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored, here and in commands, where a shell runs us with &
 mark_processes()
 
@@ -66,17 +67,13 @@ def object_store() -> Iterator[ObjectStore]:
 
 @pytest.fixture(scope="session")
 def ray_cluster(object_store: ObjectStore) -> Iterator[None]:
-    """One cluster for all tests marked `ray`: four CPUs by name, whatever the machine has.
-
-    Workers start when they are needed: the four that Ray starts beforehand for each driver would mostly idle.
-    """
+    """One cluster for all tests marked `ray`: four CPUs by name, whatever the machine has."""
     import ray
 
     from dt_ray.distributed.cluster import LOCAL_SETTINGS, NO_DASHBOARD, SETTINGS, environment, quiet
 
-    late = {"RAY_prestart_worker_first_driver": "0", "RAY_enable_worker_prestart": "0"}
     path = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])}
-    with quiet(verbose=False), environment(SETTINGS | LOCAL_SETTINGS | NO_DASHBOARD | late | path):
+    with quiet(verbose=False), environment(SETTINGS | LOCAL_SETTINGS | NO_DASHBOARD | path):
         ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
         yield
         ray.shutdown()
