@@ -89,7 +89,7 @@ def logged_returns(config: RunConfig) -> Float[ndarray, "E"]:
 def spread_targets(returns: Float[ndarray, "E"], config: RunConfig) -> tuple[float, ...]:
     """As much as can be had, if the policy knows how much that is, and numbers within the log's returns."""
     low, high = np.quantile(returns, SUPPORT).tolist()
-    numbers = np.linspace(low, high, NUM_TARGETS).round()[::-1].tolist()
+    numbers = (np.linspace(low, high, NUM_TARGETS).round()[::-1] + 0.0).tolist()  # no -0
     return (math.inf, *numbers) if config.takes_max else tuple(numbers)
 
 

@@ -133,11 +133,12 @@ def show_plan(config: RunConfig, *, verbose: bool) -> None:
 
 def list_experiments() -> None:
     from dt_ray.config.experiments import EXPERIMENTS
+    from dt_ray.config.targets import show_target
 
     for each in EXPERIMENTS:
         low, high = each.expected
         print(f"{each.config}\n    {each.purpose}")
-        print(f"    expected {low:g} .. {high:g}, asked for {each.target_return:g}")
+        print(f"    expected {low:g} .. {high:g}, asked for {show_target(each.target_return)}")
         if each.baselines:
             print(f"    beside it {', '.join(each.baselines)}")
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from dt_ray.config.loading import load_config
 from dt_ray.config.schema import CheckpointConfig, LoggingConfig, RunConfig, ScalingConfig
+from dt_ray.config.targets import show_target
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,11 +27,11 @@ class Experiment:
 
     def judge(self, return_means: Mapping[float, float]) -> str:
         """A sentence that compares an evaluation with what is expected; mean returns are given by target return."""
-        low, high = self.expected
+        (low, high), target = self.expected, show_target(self.target_return)
         if (mean := return_means.get(self.target_return)) is None:
-            return f"not evaluated at {self.target_return:g}"
+            return f"not evaluated at {target}"
         place = "within" if low <= mean <= high else "below" if mean < low else "above"
-        return f"{mean:.1f} at {self.target_return:g} is {place} the expected {low:g} .. {high:g}"
+        return f"{mean:.1f} at {target} is {place} the expected {low:g} .. {high:g}"
 
 
 EXPERIMENTS = (
@@ -38,7 +40,14 @@ EXPERIMENTS = (
         purpose="the main job: returns asked for and reached, from episodes of every quality",
         target_return=-130,
         expected=(-150, -138),
-        baselines=("behavior_cloning/pendulum",),
+        baselines=("behavior_cloning/pendulum", "decision_transformer/pendulum_obedient"),
+    ),
+    Experiment(
+        config="decision_transformer/pendulum_obedient",
+        purpose="the wish told to the action head, and bad episodes seen as often: it obeys more closely, and knows max",
+        target_return=math.inf,
+        expected=(-148, -138),
+        baselines=("decision_transformer/pendulum",),
     ),
     Experiment(
         config="decision_transformer/pendulum_random",
