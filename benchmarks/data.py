@@ -44,7 +44,7 @@ from dt_ray.data.logs.files import find_files
 from dt_ray.jobs.training import name_run, start_run
 from dt_ray.play.collection import flatten
 from dt_ray.training.resident import BatchSource, ResidentData, ResidentSource
-from dt_ray.training.streamed import StreamingData, episode_statistics
+from dt_ray.training.stream_facts import StreamingData, episode_statistics
 from dt_ray.training.streaming import StreamingSource
 
 BATCH, ROUNDS = 256, 5

@@ -44,7 +44,7 @@ EXPERIMENTS = (
     ),
     Experiment(
         config="decision_transformer/pendulum_obedient",
-        purpose="the wish told to the action head, and bad episodes seen as often: it obeys more closely, and knows max",
+        purpose="the wish told to the action head, bad episodes seen as often: it obeys more closely, and knows max",
         target_return=math.inf,
         expected=(-148, -138),
         baselines=("decision_transformer/pendulum",),

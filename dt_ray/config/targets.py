@@ -1,4 +1,4 @@
-"""Target returns: a number, or `max` for as much as can be had, which is infinity in here."""
+"""Target returns: a number, or `max` for the highest return that can be reached, kept as infinity."""
 
 from __future__ import annotations
 

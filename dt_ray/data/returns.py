@@ -15,10 +15,10 @@ FORGOTTEN = 1e-8  # of the largest reward of an episode: what its sums may lose 
 
 
 class Tail(NamedTuple):
-    """What stands behind some episodes in a long row of them, whose rewards are summed from the row's end."""
+    """The rewards after some episodes, where many episodes are summed together from the end of the last one."""
 
-    total: float | None  # the sum of all rewards behind; None: nothing is behind
-    is_swallowed: bool  # by one huge reward in the row: each episode is summed by itself
+    total: float | None  # of all rewards after them; None: there are none
+    is_swallowed: bool  # small rewards would be lost beside a huge one: each episode is summed by itself
 
 
 def returns_to_go(

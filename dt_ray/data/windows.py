@@ -1,5 +1,7 @@
 """Trajectory windows: up to `length` consecutive steps of one episode, padded on the right, with a mask.
 
+Training cuts them out of a `WindowTable` (`training/cutting.py`); `slice_windows` makes the same ones for others.
+
 Legend: N transitions, E episodes, B windows, T window length, S observation, A action dimension, W floats of a row,
 R rows, P parts, U updates a draw, G groups.
 """

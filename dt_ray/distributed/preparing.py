@@ -33,7 +33,7 @@ from dt_ray.runs.storage import Folder
 from dt_ray.training.layout import Layout, plan_layout
 from dt_ray.training.preparing import streams
 from dt_ray.training.resident import ResidentData
-from dt_ray.training.streamed import StreamingData, episode_statistics
+from dt_ray.training.stream_facts import StreamingData, episode_statistics
 
 log = logging.getLogger("dt_ray")
 

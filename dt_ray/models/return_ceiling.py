@@ -1,4 +1,4 @@
-"""The most that states can still give, inside a model that counts what it is asked for from there.
+"""Learns the highest return-to-go that each state allows. The model tells its action head the distance below it.
 
 Legend: B windows, T window length, S observation.
 """

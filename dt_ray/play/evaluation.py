@@ -1,4 +1,4 @@
-"""Evaluations: the same seeded episodes for every target return, whoever plays them, and what came of it."""
+"""Evaluations: plays the same seeded episodes for every target return and reports the returns reached."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Writing a run's files beside the training."""
+"""JSON text, and a thread that writes a run's files while the training goes on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Cutting windows out of a table: a batch is one gather.
+"""Cuts training windows out of a table of windows (`data/windows.py`): a batch is one indexing operation.
 
 Legend: B windows, T window length, W floats of a row, P parts of a table, U updates a draw, G windows of all workers.
 """

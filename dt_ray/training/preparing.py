@@ -22,7 +22,7 @@ from dt_ray.data.spaces import SpaceSpec
 from dt_ray.errors import DataError
 from dt_ray.training.layout import plan_layout
 from dt_ray.training.resident import BatchSource, ResidentData, ResidentSource
-from dt_ray.training.streamed import StreamingData, episode_statistics
+from dt_ray.training.stream_facts import StreamingData, episode_statistics
 from dt_ray.training.streaming import StreamingSource
 
 log = logging.getLogger("dt_ray")

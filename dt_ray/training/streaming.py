@@ -22,7 +22,7 @@ from dt_ray.models.batch import WindowBatch
 from dt_ray.models.state_values import StateValues
 from dt_ray.training.cutting import WindowCutter, WindowLocations
 from dt_ray.training.resident import ReturnNoise
-from dt_ray.training.streamed import StreamingData, capacity_of, cut_long, in_units, lay_out, read_chosen
+from dt_ray.training.stream_facts import StreamingData, capacity_of, cut_long, in_units, lay_out, read_chosen
 
 POOL_SHARE = 1 / 6  # of a node's memory, for the pools of all its workers: one in use, one being read and laid out
 

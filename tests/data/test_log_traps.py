@@ -25,7 +25,7 @@ from dt_ray.data.spaces import SpaceSpec
 from dt_ray.errors import DataError
 from dt_ray.jobs.training import name_run, start_run
 from dt_ray.training.resident import ResidentData
-from dt_ray.training.streamed import StreamingData, episode_statistics
+from dt_ray.training.stream_facts import StreamingData, episode_statistics
 
 
 def traps_of(data: TransitionDataset, env_id: str | None = None) -> str:

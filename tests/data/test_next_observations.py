@@ -30,7 +30,7 @@ from dt_ray.models.actor_critic import Transitions
 from dt_ray.models.batch import WindowBatch
 from dt_ray.training.cutting import WindowCutter
 from dt_ray.training.resident import ResidentData, ResidentSource
-from dt_ray.training.streamed import StreamingData, cut_long, episode_statistics
+from dt_ray.training.stream_facts import StreamingData, cut_long, episode_statistics
 from dt_ray.training.streaming import StreamingSource
 
 SPEC = SpaceSpec(observation_dim=3, action_dim=1, action_low=(-2.0,), action_high=(2.0,))

@@ -11,7 +11,7 @@ from dt_ray.config.schema import DataConfig, RunConfig
 from dt_ray.data import TransitionDataset
 from dt_ray.data.logs.sources import sound_files_here
 from dt_ray.data.spaces import SpaceSpec
-from dt_ray.training.streamed import StreamingData, episode_statistics
+from dt_ray.training.stream_facts import StreamingData, episode_statistics
 from dt_ray.training.streaming import StreamingSource
 
 

@@ -23,7 +23,7 @@ from dt_ray.jobs.training import resume_run, resumed_config, start_run
 from dt_ray.runs.folder import RunFolder
 from dt_ray.training import streaming
 from dt_ray.training.preparing import streams
-from dt_ray.training.streamed import StreamingData, episode_statistics
+from dt_ray.training.stream_facts import StreamingData, episode_statistics
 from dt_ray.training.streaming import StreamingSource
 
 NUM_FILES, BATCH = 6, 7
