@@ -27,7 +27,6 @@ from dt_ray.data.returns import Tail
 from dt_ray.data.spaces import SpaceSpec
 from dt_ray.data.transitions import TransitionDataset
 from dt_ray.distributed.cluster import user_errors
-from dt_ray.distributed.data import episode_dataset, sound_files_on_ray
 from dt_ray.distributed.usage import saying_when_full
 from dt_ray.runs.storage import Folder
 from dt_ray.training.layout import Layout, plan_layout
@@ -89,6 +88,8 @@ def prepare_layouts(
         alike.setdefault(repr(replace(config.data, **READ_ALIKE)), []).append(at)
     found: dict[int, SharedData] = {}
     notes: dict[str, None] = {}  # each once, in order
+    from dt_ray.distributed.data import episode_dataset, sound_files_on_ray  # workers start without Ray Data
+
     with user_errors(), saying_when_full("data tasks"):
         for group in alike.values():
             settings = configs[group[0]].data

@@ -14,8 +14,6 @@ from typing import Any
 
 import ray
 import ray.exceptions
-from ray.data._internal.cluster_autoscaler.base_autoscaling_coordinator import ResourceRequestPriority
-from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import get_or_create_autoscaling_coordinator
 
 RENEW_EVERY_S = 10.0
 EXPIRE_AFTER_S = 60.0  # of a driver that was killed
@@ -47,6 +45,8 @@ class NodeRequest:
             self._send(self.name)
 
     def _send(self, name: str) -> None:
+        from ray.data._internal.cluster_autoscaler.base_autoscaling_coordinator import ResourceRequestPriority
+
         # Ray Data, which runs meanwhile, comes first.
         with suppress(ray.exceptions.RayError):
             call = _coordinator().request_resources.remote(
@@ -59,7 +59,10 @@ class NodeRequest:
 
 
 def _coordinator() -> Any:
-    return get_or_create_autoscaling_coordinator()
+    # Imported here, like the priority: workers and evaluation actors, which ask for no nodes, start without Ray Data.
+    from ray.data._internal.cluster_autoscaler import default_autoscaling_coordinator
+
+    return default_autoscaling_coordinator.get_or_create_autoscaling_coordinator()
 
 
 def cancel_request(name: str) -> None:
