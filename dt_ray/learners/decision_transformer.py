@@ -39,7 +39,7 @@ class DecisionTransformerLearner:
         rank: int = 0,
     ) -> None:
         self.config, self.spec, self.normalizer, self.rank = config, spec, normalizer, rank
-        torch.manual_seed(config.seed)
+        torch.manual_seed(config.seed)  # pyright: ignore[reportUnknownMemberType]
         self.model = DecisionTransformerModel(config.model, spec).to(device)
         self.forward = accelerate(data_parallel(self.model), config.optim, device)
         self.steps = GradientSteps(self.model, config)
@@ -51,7 +51,7 @@ class DecisionTransformerLearner:
     def update(self, batch: WindowBatch, *, num_real: Float[Tensor, ""] | None = None) -> Metrics:
         config, batch = self.config, self._seen(batch)
         # Dropout is a function of (seed, step, rank): a resumed run draws what an unbroken one would have drawn.
-        torch.manual_seed(hash((config.seed, self.step, self.rank)))
+        torch.manual_seed(hash((config.seed, self.step, self.rank)))  # pyright: ignore[reportUnknownMemberType]
         self.model.train()
         with products_of(config.optim):
             loss, metrics = self._loss(self.forward(batch), batch, num_real)

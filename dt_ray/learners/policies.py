@@ -159,12 +159,12 @@ class CachedContext:
         self._cache.begin_token()
         self._timestep += 1
         one = (len(observations), 1)
-        previous = torch.from_numpy(previous_actions)[:, None]
+        previous = torch.as_tensor(previous_actions)[:, None]
         self._newest = WindowBatch(
-            observations=torch.from_numpy(observations)[:, None],
+            observations=torch.as_tensor(observations)[:, None],
             actions=torch.zeros_like(previous),  # is what is asked for
             previous_actions=previous,
-            returns_to_go=torch.from_numpy(self._returns_to_go.astype(np.float32))[:, None],
+            returns_to_go=torch.as_tensor(self._returns_to_go.astype(np.float32))[:, None],
             timesteps=torch.full(one, self._timestep),
             mask=torch.ones(one, dtype=torch.bool),
         )
@@ -201,7 +201,7 @@ class WindowContext:
         self, actions: Float[ndarray, "N A"], rewards: Float[ndarray, "N"], observations: Float[ndarray, "N S"]
     ) -> None:
         actions_at = slice(self.observation_dim + self.action_dim, -1)
-        self._steps[:, self._end - 1, actions_at] = torch.from_numpy(actions)
+        self._steps[:, self._end - 1, actions_at] = torch.as_tensor(actions)
         if self._end == self._steps.shape[1]:
             kept = self.context_length - 1
             self._steps[:, :kept] = self._steps[:, self._end - kept :].clone()
@@ -224,9 +224,8 @@ class WindowContext:
         begin = max(0, self._end - self.context_length)
         steps = self._steps[:, begin : self._end]
         num, length = steps.shape[:2]
-        observations, previous_actions, actions, returns_to_go = steps.split(
-            [self.observation_dim, self.action_dim, self.action_dim, 1], dim=-1
-        )
+        sizes = [self.observation_dim, self.action_dim, self.action_dim, 1]
+        observations, previous_actions, actions, returns_to_go = torch.split(steps, sizes, dim=-1)
         timesteps = torch.arange(self._timestep - length + 1, self._timestep + 1)
         return WindowBatch(
             observations=observations,
@@ -240,5 +239,5 @@ class WindowContext:
     def _write(self, previous_actions: Float[ndarray, "N A"], observations: Float[ndarray, "N S"]) -> None:
         zeros = np.zeros_like(previous_actions)
         step = np.concatenate([observations, previous_actions, zeros, self._returns_to_go[:, None]], axis=1)
-        self._steps[:, self._end] = torch.from_numpy(step.astype(np.float32))
+        self._steps[:, self._end] = torch.as_tensor(step.astype(np.float32))
         self._end += 1

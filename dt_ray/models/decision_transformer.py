@@ -26,7 +26,7 @@ class TimestepTable(nn.Embedding):
     """A row for each timestep; with `clamp_timesteps` all later ones share the last."""
 
     def __init__(self, config: ModelConfig) -> None:
-        super().__init__(config.max_timesteps, config.width)
+        super().__init__(config.max_timesteps, config.width)  # pyright: ignore[reportUnknownMemberType]
         self.clamps = config.clamp_timesteps
 
     def forward(self, input: Int[Tensor, "*any"]) -> Float[Tensor, "*any D"]:
