@@ -2,8 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
-# Two processes, each with whole files and, where they need one, a Ray cluster of its own.
-TEST_OPTIONS := -v -n 2 --dist loadfile --durations=20
+# Two processes, each with whole files and, where they need one, a Ray cluster of its own. Files keep their order, in which
+# those that start clusters come first; by default files of few tests come last, and one of them alone would end the run.
+TEST_OPTIONS := -v -n 2 --dist loadfile --no-loadscope-reorder --durations=20
 # Coverage of the whole run: part of the tests, by ARGS, can't reach the floor.
 COVERAGE := $(if $(ARGS),,--cov)
 

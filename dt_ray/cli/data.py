@@ -263,6 +263,10 @@ def validate(options: argparse.Namespace) -> None:
     num_steps = int(facts.lengths.sum())
     if num_steps > 1 and (constant := constant_columns(facts.ranges, columns)):
         print(f"note: the same at every step: {', '.join(constant)}")
+    if spec is None and facts.varies and facts.are_choices and not facts.are_one_hot:
+        print(
+            "note: all actions are small whole numbers; if they are choices (discrete actions), dt_ray can't learn them"
+        )
     if traps:
         raise DataError("\n  ".join([f"{options.path} can be trained on, but looks wrong:", *traps]))
     against = f"fits {options.env}" if options.env else "pass --env to check it against an environment"

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 from numpy import ndarray
 
-from dt_ray.data.logs.checks import are_choices
+from dt_ray.data.logs.checks import are_choices, are_one_hot
 from dt_ray.data.ranges import Ranges, range_traps
 from dt_ray.data.row_traps import row_traps
 from dt_ray.data.spaces import SpaceSpec, close_env, make_env, read_observation_bounds
@@ -39,7 +39,8 @@ class LogFacts:
     lengths: Int[ndarray, "E"]
     is_ended: Bool[ndarray, "E"]  # by the environment, as the log says
     has_rewards: bool  # that are not 0
-    may_be_choices: bool  # all actions: see `are_choices`
+    are_choices: bool  # all actions: see the functions of these names
+    are_one_hot: bool
     ranges: Ranges
 
     @classmethod
@@ -48,9 +49,16 @@ class LogFacts:
             lengths=data.lengths,
             is_ended=data.terminated[data.ends - 1],
             has_rewards=bool(data.rewards.any()),
-            may_be_choices=bool(are_choices(data.actions).all()),
+            are_choices=bool(are_choices(data.actions).all()),
+            are_one_hot=bool(are_one_hot(data.actions).all()),
             ranges=Ranges.of(data),
         )
+
+    @property
+    def varies(self) -> bool:
+        """Whether some action differs from another."""
+        low, high = self.ranges.actions
+        return bool((low < high).any())
 
     def joined(self, other: LogFacts) -> LogFacts:
         """Of the episodes of both."""
@@ -58,7 +66,8 @@ class LogFacts:
             lengths=np.concatenate([self.lengths, other.lengths]),
             is_ended=np.concatenate([self.is_ended, other.is_ended]),
             has_rewards=self.has_rewards or other.has_rewards,
-            may_be_choices=self.may_be_choices and other.may_be_choices,
+            are_choices=self.are_choices and other.are_choices,
+            are_one_hot=self.are_one_hot and other.are_one_hot,
             ranges=self.ranges.joined(other.ranges),
         )
 
@@ -87,10 +96,10 @@ def log_traps(
     yield from _end_traps(facts, None if env_id is None else _time_limit(env_id, env_kwargs))
     if not facts.has_rewards:
         yield "every reward is 0: there is no return to reach, and none to tell good episodes from bad ones"
-    if spec is None and facts.may_be_choices:
+    if spec is None and facts.varies and facts.are_one_hot:
         yield (
-            "every action is a small whole number, as discrete actions are: dt_ray trains on continuous ones only; if "
-            "these are continuous (steps of a valve, a switch), name their bounds by data.action_bounds"
+            "every action is a one-hot vector, as a discrete action is: dt_ray trains on continuous ones only; if "
+            "these are continuous, name their bounds by data.action_bounds"
         )
     yield from range_traps(facts.ranges, spec, columns)
 
