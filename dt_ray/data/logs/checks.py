@@ -12,7 +12,7 @@ from dt_ray.data.spaces import SpaceSpec
 from dt_ray.data.transitions import TransitionDataset
 
 NOT_FINITE, OUT_OF_BOUNDS = "which is not finite", "is outside the environment's bounds"  # faults that a setting mends
-MOST_CHOICES = 18  # of an agent: as many buttons as an Atari console's stick has
+MOST_CHOICES = 18  # of an agent: so many has an Atari console's joystick
 BOUNDS_TOLERANCE = 1e-4  # of the action range: float32 samples of a squashed policy round past the bound
 
 
