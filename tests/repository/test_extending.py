@@ -18,6 +18,7 @@ PAGE = (ROOT / "docs/extending.md").read_text()
 
 
 @pytest.mark.ray
+@pytest.mark.no_cover  # tracing would slow the commands of a whole page
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_log_an_environment_and_a_learner_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, content in re.findall(r"^```python file=(\S+)\n(.*?)^```", PAGE, flags=re.DOTALL | re.MULTILINE):

@@ -57,6 +57,7 @@ def test_every_file_that_the_documents_name_is_there() -> None:
 
 
 @pytest.mark.ray
+@pytest.mark.no_cover  # tracing would slow the commands of a whole page
 @pytest.mark.usefixtures("ray_cluster")
 def test_the_readmes_commands_do_what_they_say(folder: Path) -> None:
     """With less to do, on the cluster of the tests."""
