@@ -60,9 +60,11 @@ class NodeRequest:
 
 def _coordinator() -> Any:
     # Imported here, like the priority: workers and evaluation actors, which ask for no nodes, start without Ray Data.
-    from ray.data._internal.cluster_autoscaler import default_autoscaling_coordinator
+    from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import (
+        get_or_create_autoscaling_coordinator,
+    )
 
-    return default_autoscaling_coordinator.get_or_create_autoscaling_coordinator()
+    return get_or_create_autoscaling_coordinator()
 
 
 def cancel_request(name: str) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.commands import run_lines
+from support.commands import lines_of, run_lines
 from support.examples import ROOT
 
 from dt_ray.errors import ConfigError
@@ -24,10 +24,8 @@ def test_a_log_an_environment_and_a_learner_of_ones_own(tmp_path: Path, monkeypa
     for name, content in re.findall(r"^```python file=(\S+)\n(.*?)^```", PAGE, flags=re.DOTALL | re.MULTILINE):
         (tmp_path / name).write_text(content)
     monkeypatch.syspath_prepend(tmp_path)
-    blocks = re.findall(r"^```bash\n(.*?)^```", PAGE, flags=re.DOTALL | re.MULTILINE)
-    lines = [line for block in blocks for line in block.splitlines() if line and not line.startswith("#")]
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    run_lines(lines, cwd=tmp_path, environment={**os.environ, "PATH": path})
+    run_lines(lines_of(PAGE), cwd=tmp_path, environment={**os.environ, "PATH": path})
     assert (tmp_path / "linear.onnx").stat().st_size > 1_000
     for made in ("runs/mine/report/report.html", "policy.onnx"):
         assert (tmp_path / made).stat().st_size > 10_000

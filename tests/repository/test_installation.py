@@ -1,14 +1,13 @@
 """A fresh clone and environment: the README's set-up commands, then an installed wheel in the clone's place."""
 
 import os
-import re
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
 import pytest
-from support.commands import run_script
+from support.commands import blocks_of, run_script
 from support.examples import ROOT
 
 README = (ROOT / "README.md").read_text()
@@ -30,8 +29,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def first_commands() -> list[list[str]]:
     """With make, and without."""
-    blocks = re.findall(r"^```bash\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE)
-    return [block.splitlines() for block in blocks[:2]]
+    return [block.splitlines() for block in blocks_of(README, "bash")[:2]]
 
 
 def run_in(folder: Path, command: str) -> subprocess.CompletedProcess[str]:

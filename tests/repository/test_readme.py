@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.commands import run_lines, run_script
+from support.commands import blocks_of, lines_of, run_lines, run_script
 from support.examples import ROOT
 
-README = ROOT / "README.md"
+README = (ROOT / "README.md").read_text()
 SHORTER = {  # the same command with less to do
     "python -m dt_ray.train name=pendulum": "total_timesteps=300 data.collect.num_episodes=100",
     "python -m dt_ray.evaluate runs/pendulum": "--episodes 10",
@@ -18,14 +18,9 @@ SHORTER = {  # the same command with less to do
 }
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README.read_text(), flags=re.DOTALL | re.MULTILINE)
-
-
 def commands() -> list[str]:
     """All commands but those of make, of which one runs this, and the installation: see test_installation.py."""
-    lines = [line for block in blocks("bash") for line in block.splitlines() if line and not line.startswith("#")]
-    return [line for line in lines if not line.startswith("make ") and "pip install" not in line]
+    return [line for line in lines_of(README) if not line.startswith("make ") and "pip install" not in line]
 
 
 @pytest.fixture
@@ -45,13 +40,13 @@ def check(folder: Path, errors: str) -> None:
     assert "Traceback" not in errors
     assert (folder / "obedience.png").stat().st_size > 10_000
     assert (folder / "runs/hall/report/action_errors.png").stat().st_size > 10_000
-    for block in blocks("python"):
+    for block in blocks_of(README, "python"):
         python = [sys.executable, "-c", block]
         subprocess.run(python, cwd=folder, env=environment(), check=True, capture_output=True)
 
 
 def test_every_file_that_the_documents_name_is_there() -> None:
-    for document in (README, *ROOT.glob("docs/**/*.md")):
+    for document in (ROOT / "README.md", *ROOT.glob("docs/**/*.md")):
         for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text()):
             assert (document.parent / target).exists(), f"{document.name} links to {target}"
 

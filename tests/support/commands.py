@@ -25,6 +25,17 @@ def start(module: str, *arguments: str, cwd: Path) -> subprocess.CompletedProces
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
 
 
+def blocks_of(page: str, language: str) -> list[str]:
+    """The blocks of code on a Markdown page."""
+    return re.findall(rf"^```{language}\n(.*?)^```", page, flags=re.DOTALL | re.MULTILINE)
+
+
+def lines_of(page: str) -> list[str]:
+    """The command lines on a Markdown page, without comments."""
+    lines = [line for block in blocks_of(page, "bash") for line in block.splitlines()]
+    return [line for line in lines if line and not line.startswith("#")]
+
+
 def run_script(script: str, *, cwd: Path, environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
     """Lines of a page as a shell runs them, up to the first that fails, and none does."""
     done = subprocess.run(

@@ -76,6 +76,7 @@ def make_outline(parts: Iterable[pa.Table], config: RunConfig) -> LogOutline:
     )
     low, high = lowest.min(axis=0), highest.max(axis=0)
     many = max(FEWEST_AT_LIMIT, SHARE_AT_LIMIT * table["length"].to_numpy().sum())
+    varies = bool((high > low).any())
     return LogOutline(
         env_id=env_id,
         env_kwargs=env_kwargs,
@@ -86,8 +87,8 @@ def make_outline(parts: Iterable[pa.Table], config: RunConfig) -> LogOutline:
         is_high_a_limit=(num_highest * (highest == high)).sum(axis=0) >= many,
         lengths=table["length"].to_numpy(),
         returns=table["asked_return"].to_numpy(),
-        may_be_choices=bool(table["are_choices"].to_numpy().all() and (high > low).any()),
-        may_be_one_hot=bool(table["are_one_hot"].to_numpy().all() and (high > low).any()),
+        may_be_choices=varies and bool(table["are_choices"].to_numpy().all()),
+        may_be_one_hot=varies and bool(table["are_one_hot"].to_numpy().all()),
         largest_to_go=float(table["largest_to_go"].to_numpy().max()),
         is_relabeled=config.relabels,
     )
