@@ -6,6 +6,13 @@
 
 Episode i resets its environment with seed + i: the same episodes on every machine, with any number of actors.
 A run without an environment (env_id=null) is evaluated on the held-out episodes of its log.
+
+    python -m dt_ray.evaluate runs/mine --offline             what it will reach, estimated from its log alone
+    python -m dt_ray.evaluate runs/mine --offline other.parquet --target-return -200 max
+
+An estimate is made in a world model of the log, NAME-world beside the run, which is trained where it isn't there.
+It says for each target return what will be reached, with an interval, whether the log backs it, and when not to
+believe it.
 """
 
 from __future__ import annotations
@@ -15,7 +22,14 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from dt_ray.cli.command import add_modules_argument, print_evaluation, run_command, show_log, target_return
+from dt_ray.cli.command import (
+    add_modules_argument,
+    print_evaluation,
+    print_offline,
+    run_command,
+    show_log,
+    target_return,
+)
 
 if TYPE_CHECKING:
     from dt_ray.config.schema import EvaluationConfig
@@ -50,6 +64,13 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--actors", metavar="N", type=int, default=0, help="Ray actors to play on (default 0: this process)"
     )
+    parser.add_argument(
+        "--offline",
+        metavar="LOG",
+        nargs="?",
+        const="",
+        help="estimate from a log alone what will be reached (default: the log it was trained on)",
+    )
     parser.add_argument("--json", metavar="FILE", help="write the report, every episode's return included")
     parser.add_argument(
         "--plot", metavar="FILE", help="draw the returns reached against those asked for (PNG, SVG or PDF)"
@@ -83,6 +104,9 @@ def main(arguments: Sequence[str]) -> None:
         max_timesteps=options.max_timesteps,
         max_envs=options.max_envs,
     )
+    if options.offline is not None:
+        estimate_offline(options, place, evaluation)
+        return
     played = [name for name in NEED_ENVIRONMENT if getattr(options, name)]
     if facts.env_id is None and not played:
         report = replay_held_out(place, evaluation)
@@ -112,6 +136,29 @@ def main(arguments: Sequence[str]) -> None:
         from dt_ray.reports.animations import record_episodes
 
         record_episodes(policy, env_id, evaluation, options.video, env_kwargs=facts.env_kwargs)
+
+
+def estimate_offline(options: argparse.Namespace, place: Folder, evaluation: EvaluationConfig) -> None:
+    """Prints and writes the estimates from the log alone."""
+    from dt_ray.cli.progress import progress
+    from dt_ray.errors import UserError
+    from dt_ray.jobs.offline import estimate_run
+    from dt_ray.runs.storage import Folder
+
+    unused = [f"--{name}" for name in ("video", "actors", "max_envs") if getattr(options, name)]
+    if unused:
+        raise UserError(f"{', '.join(unused)}: no episode is played with --offline; leave it out")
+    report = estimate_run(
+        place, evaluation=evaluation, log_path=options.offline or None, watch=progress, verbose=options.verbose
+    )
+    print_offline(report)
+    if options.json:
+        Folder.at(options.json).write_text(report.to_json())
+    if options.plot:
+        from dt_ray.reports.figures import save_figure
+        from dt_ray.reports.offline import draw_estimates
+
+        save_figure(draw_estimates({"estimated": report}), options.plot)
 
 
 def replay_held_out(checkpoint: Folder, evaluation: EvaluationConfig) -> EvaluationReport:

@@ -13,6 +13,7 @@ from dt_ray.config.schema import IQLConfig
 from dt_ray.models.actor_critic import ActorCriticModel, Transitions
 from dt_ray.models.batch import WindowBatch
 from dt_ray.models.return_ceiling import QUANTILE
+from dt_ray.models.world_model import QUANTILES, WorldModel
 
 MAX_WEIGHT = 100.0  # of an action in the policy's loss, as in the authors' code
 Metrics = dict[str, Tensor]  # name -> scalar; each is the mean over ranks of what the ranks return
@@ -96,4 +97,58 @@ def iql_losses(
         "policy_loss": policy_loss,
         "value": values.sum() / divisor,
         "advantage": advantages.sum() / divisor,
+    }
+
+
+def world_model_losses(model: WorldModel, windows: WindowBatch, steps: Transitions) -> dict[str, Float[Tensor, ""]]:
+    """The losses of a world model, each a mean over its steps, and their sum `loss`. Members share a batch equally.
+
+    Changes and rewards by the negative logarithm of their likelihood under normal distributions (Chua et al. 2018,
+    section 4), ends by cross entropy, quantiles of returns-to-go by quantile regression (Koenker and Bassett 1978).
+    What followed a step that a time limit cut is learned where the log has it.
+    """
+    members = model.num_members
+    each = len(steps.rewards) // members
+
+    def shared(values: Tensor) -> Tensor:
+        """[B, …] -> [M, B // M, …]"""
+        return values[: each * members].unflatten(0, (members, each))
+
+    following = shared(steps.next_observations)
+    shown = shared(steps.goes_on) | (following != 0).any(dim=-1) & shared(steps.is_known)
+    observations = shared(steps.observations)
+    found = model(observations, shared(steps.actions))
+    aims = torch.cat(
+        [
+            (following - observations) / model.change_std,
+            ((shared(steps.rewards) - model.reward_mean) / model.reward_std)[..., None],
+        ],
+        dim=-1,
+    )
+    means = torch.cat(
+        [found.changes / model.change_std, ((found.rewards - model.reward_mean) / model.reward_std)[..., None]], dim=-1
+    )
+    errors = (means - aims).square()
+    # The variance as a weight makes the gradient of the mean that of the squared error (Seitzer et al. 2022, beta 1):
+    # without it a step that is hard to foretell is given up, by a large variance.
+    weights = (2 * found.log_stds).exp().detach()
+    fits = weights * (0.5 * errors * (-2 * found.log_stds).exp() + found.log_stds)
+    change_loss = (fits[..., :-1].mean(dim=-1) * shown).sum() / shown.sum().clamp(min=1)
+    reward_loss = fits[..., -1].mean()
+    ended = shared(steps.is_known & ~steps.goes_on).float()
+    end_logits = model.end_logits(following)
+    end_losses = torch.nn.functional.binary_cross_entropy_with_logits(end_logits, ended, reduction="none")
+    end_loss = (end_losses * shown).sum() / shown.sum().clamp(min=1)
+    quantiles = model.return_quantiles(windows.observations[:, 0], windows.timesteps[:, 0])
+    above = windows.returns_to_go[:, :1] - quantiles
+    levels = torch.tensor(QUANTILES, device=above.device)
+    return_loss = torch.maximum(levels * above, (levels - 1) * above).mean()
+    return {
+        "loss": change_loss + reward_loss + end_loss + return_loss,
+        "change_loss": change_loss,
+        "reward_loss": reward_loss,
+        "end_loss": end_loss,
+        "return_loss": return_loss,
+        "change_error": ((errors[..., :-1].mean(dim=-1) * shown).sum() / shown.sum().clamp(min=1)).sqrt().detach(),
+        "reward_error": errors[..., -1].mean().sqrt().detach(),
     }

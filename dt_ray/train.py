@@ -20,11 +20,19 @@ import statistics
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from dt_ray.cli.command import add_modules_argument, print_derived, print_evaluation, run_command, show_log
+from dt_ray.cli.command import (
+    add_modules_argument,
+    print_derived,
+    print_evaluation,
+    print_offline,
+    run_command,
+    show_log,
+)
 from dt_ray.config.schema import DEFAULT_CONFIG, NEUTRAL_CONFIG, RunConfig
 from dt_ray.config.targets import show_target
 
 if TYPE_CHECKING:
+    from dt_ray.runs.offline_report import OfflineReport
     from dt_ray.training.recorder import TrainResult
 
 CONFIG_HELP = f"configuration to start from ({DEFAULT_CONFIG}; {NEUTRAL_CONFIG} where a log or environment is named)"
@@ -81,26 +89,30 @@ def main(arguments: Sequence[str]) -> None:
         return
 
     from dt_ray.cli.progress import progress
-    from dt_ray.jobs.training import name_run, resume_run, start_run, tell_how_to_resume
+    from dt_ray.jobs.offline import train_and_estimate
+    from dt_ray.jobs.training import name_run, tell_how_to_resume
 
     show_log()
     if options.resume is None:
         config = name_run(config, name)
     try:
-        shown = {"verbose": options.verbose, "dashboard": options.dashboard}
-        if options.resume is None:
-            result = start_run(config, overwrite=options.overwrite, read=read, watch=progress, **shown)
-        else:
-            with progress(config):
-                result = resume_run(config, **shown)
+        new = {"overwrite": options.overwrite, "read": read} if options.resume is None else {}
+        result, estimate = train_and_estimate(
+            config,
+            resume=options.resume is not None,
+            watch=progress,
+            verbose=options.verbose,
+            dashboard=options.dashboard,
+            **new,
+        )
     except KeyboardInterrupt:
         tell_how_to_resume(config)
         raise
-    show_result(result, config)
+    show_result(result, config, estimate)
 
 
-def show_result(result: TrainResult, config: RunConfig) -> None:
-    """Prints the last evaluation, where the run is, and the commands to type next."""
+def show_result(result: TrainResult, config: RunConfig, estimate: OfflineReport | None) -> None:
+    """Prints the last evaluation and the estimate from the log, where the run is, and the commands to type next."""
     from dt_ray.config.experiments import find_experiment
     from dt_ray.runs.evaluation_report import EvaluationReport
     from dt_ray.runs.folder import RunFolder
@@ -110,6 +122,8 @@ def show_result(result: TrainResult, config: RunConfig) -> None:
         print_evaluation(report)
         if (experiment := find_experiment(config)) is not None:
             print(f"experiment  {experiment.config}: {experiment.judge(report.return_means)}")
+    if estimate is not None:
+        print_offline(estimate)
     print(f"run         {result.run}")
     print(f"checkpoint  {RunFolder.of(config).checkpoint(result.summary['step'])}")
     print("next        " + f"python -m dt_ray.report {result.run}")

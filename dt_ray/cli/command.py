@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from dt_ray.config.derived import Derived
     from dt_ray.runs.evaluation_report import EvaluationReport, HeldOutResult
+    from dt_ray.runs.offline_report import OfflineReport
 
 USER_ERROR = 2
 LOG_WIDTH = 140  # characters of a table that goes to a file
@@ -115,6 +116,40 @@ def print_evaluation(report: EvaluationReport) -> None:
             "–" if score is None else f"{score:.3f}",
         )
     Console(soft_wrap=True, width=None if sys.stdout.isatty() else LOG_WIDTH).print(table)
+
+
+def print_offline(report: OfflineReport) -> None:
+    """Prints the estimates from the log alone, and which target returns it supports, to stdout."""
+    from rich.console import Console
+    from rich.table import Table
+
+    low, high = report.logged_returns
+    table = Table(
+        title=f"estimated from {', '.join(report.log)} alone, after {report.step} updates; its returns are "
+        f"{low:.4g} .. {high:.4g}"
+    )
+    for column in ("target return", "estimated return", "90% interval", "starts that back it"):
+        table.add_column(column, justify="right")
+    table.add_column("verdict")
+    for target in report.targets:
+        value, interval, share = target.estimated_return, target.interval90, target.supported_share
+        table.add_row(
+            show_target(target.target_return),
+            "–" if value is None else f"{value:.1f}",
+            "–" if interval is None else f"{interval[0]:.1f} .. {interval[1]:.1f}",
+            "–" if share is None else f"{share:.0%}",
+            target.verdict,
+        )
+    console = Console(soft_wrap=False, width=None if sys.stdout.isatty() else LOG_WIDTH)
+    console.print(table)
+    low, high = report.supported
+    console.print(f"the log supports target returns of {low:.4g} .. {high:.4g} at most of its starts")
+    best = report.best_target
+    console.print(
+        "no target return can be recommended: see the verdicts"
+        if best is None
+        else f"recommended: --target-return {show_target(best)}, which --target-return auto means"
+    )
 
 
 @cache

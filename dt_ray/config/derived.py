@@ -130,11 +130,17 @@ def _value(tree: Mapping[str, Any], key: str) -> Any:
 
 
 def derive(
-    keys: Collection[str], log: LogOutline, environment: EnvironmentFacts | None, *, given: RunConfig
+    keys: Collection[str],
+    log: LogOutline,
+    environment: EnvironmentFacts | None,
+    *,
+    given: RunConfig,
+    sizes: Sequence[Derived] = (),
 ) -> list[Derived]:
     """Derives the settings `keys`, except `env_id`, which decides what `environment` is.
 
-    Settings of `given` that are not among `keys` are the user's, and what depends on them follows them.
+    Settings of `given` that are not among `keys` are the user's, and what depends on them follows them. `sizes` of the
+    model and of the training are a learner's own, and take the place of the usual ones.
 
     Raises:
         ConfigError: the actions are one-hot vectors, and neither an environment nor the user gives them bounds.
@@ -156,7 +162,8 @@ def derive(
         *_references(environment),
         *_size(log, num_updates=num_updates),
     ]
-    return [each for each in found if each.key in keys]
+    own = {each.key: each for each in sizes}
+    return [own.get(each.key, each) for each in found if each.key in keys]
 
 
 def beyond_the_log(target_returns: Sequence[float], log: LogOutline) -> Derived | None:

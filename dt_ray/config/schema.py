@@ -116,6 +116,13 @@ class IQLConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WorldModelConfig:
+    """A world model; its networks of one step have `model.num_layers` hidden layers of `model.width`."""
+
+    num_members: Annotated[int, Ge(2)] = 5  # of the ensemble; each is trained on its share of every batch
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
     target_returns: tuple[TargetReturn, ...] = ()  # returns that the policy is asked to reach, numbers or max
     num_episodes: Annotated[int, Ge(1)] = 100  # for each target return
@@ -126,6 +133,8 @@ class EvaluationConfig:
     max_envs: Annotated[int, Ge(1)] = 100  # environments that a run has open at once, collection included
     batched_env: bool = True  # step all episodes as one batch where there is an exact batched copy: Pendulum-v1
     num_actors: Annotated[int, Ge(0)] | None = None  # 0: evaluate in the training process; null: chosen by the cluster
+    offline: bool | None = None  # end with estimates from the log alone; null: where there is no environment
+    world_model: str | None = None  # a run of world_model for those; null: NAME-world, which is trained when needed
     random_return: float | None = None  # the return with normalized_score 0
     reference_return: float | None = None  # the return with normalized_score 1; null: no score
 
@@ -183,6 +192,7 @@ class RunConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     iql: IQLConfig = field(default_factory=IQLConfig)
+    world_model: WorldModelConfig = field(default_factory=WorldModelConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     scaling: ScalingConfig = field(default_factory=ScalingConfig)

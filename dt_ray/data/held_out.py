@@ -5,12 +5,12 @@ Legend: N steps, S observation, A action dimension.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from numpy import ndarray
 
 from dt_ray.data.normalizer import Normalizer
@@ -47,12 +47,40 @@ class LinearCloning:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EpisodeStarts:
+    """The first observation of each episode that a run knows, and what became of it."""
+
+    observations: Float[ndarray, "E S"]
+    returns: Float[ndarray, "E"]  # undiscounted sums of rewards
+    episode_ids: Int[ndarray, "E"]
+
+    @classmethod
+    def of(cls, data: TransitionDataset) -> EpisodeStarts:
+        return cls(
+            observations=data.observations[data.starts],
+            returns=data.episode_returns,
+            episode_ids=np.asarray(data.episode_ids),
+        )
+
+    @classmethod
+    def joined(cls, parts: Sequence[EpisodeStarts]) -> EpisodeStarts:
+        names = ("observations", "returns", "episode_ids")
+        return cls(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
+
+    def nearest(self, target_return: float, num: int) -> Int[ndarray, "K"]:
+        """The places of the episodes whose returns are nearest to a target return, the nearest first."""
+        distances = np.abs(self.returns - min(target_return, self.returns.max()))
+        return np.argsort(distances, kind="stable")[:num]
+
+
+@dataclass(frozen=True, kw_only=True)
 class HeldOutEpisodes:
     """The episodes that an evaluation without an environment replays: in the log's units, with returns-to-go."""
 
     episodes: TransitionDataset
     cloning: LinearCloning
     normalizer: Normalizer
+    starts: EpisodeStarts  # of all episodes, those trained on too
 
 
 def replayed_part(data: TransitionDataset, *, seed: int = 0) -> TransitionDataset:

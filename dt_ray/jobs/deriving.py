@@ -28,7 +28,7 @@ from dt_ray.data.logs.outline import make_outline, outline_rows
 from dt_ray.environments.batched import read_environment
 from dt_ray.errors import ConfigError, UnsupportedSpaceError
 from dt_ray.jobs.dataset import needs_dataset
-from dt_ray.learners import return_source_of
+from dt_ray.learners import declaration_of, return_source_of
 
 log = logging.getLogger("dt_ray")
 
@@ -78,7 +78,8 @@ def resolve_settings(tree: Mapping[str, Any], *, verbose: bool = False) -> Resol
         derived.append(Derived(key="env_id", value=env_id, why=why))
         values["env_kwargs"] = env_kwargs
     environment = _environment(env_id, env_kwargs, outline, is_derived="env_id" in keys)
-    derived += derive(keys, outline, environment, given=draft)
+    sizes = declaration_of(draft).sizes
+    derived += derive(keys, outline, environment, given=draft, sizes=sizes(outline) if sizes is not None else ())
     values |= {each.key: each.value for each in derived}
     config = decode_config(with_values(without_auto(tree)[0], values))
     if "evaluation.target_returns" not in keys and (note := beyond_the_log(config.evaluation.target_returns, outline)):

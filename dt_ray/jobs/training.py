@@ -78,7 +78,7 @@ def start_run(
         run.check_writable()
     else:
         run.check_free()
-    with _one_connection(config, verbose=verbose, dashboard=dashboard):
+    with one_connection(config, needed=config.relabels, verbose=verbose, dashboard=dashboard):
         if config.relabels:
             values = _learn_values(config, overwrite=overwrite, verbose=verbose, watch=watch)
             config = with_values_checkpoint(replace(config, data=replace(config.data, values=values)))
@@ -95,9 +95,11 @@ def start_run(
             return train(config, spec, prepare_folder, read=read, verbose=verbose, dashboard=dashboard)
 
 
-def _one_connection(config: RunConfig, *, verbose: bool, dashboard: bool) -> AbstractContextManager[Any]:
-    """One connection to Ray for both runs, where values are learned first."""
-    if not config.relabels or config.scaling.num_workers == 0:
+def one_connection(
+    config: RunConfig, *, needed: bool, verbose: bool = False, dashboard: bool = False
+) -> AbstractContextManager[Any]:
+    """One connection to Ray for two runs after one another, where two are `needed`."""
+    if not needed or config.scaling.num_workers == 0:
         return nullcontext()
     from dt_ray.distributed.cluster import connection
 
@@ -262,7 +264,7 @@ def read_held_out(config: RunConfig) -> HeldOutEpisodes:
     held_out = read_held_out_here(config, check_run(config, is_new=False))
     if held_out is None:
         raise ConfigError(
-            f"no episode was held out (data.validation_fraction={config.data.validation_fraction:g}), and there is no "
-            f"environment: there is nothing to evaluate on"
+            f"no episode of {', '.join(config.data.paths)} was held out (data.validation_fraction="
+            f"{config.data.validation_fraction:g}): there is nothing to evaluate on"
         )
     return held_out

@@ -12,12 +12,14 @@ from dt_ray.errors import ConfigError
 from dt_ray.learners.base import Declaration, Learner, Policy
 from dt_ray.learners.decision_transformer import BehaviorCloningLearner, DecisionTransformerLearner
 from dt_ray.learners.iql import IQLLearner
+from dt_ray.learners.world_model import WorldModelLearner
 from dt_ray.models.state_values import StateValues
 
 LEARNERS: dict[str, Callable[..., Learner]] = {
     "decision_transformer": DecisionTransformerLearner,
     "behavior_cloning": BehaviorCloningLearner,
     "iql": IQLLearner,
+    "world_model": WorldModelLearner,
 }
 
 __all__ = [

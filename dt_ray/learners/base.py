@@ -6,7 +6,7 @@ Legend: N live episodes, S observation, A action dimension.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from numpy import ndarray
 from torch import Tensor, nn
 
+from dt_ray.config.derived import Derived, LogOutline
 from dt_ray.config.loading import decode_settings
 from dt_ray.config.schema import OptimConfig, PerceptronConfig, RunConfig
 from dt_ray.data.normalizer import Normalizer
@@ -37,6 +38,8 @@ class Declaration:
     counts_from_values: bool = False
     # data.return_source=value works: a learner of values is trained first, and its model has `values` by `model.values`
     gives_values: bool = False  # it learns state values: it has `value_function()`
+    acts: bool = True  # it has a policy, which is evaluated
+    sizes: Callable[[LogOutline], Sequence[Derived]] | None = None  # of its model and training, where they are `auto`
 
     def conflicts_in(self, config: RunConfig) -> Iterator[str]:
         """One line for each setting that does not go with this learner."""

@@ -25,6 +25,8 @@ from dt_ray.reports import figures
 from dt_ray.reports.animations import record_episodes
 from dt_ray.reports.held_out import TEXT as HELD_OUT_TEXT
 from dt_ray.reports.held_out import action_error_rows, draw_action_errors
+from dt_ray.reports.offline import TEXT as OFFLINE_TEXT
+from dt_ray.reports.offline import draw_estimates, estimate_rows, offline_reports, reached_by
 from dt_ray.reports.records import (
     Group,
     ReturnsByTarget,
@@ -106,6 +108,12 @@ def write_report(places: Sequence[str], out: Folder, *, video: bool = False) -> 
     if replayed:
         rows = action_error_rows(replayed)
         report.add_figure("action_errors", "Held-out actions", draw_action_errors(replayed), HELD_OUT_TEXT, rows)
+    if estimates := offline_reports(groups):
+        rows, drawn = estimate_rows(estimates), draw_estimates(estimates, reached_by(groups))
+        report.add_figure("offline", "Estimated from the log alone", drawn, OFFLINE_TEXT)
+        report.add_table(
+            "offline_estimates", "Estimates", rows, "A verdict says when an estimate should not be believed."
+        )
     if played:
         _add_obedience(report, played)
     for sweep, folder in sweeps:

@@ -20,6 +20,7 @@ from dt_ray.errors import ConfigError, RunError
 from dt_ray.runs.checkpoint import checkpoint_fault, checkpoint_name
 from dt_ray.runs.evaluation_report import EvaluationReport, best_of
 from dt_ray.runs.lease import Lease, check_new, clear
+from dt_ray.runs.offline_report import OfflineReport
 from dt_ray.runs.storage import Folder, Stamp
 from dt_ray.runs.writing import to_json
 
@@ -148,6 +149,7 @@ class RunFolder:
             if name > f"{checkpoint_name(step)}.json":
                 self._reports.pop(name, None)
                 (self.evaluations / name).delete()
+                (self.evaluations / f"offline-{name}").delete()
 
     def evaluation(self, step: int) -> Folder:
         """The file of the evaluation at a step."""
@@ -179,6 +181,25 @@ class RunFolder:
 
     def _evaluation_names(self) -> list[str]:
         return [name for name in self.evaluations.names() if _is_evaluation(name)]
+
+    def read_offline(self, step: int) -> OfflineReport | None:
+        """The estimates from the log alone for the policy at a step, if they were made."""
+        try:
+            return OfflineReport.from_json(self.offline(step).read_text())
+        except FileNotFoundError:
+            return None
+
+    def newest_offline(self) -> OfflineReport | None:
+        """The estimates for the policy at the latest step that has some."""
+        names = [name for name in self.evaluations.names() if name.startswith("offline-step-")]
+        return OfflineReport.from_json((self.evaluations / max(names)).read_text()) if names else None
+
+    def write_offline(self, report: OfflineReport) -> None:
+        self.offline(report.step).write_text(report.to_json())
+
+    def offline(self, step: int) -> Folder:
+        """The file of the estimates from the log alone, at a step."""
+        return self.evaluations / f"offline-{checkpoint_name(step)}.json"
 
     def best_evaluation(self, *, up_to: int | None = None) -> EvaluationReport | None:
         """The best evaluation at steps up to `up_to`."""

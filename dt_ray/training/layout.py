@@ -17,7 +17,7 @@ from numpy import ndarray
 
 from dt_ray.config.schema import RunConfig
 from dt_ray.data.blocks import EpisodeBlocks
-from dt_ray.data.held_out import HeldOutEpisodes, LinearCloning, replayed_part
+from dt_ray.data.held_out import EpisodeStarts, HeldOutEpisodes, LinearCloning, replayed_part
 from dt_ray.data.normalizer import Normalizer, mean_and_std
 from dt_ray.data.ranges import Ranges, range_traps
 from dt_ray.data.returns import Tail, bounds_by_timestep, find_tails
@@ -171,15 +171,30 @@ def plan_layout(blocks: EpisodeBlocks, spec: SpaceSpec, config: RunConfig) -> tu
 def hold_out(
     held_out: Iterable[TransitionDataset], train: Iterable[TransitionDataset], normalizer: Normalizer, config: RunConfig
 ) -> HeldOutEpisodes | None:
-    """The held-out episodes that evaluations replay; None with an environment, or without held-out episodes."""
-    if config.env_id is not None:
+    """The held-out episodes that evaluations replay, or that a world model is tried on.
+
+    None where there are none, and for policies that have an environment.
+    """
+    if config.env_id is not None and declaration_of(config).acts:
         return None
     discount = config.data.discount
     kept = [replace(part, returns_to_go=part.to_go(discount)) for part in held_out if part.num_episodes]
     if not kept:
         return None
-    cloning = LinearCloning.fit(train, normalizer)
-    return HeldOutEpisodes(episodes=replayed_part(join_episodes(kept)), cloning=cloning, normalizer=normalizer)
+    starts = [EpisodeStarts.of(part) for part in kept]
+
+    def with_starts() -> Iterator[TransitionDataset]:
+        for part in train:
+            starts.append(EpisodeStarts.of(part))
+            yield part
+
+    cloning = LinearCloning.fit(with_starts(), normalizer)
+    return HeldOutEpisodes(
+        episodes=replayed_part(join_episodes(kept)),
+        cloning=cloning,
+        normalizer=normalizer,
+        starts=EpisodeStarts.joined(starts),
+    )
 
 
 def _sizes(blocks: EpisodeBlocks, train: Int[ndarray, "T"], config: RunConfig) -> Int[ndarray, "D"]:

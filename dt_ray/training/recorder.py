@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dt_ray.config.schema import RunConfig
 from dt_ray.errors import DivergedError, UserError
-from dt_ray.learners import Learner
+from dt_ray.learners import Learner, declaration_of
 from dt_ray.losses import Metrics
 from dt_ray.runs.checkpoint import checkpoint_fault, load_policy, pack_checkpoint, write_checkpoint
 from dt_ray.runs.evaluation_report import EvaluationReport
@@ -100,8 +100,8 @@ class Recorder:
 
     @property
     def can_evaluate(self) -> bool:
-        """Whether there is anything to evaluate on: an environment, or held-out episodes."""
-        return self.config.env_id is not None or self.source.held_out is not None
+        """Whether there is a policy, and anything to evaluate it on: an environment, or held-out episodes."""
+        return declaration_of(self.config).acts and (self.config.env_id is not None or self.source.held_out is not None)
 
     def keep_loss(self, metrics: Metrics) -> None:
         """Keeps the loss of an update on its device, until `check_losses`."""

@@ -36,7 +36,10 @@ def test_a_log_an_environment_and_a_learner_of_ones_own(tmp_path: Path, monkeypa
 
 @pytest.mark.parametrize(
     ("name", "says"),
-    [("cql", "one of decision_transformer, behavior_cloning, iql, or module:Class"), ("nowhere:X", "can't load")],
+    [
+        ("cql", "one of decision_transformer, behavior_cloning, iql, world_model, or module:Class"),
+        ("nowhere:X", "can't load"),
+    ],
 )
 def test_an_unknown_learner_is_refused(name: str, says: str) -> None:
     with pytest.raises(ConfigError, match=says):

@@ -13,7 +13,7 @@ from dt_ray.api import DecisionTransformer
 from dt_ray.cli.data import main as data_main
 from dt_ray.config.loading import read_settings
 from dt_ray.config.schema import EvaluationConfig, RunConfig
-from dt_ray.data.held_out import HeldOutEpisodes, LinearCloning, replayed_part
+from dt_ray.data.held_out import EpisodeStarts, HeldOutEpisodes, LinearCloning, replayed_part
 from dt_ray.data.normalizer import Normalizer
 from dt_ray.data.spaces import SpaceSpec
 from dt_ray.data.transitions import TransitionDataset
@@ -60,7 +60,7 @@ def test_everything_works_from_the_log_alone(
     train.main(settings(log_file, tmp_path))
     run = RunFolder(Folder.at(tmp_path / "hall"))
     assert "linear cloning" in capsys.readouterr().out
-    written = [json.loads(path.read_text()) for path in sorted((tmp_path / "hall/evaluations").glob("*.json"))]
+    written = [json.loads(path.read_text()) for path in sorted((tmp_path / "hall/evaluations").glob("step-*.json"))]
     assert [each["step"] for each in written] == [4, 8, 12, 16, 20]
     assert all(set(each) == FROZEN | {"held_out"} and each["targets"] == [] for each in written)
     errors = {each["step"]: each["held_out"]["action_error"] for each in written}
@@ -159,7 +159,9 @@ def test_errors_of_groups_add_up_to_those_of_all_steps_and_the_smaller_one_is_be
     data = make_episodes([4, 30, 9, 2, 9], action_dim=2)
     units = Normalizer.fit(data, SPEC)
     episodes = replayed_part(TransitionDataset(**{**vars(data), "returns_to_go": data.to_go()}))
-    held_out = HeldOutEpisodes(episodes=episodes, cloning=LinearCloning.fit([data], units), normalizer=units)
+    held_out = HeldOutEpisodes(
+        episodes=episodes, cloning=LinearCloning.fit([data], units), normalizer=units, starts=EpisodeStarts.of(data)
+    )
     found = evaluate_held_out(Recalling(), held_out, EvaluationConfig(), step=3)
     result = found.held_out
     assert result is not None
