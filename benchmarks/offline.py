@@ -3,9 +3,10 @@
     python benchmarks/offline.py --data FOLDER [--logs NAME ...] [--folder DIR] [--development]
 
 `FOLDER` has `pendulum_policies/` and `mujoco/`: logs, and public policies whose returns are known. Each log gets
-policies of three kinds, most of them at several updates and target returns; the truth is 100 episodes each from seed
-1000 on. World models and policies have training seed 0. `--development` is what settings were chosen by: training
-seed 7, and seeds from 2000 on. Everything lies in `--folder`, and what is there is not computed again.
+policies of three kinds, most of them at several updates and target returns. The truth is 100 episodes each from seed
+1000 on, and 1,000 for Pendulum. World models and policies have training seed 0. `--development` is what settings were
+chosen by: training seed 7, and episodes from seed 2000 on. Everything lies in `--folder`, and what is there is not
+computed again.
 """
 
 from __future__ import annotations
@@ -13,25 +14,33 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from rich.console import Console
+from rich.table import Table
+from scipy.stats import spearmanr
 
 from dt_ray.config.loading import read_settings
 from dt_ray.config.schema import EvaluationConfig, RunConfig
 from dt_ray.jobs.deriving import resolve_settings
+from dt_ray.jobs.offline import load_world
 from dt_ray.jobs.training import start_run
 from dt_ray.learners.base import Policy
+from dt_ray.offline.estimates import choose_starts, estimate_return, return_quantiles
+from dt_ray.play.held_out import evaluate_held_out
 from dt_ray.play.rollout import rollout
-from dt_ray.runs.checkpoint import load_policy
-from dt_ray.runs.folder import RunFolder
+from dt_ray.runs.checkpoint import load_policy, read_facts
+from dt_ray.runs.folder import RunFolder, checkpoint_at
 
-NUM_EPISODES = 100
-REPORT, DEVELOPMENT = (0, 1000), (7, 2000)  # training seed, seed of the first episode
+NUM_NEIGHBOURS = 20  # logged episodes with returns nearest to the target: a baseline
+COLUMNS = ("estimate", "half_width", "nearest", "action_error", "wall_s")
+TRAINING_SEED, DEVELOPMENT_SEED = 0, 7
+FIRST_EPISODE = {0: 1000, 7: 2000}  # seed of the first episode of the truth, by training seed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,23 +50,36 @@ class Log:
     settings: tuple[str, ...] = ()  # of all runs on it
     targets: tuple[float, ...]
     public: str = ""  # the prefix of the public policies' files
+    num_episodes: int = 100  # of the truth
+    judges: str = ""  # the name of another log, whose policies are estimated from this one; else its own are
 
 
 LOGS = {
     "pendulum-mixed": Log(
-        env_id="Pendulum-v1", path="pendulum_policies/mixed.parquet", targets=(-130, -300, -600, -900)
+        env_id="Pendulum-v1",
+        num_episodes=1000,
+        path="pendulum_policies/mixed.parquet",
+        targets=(-130, -300, -600, -900),
     ),
     "pendulum-medium": Log(
-        env_id="Pendulum-v1", path="pendulum_policies/medium.parquet", targets=(-130, -300, -600, -900)
+        env_id="Pendulum-v1",
+        num_episodes=1000,
+        path="pendulum_policies/medium.parquet",
+        targets=(-130, -300, -600, -900),
     ),
     "pendulum-random": Log(
-        env_id="Pendulum-v1", path="pendulum_policies/random.parquet", targets=(-300, -600, -900, -1300)
+        env_id="Pendulum-v1",
+        num_episodes=1000,
+        path="pendulum_policies/random.parquet",
+        targets=(-300, -600, -900, -1300),
     ),
     "pendulum-narrow": Log(
         env_id="Pendulum-v1",
+        num_episodes=1000,
         path="pendulum_policies/mixed.parquet",
         settings=("data.top_fraction=0.166",),  # the 100 best of 602 episodes
         targets=(-130, -300, -600, -900),
+        judges="pendulum-mixed",
     ),
     "hopper-ladder": Log(
         env_id="Hopper-v5", path="mujoco/Hopper/ladder.parquet", targets=(3600, 2400, 1200, 500), public="Hopper"
@@ -138,8 +160,7 @@ class Setting:
 
     data: Path
     folder: Path
-    seed: int
-    first: int  # seed of the first episode
+    seed: int  # of training
 
     def configured(self, name: str, log: Log, config: str | None, *settings: str | None) -> RunConfig:
         """The configuration of a run on a log."""
@@ -155,6 +176,9 @@ class Setting:
 
 def policies_on(name: str, log: Log, setting: Setting) -> Iterator[tuple[str, Policy, EvaluationConfig]]:
     """Each policy by its name, and how it is evaluated; trained first where it isn't there."""
+    if log.judges:
+        yield from policies_on(log.judges, LOGS[log.judges], setting)
+        return
     for kind, (config, *settings) in (MUJOCO if log.public else PENDULUM).items():
         run = trained(setting.configured(f"{name}-{kind}", log, config, *settings))
         targets = log.targets if kind == "decision_transformer" else log.targets[:1]
@@ -189,14 +213,97 @@ def measure_truth(name: str, log: Log, setting: Setting) -> dict[str, list[float
         played = rollout(
             policy,
             log.env_id,
-            seeds=range(setting.first, setting.first + NUM_EPISODES),
-            target_returns=[evaluation.target_returns[0]] * NUM_EPISODES,
+            seeds=range(FIRST_EPISODE[setting.seed], FIRST_EPISODE[setting.seed] + log.num_episodes),
+            target_returns=[evaluation.target_returns[0]] * log.num_episodes,
             max_timesteps=evaluation.max_timesteps,
         )
         found[policy_name] = played.returns.tolist()
         file.write_text(json.dumps(found))
         print(f"{name}: {policy_name}: {played.returns.mean():.1f} in {time.perf_counter() - began:.1f} s", flush=True)
     return found
+
+
+def estimate_all(name: str, log: Log, setting: Setting) -> dict[str, dict[str, Any]]:
+    """What is estimated of all policies from the log alone, by policy; baselines beside it."""
+    file = setting.folder / f"{name}-{setting.seed}-estimates.json"
+    found = kept(file)
+    run = trained(setting.configured(f"{name}-world", log, "world_model/neutral"))
+    facts = read_facts(checkpoint_at(run.folder))
+    world = load_world(checkpoint_at(run.folder), facts.spec)
+    starts = choose_starts(world.held_out.starts.observations)
+    quantiles = return_quantiles(world, starts)
+    returns = world.held_out.starts.returns
+    for policy_name, policy, evaluation in policies_on(name, log, setting):
+        if policy_name in found:
+            continue
+        began = time.perf_counter()
+        is_asked = getattr(policy, "return_scale", 0.0) != 0.0
+        target = evaluation.target_returns[0]
+        estimated = estimate_return(
+            policy, world, starts, quantiles, replace(evaluation, num_episodes=log.num_episodes),
+            target_return=target, is_asked=is_asked,
+        )  # fmt: skip
+        wall_s = time.perf_counter() - began
+        nearest = world.held_out.starts.nearest(target, NUM_NEIGHBOURS) if is_asked else np.arange(len(returns))
+        replayed = evaluate_held_out(policy, world.held_out, evaluation, step=0).held_out
+        assert replayed is not None
+        found[policy_name] = {
+            **asdict(estimated.diagnostics),
+            "doubts": list(estimated.doubts),
+            "supported_share": estimated.supported_share,
+            "nearest": float(returns[nearest].mean()),
+            "action_error": replayed.action_error,
+            "range": float(returns.max() - returns.min()),
+            "wall_s": round(wall_s, 2),
+        }
+        file.write_text(json.dumps(found, indent=1))
+        print(f"{name}: {policy_name}: estimated {estimated.diagnostics.estimate:.1f} in {wall_s:.1f} s", flush=True)
+    return found
+
+
+def show(name: str, truth: Mapping[str, list[float]], estimates: Mapping[str, Mapping[str, Any]]) -> None:
+    """A table of all policies of a log, and the figures by which an estimate is judged."""
+    policies = [policy for policy in truth if policy in estimates]
+    table = Table(title=name)
+    for column in ("policy", "true", "estimated", "± 90%", "disagreement", "verdict"):
+        table.add_column(column, justify="left" if column in ("policy", "verdict") else "right")
+    for policy in policies:
+        found, true = estimates[policy], float(np.mean(truth[policy]))
+        is_covered = abs(found["estimate"] - true) <= found["half_width"]
+        verdict = ("doubted" if found["doubts"] else "believed") + ("" if is_covered else ", true return outside")
+        cells = (
+            f"{true:.0f}",
+            f"{found['estimate']:.0f}",
+            f"{found['half_width']:.0f}",
+            f"{found['disagreement']:.1f}",
+        )
+        table.add_row(policy, *cells, verdict)
+    console = Console(width=120)
+    console.print(table)
+    kinds = {"all": policies, "believed": [each for each in policies if not estimates[each]["doubts"]]}
+    kinds["public"] = [each for each in policies if each.startswith("public")]
+    for kind, chosen in kinds.items():
+        if len(chosen) > 1:
+            console.print(f"{name}, {kind} ({len(chosen)}): {figures_of(chosen, truth, estimates)}")
+
+
+def figures_of(
+    policies: list[str], truth: Mapping[str, list[float]], estimates: Mapping[str, Mapping[str, Any]]
+) -> str:
+    """Rank correlation, mean error and coverage of the estimates, and the ranks of the baselines."""
+    true = np.array([np.mean(truth[each]) for each in policies])
+    columns = {key: np.array([estimates[each][key] for each in policies]) for key in COLUMNS}
+    errors, width = np.abs(columns["estimate"] - true), estimates[policies[0]]["range"]
+    ranks = {"estimate": columns["estimate"], "nearest episodes": columns["nearest"]}
+    ranks["action error"] = -columns["action_error"]
+    ranked = ", ".join(f"{key} {spearmanr(values, true)[0]:.3f}" for key, values in ranks.items())
+    best, chosen = true.max(), true[columns["estimate"].argmax()]
+    return (
+        f"rank correlation: {ranked}; mean error {errors.mean():.0f} ({errors.mean() / width:.1%} of the range; "
+        f"nearest episodes {np.abs(columns['nearest'] - true).mean() / width:.1%}); "
+        f"interval covers {(errors <= columns['half_width']).mean():.0%}; regret of its choice "
+        f"{(best - chosen) / width:.1%}; {columns['wall_s'].mean():.1f} s a policy"
+    )
 
 
 def main() -> None:
@@ -207,11 +314,12 @@ def main() -> None:
     parser.add_argument("--development", action="store_true", help="the seeds that settings were chosen by")
     options = parser.parse_args()
     torch.set_num_threads(1)  # small models: a second thread only waits
-    seed, first = DEVELOPMENT if options.development else REPORT
-    setting = Setting(data=options.data, folder=options.folder, seed=seed, first=first)
+    seed = DEVELOPMENT_SEED if options.development else TRAINING_SEED
+    setting = Setting(data=options.data, folder=options.folder, seed=seed)
     options.folder.mkdir(parents=True, exist_ok=True)
     for name in options.logs:
-        measure_truth(name, LOGS[name], setting)
+        truth = measure_truth(name, LOGS[name], setting)
+        show(name, truth, estimate_all(name, LOGS[name], setting))
 
 
 if __name__ == "__main__":

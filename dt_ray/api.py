@@ -19,20 +19,22 @@ from typing_extensions import Self
 
 from dt_ray.config.loading import change_evaluation, decode_config, read_settings, to_plain, with_values
 from dt_ray.config.schema import DEFAULT_CONFIG, RunConfig
-from dt_ray.config.targets import read_target
+from dt_ray.config.targets import AUTO, read_target
 from dt_ray.data.blocks import EpisodeBlocks
 from dt_ray.data.logs.datasets import read_parts
 from dt_ray.data.spaces import needed_environment
 from dt_ray.data.windows import Windows
 from dt_ray.errors import ConfigError, RunError
 from dt_ray.jobs.deriving import ResolvedSettings, resolve_settings
-from dt_ray.jobs.training import check_run, name_run, read_held_out, resume_run, resumed_config, start_run
+from dt_ray.jobs.offline import estimate_run, train_and_estimate
+from dt_ray.jobs.training import check_run, name_run, read_held_out, resumed_config
 from dt_ray.learners import Learner, Policy, make_learner
 from dt_ray.models.batch import WindowBatch
 from dt_ray.play.evaluation import evaluate
 from dt_ray.play.held_out import evaluate_held_out
 from dt_ray.runs.checkpoint import MANIFEST, load_learner, save_checkpoint
 from dt_ray.runs.folder import checkpoint_at
+from dt_ray.runs.recommendations import recommended_target
 from dt_ray.runs.storage import Folder
 from dt_ray.training.layout import plan_layout
 from dt_ray.training.recorder import TrainResult
@@ -56,7 +58,7 @@ def train_decision_transformer(
     """
     chosen = _resolve(config, overrides, settings, default="decision_transformer/pendulum_random")
     run = name_run(chosen.config, config if isinstance(config, str) else chosen.config.algorithm)
-    return start_run(run, overwrite=overwrite, read=chosen.read)
+    return train_and_estimate(run, overwrite=overwrite, read=chosen.read)[0]
 
 
 def _resolve(
@@ -94,6 +96,7 @@ class Algorithm:
         if self.config.algorithm != self.name:
             raise ConfigError(f"{type(self).__name__} trains algorithm={self.name}, got {self.config.algorithm}")
         self._learner: Learner | None = None
+        self._checkpoint: Folder | None = None  # that the learner was loaded from, and not changed since
 
     @classmethod
     def load(cls, run_or_checkpoint: str | Path) -> Self:
@@ -103,16 +106,17 @@ class Algorithm:
             RunError: there is none, or it is damaged.
             ConfigError: it is of another algorithm.
         """
-        learner, config = load_learner(checkpoint_at(Folder.at(run_or_checkpoint)))
+        checkpoint = checkpoint_at(Folder.at(run_or_checkpoint))
+        learner, config = load_learner(checkpoint)
         model = cls(config)
-        model._learner = learner
+        model._learner, model._checkpoint = learner, checkpoint
         return model
 
     @classmethod
     def resume(cls, run: str | Path, *, overrides: Sequence[str] = ()) -> Self:
         """Goes on with a run until its `total_timesteps` updates are made, and returns what it became."""
         config = resumed_config(str(run), overrides)
-        result = resume_run(config)
+        result, _ = train_and_estimate(config, resume=True)
         return cls.load(result.run)
 
     @property
@@ -127,12 +131,14 @@ class Algorithm:
     def train(self, *, total_timesteps: int | None = None) -> TrainResult:
         """Trains a new run of `total_timesteps` gradient updates and takes over what it learned."""
         config = self.config if total_timesteps is None else replace(self.config, total_timesteps=total_timesteps)
-        result = start_run(name_run(config, config.algorithm))
-        self._learner, self.config = load_learner(checkpoint_at(Folder.at(result.run)))
+        result, _ = train_and_estimate(name_run(config, config.algorithm))
+        self._checkpoint = checkpoint_at(Folder.at(result.run))
+        self._learner, self.config = load_learner(self._checkpoint)
         return result
 
     def update(self, windows: Windows) -> dict[str, float]:
         """One gradient step on windows in the environment's units; returns the named metrics."""
+        self._checkpoint = None
         metrics = self.learner.update(WindowBatch.from_windows(windows, self.learner.normalizer))
         return {name: float(value) for name, value in metrics.items()}
 
@@ -161,6 +167,22 @@ class Algorithm:
 
     eval = evaluate
 
+    def evaluate_offline(self, *, log: str | Path | None = None) -> dict[str, Any]:
+        """What the policy of a loaded or trained run will reach, estimated from its log or another one alone.
+
+        The report has the form of `evaluations/offline-*.json`. A world model of the log is trained when needed.
+
+        Raises:
+            RunError: the model was changed since it was loaded, or is not of a run.
+        """
+        place = None if log is None else str(log)
+        return estimate_run(self._own_checkpoint("an estimate"), log_path=place).to_dict()
+
+    def _own_checkpoint(self, wanted: str) -> Folder:
+        if self._checkpoint is None:
+            raise RunError(f"{wanted} is of a run's checkpoint: train(), or load(RUN), comes before it")
+        return self._checkpoint
+
     def predict(
         self,
         observations: Float[ndarray, "*any S"] | Windows,
@@ -172,8 +194,9 @@ class Algorithm:
         """The next action of one episode or of N live ones, in the environment's units.
 
         Observations are those of one first step, [S]; of N first steps, [N, S]; or of T steps of N episodes, [N, T, S],
-        with the T - 1 actions and rewards between them. `target_return` is what the whole episode is asked for, or
-        "max". A policy (`policy()`) does the same step by step. Of `Windows`, the actions at their last real steps.
+        with the T - 1 actions and rewards between them. `target_return` is what the whole episode is asked for, "max",
+        or "auto": what `evaluate_offline` recommends. A policy (`policy()`) does the same step by step. Of `Windows`,
+        the actions at their last real steps.
 
         Raises:
             ConfigError: the shapes don't fit together.
@@ -194,7 +217,11 @@ class Algorithm:
                 f"{np.shape(observations)}, {taken.shape} and {earned.shape}"
             )
         policy = self.policy()
-        asked = read_target(target_return) if isinstance(target_return, str) else target_return
+        if isinstance(target_return, str):
+            is_auto = target_return == AUTO
+            asked = recommended_target(self._own_checkpoint("auto")) if is_auto else read_target(target_return)
+        else:
+            asked = target_return
         policy.start(seen[:, 0], np.broadcast_to(np.asarray(asked, np.float64), len(seen)))
         for step in range(past):
             policy.observe(taken[:, step].astype(np.float32), earned[:, step], seen[:, step + 1])

@@ -18,6 +18,7 @@ believe it.
 from __future__ import annotations
 
 import argparse
+import logging
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -30,6 +31,7 @@ from dt_ray.cli.command import (
     show_log,
     target_return,
 )
+from dt_ray.config.targets import AUTO
 
 if TYPE_CHECKING:
     from dt_ray.config.schema import EvaluationConfig
@@ -54,7 +56,7 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="R",
         nargs="+",
         type=target_return,
-        help="returns to ask for, or max (default: as in training)",
+        help="returns to ask for, max, or auto: what --offline recommended (default: as in training)",
     )
     parser.add_argument("--episodes", metavar="N", type=int, help="episodes for each target return")
     parser.add_argument("--seed", metavar="S", type=int, help="seed of the first episode")
@@ -89,15 +91,17 @@ def main(arguments: Sequence[str]) -> None:
     from dt_ray.errors import UserError
     from dt_ray.runs.checkpoint import load_policy, read_facts
     from dt_ray.runs.folder import checkpoint_at
+    from dt_ray.runs.recommendations import doubt_about, estimates_beside, recommended_target
     from dt_ray.runs.storage import Folder
 
     show_log()
     place = checkpoint_at(Folder.at(options.checkpoint))
     facts = read_facts(place)
+    asked = [recommended_target(place) if each == AUTO else each for each in options.target_return or ()]
     evaluation = change_evaluation(
         facts.evaluation,
         facts.model,
-        target_returns=tuple(options.target_return) if options.target_return else None,
+        target_returns=tuple(asked) if asked else None,
         num_episodes=options.episodes,
         seed=options.seed,
         context_length=options.context_length,
@@ -120,6 +124,10 @@ def main(arguments: Sequence[str]) -> None:
         raise UserError(f"{env_id} has other spaces here, {here}: {misfit}")
     if options.plot and not any(map(math.isfinite, evaluation.target_returns)):
         raise UserError("--plot draws returns against those asked for; give a --target-return that is a number")
+    estimates = estimates_beside(place)
+    for target in asked:
+        if (doubt := doubt_about(target, estimates)) is not None:
+            logging.getLogger("dt_ray").warning("%s", doubt)
     policy, facts = load_policy(place, evaluation)
     report = play_evaluation(policy, facts, evaluation, actors=options.actors, verbose=options.verbose)
     print_evaluation(report)

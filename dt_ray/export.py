@@ -32,10 +32,12 @@ def make_parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str]) -> None:
     options = make_parser().parse_args(arguments)
 
+    from dt_ray.config.targets import show_target
     from dt_ray.errors import UserError
     from dt_ray.interchange.exporting import TOLERANCE, export_policy, largest_difference, load_exported
     from dt_ray.runs.checkpoint import load_policy
     from dt_ray.runs.folder import checkpoint_at
+    from dt_ray.runs.recommendations import estimates_beside
     from dt_ray.runs.storage import Folder
 
     show_log()
@@ -45,6 +47,8 @@ def main(arguments: Sequence[str]) -> None:
     place = checkpoint_at(Folder.at(options.checkpoint))
     policy, facts = load_policy(place)
     about = {"env_id": facts.env_id or "", "algorithm": facts.algorithm, "step": facts.step}
+    if (estimates := estimates_beside(place)) is not None and estimates.best_target is not None:
+        about["recommended_target_return"] = show_target(estimates.best_target)
     content = export_policy(policy, options.format, about)
     act = load_exported(content, options.format)
     evaluation = facts.evaluation

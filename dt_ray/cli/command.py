@@ -12,7 +12,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from dt_ray.config.modules import allow_modules
-from dt_ray.config.targets import read_target, show_target
+from dt_ray.config.targets import AUTO, read_target, show_target
 from dt_ray.errors import UserError
 from dt_ray.training.interrupts import Terminated, raise_on_sigterm, sigterm_received
 
@@ -55,16 +55,16 @@ def add_modules_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--import", metavar="MODULE", action=Allow, dest="modules", help=text)
 
 
-def target_return(text: str) -> float:
-    """The type of an option that takes a target return.
+def target_return(text: str) -> float | str:
+    """The type of an option that takes a target return; `auto` stays as it is.
 
     Raises:
-        ArgumentTypeError: it is neither a number nor `max`.
+        ArgumentTypeError: it is neither a number nor `max` nor `auto`.
     """
     try:
-        return read_target(text)
+        return text if text == AUTO else read_target(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"a target return is a number or max, got {text!r}") from None
+        raise argparse.ArgumentTypeError(f"a target return is a number, max or auto, got {text!r}") from None
 
 
 def show_log() -> None:

@@ -6,6 +6,7 @@ import math
 from typing import Annotated, Any
 
 AS_MUCH_AS_CAN_BE_HAD = "max"
+AUTO = "auto"  # what estimates from the log recommend: a word of commands, never of a configuration
 
 
 def read_target(value: Any) -> Any:

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from fastapi import FastAPI, HTTPException, Request
@@ -13,11 +13,13 @@ from pydantic import BaseModel, Field
 from ray import serve
 
 from dt_ray.config.modules import allow_modules, allowed_modules
-from dt_ray.config.targets import TargetReturn
+from dt_ray.config.targets import AUTO, TargetReturn
 from dt_ray.distributed import request_limits
 from dt_ray.distributed.application import application
+from dt_ray.errors import RunError
 from dt_ray.play.sessions import RefusedError, Sessions
 from dt_ray.runs.checkpoint import load_policy
+from dt_ray.runs.recommendations import doubt_about, estimates_beside, recommended_target
 from dt_ray.runs.storage import Folder
 
 # No `from __future__ import annotations` here: FastAPI reads the annotations of the methods below.
@@ -44,7 +46,7 @@ class Start(BaseModel, extra="forbid"):
     """The first observation of an episode, and the return that it is asked for."""
 
     observation: list[float]
-    target_return: TargetReturn
+    target_return: TargetReturn | Literal["auto"]
 
 
 class Step(BaseModel, extra="forbid"):
@@ -89,6 +91,7 @@ class PolicyServer:
         request_limits.limits.set_for(facts.spec.observation_dim + facts.spec.action_dim, token=token)
         self.facts = {"env_id": facts.env_id, "algorithm": facts.algorithm, "step": facts.step}
         self.sessions = Sessions(policy, facts.spec, max_sessions=max_sessions, idle_s=idle_s)
+        self.place, self.estimates = Folder(checkpoint), estimates_beside(Folder(checkpoint))
 
     @app.get("/")
     async def describe(self) -> dict[str, Any]:
@@ -97,8 +100,11 @@ class PolicyServer:
 
     @app.post("/sessions")
     async def start(self, request: Start) -> dict[str, Any]:
-        name = _or_refuse(lambda: self.sessions.start(request.observation, request.target_return))
-        return {"session": name, "action": _action_of(await self.act(name))}
+        target = _or_refuse(lambda: self.target_of(request))
+        name = _or_refuse(lambda: self.sessions.start(request.observation, target))
+        doubt = doubt_about(target, self.estimates)
+        warning = {} if doubt is None else {"warning": doubt}
+        return {"session": name, "action": _action_of(await self.act(name)), **warning}
 
     @app.post("/sessions/{name}/step")
     async def step(self, name: str, request: Step) -> dict[str, Any]:
@@ -109,6 +115,17 @@ class PolicyServer:
     async def end(self, name: str) -> dict[str, Any]:
         _or_refuse(lambda: self.sessions.end(name))
         return {}
+
+    def target_of(self, request: Start) -> float:
+        """Raises:
+        RefusedError: it is `auto`, and nothing was estimated, or nothing that can be believed.
+        """
+        if request.target_return != AUTO:
+            return request.target_return
+        try:
+            return recommended_target(self.place)
+        except RunError as error:
+            raise RefusedError(422, str(error)) from None
 
     @serve.batch(max_batch_size=MAX_BATCH, batch_wait_timeout_s=BATCH_WAIT_S)
     async def act(self, names: list[str]) -> list[Any]:

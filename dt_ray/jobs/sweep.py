@@ -15,12 +15,14 @@ from dt_ray.config.modules import KEYS, allow_modules
 from dt_ray.config.schema import EvaluationConfig
 from dt_ray.errors import RunError
 from dt_ray.jobs.execution import prepared_cluster
+from dt_ray.jobs.offline import estimate_run, world_checkpoint
 from dt_ray.jobs.training import check_inputs_are_there, check_run, name_run
 from dt_ray.learners import check_settings
 from dt_ray.runs.lease import Lease
 from dt_ray.runs.writing import to_json
 from dt_ray.sweeps.config import SweepConfig, configure
-from dt_ray.sweeps.folder import SweepFolder
+from dt_ray.sweeps.conflicts import ESTIMATE
+from dt_ray.sweeps.folder import SweepFolder, result_of
 from dt_ray.sweeps.tables import evaluate_best, find_best, read_rows, write_table
 from dt_ray.training.interrupts import raise_on_sigterm
 
@@ -83,7 +85,25 @@ def run_sweep(
         if folder.is_sweep():
             log.warning("stopped; resume with: python -m dt_ray.sweep --resume %s", folder)
         raise
+    if sweep.settings.metric == ESTIMATE:
+        estimate_trials(sweep, folder, verbose=verbose)
     return write_results(sweep, folder)
+
+
+def estimate_trials(sweep: SweepConfig, folder: SweepFolder, *, verbose: bool) -> None:
+    """Estimates all trials' returns in one world model of the log, which lies beside the sweep."""
+    torch.set_num_threads(1)
+    here = replace(sweep.base, scaling=replace(sweep.base.scaling, num_workers=0))
+    world = world_checkpoint(here, folder.folder, None, watch=nullcontext, verbose=verbose)
+    for name in folder.trial_names():
+        run = folder.trial(name)
+        status, report = result_of(run)
+        if report is None or run.read_offline(report.step) is not None:
+            continue
+        config = run.read_config()
+        config = replace(config, evaluation=replace(config.evaluation, world_model=str(world)))
+        log.info("estimating trial %s (%s)", name, status)
+        estimate_run(run.checkpoint(report.step), evaluation=config.evaluation, config=config)
 
 
 def named_code(sweep: SweepConfig) -> list[Mapping[str, str | None]]:
@@ -100,7 +120,8 @@ def write_results(sweep: SweepConfig, folder: SweepFolder) -> dict[str, Any] | N
     while (best := find_best(rows, sweep)) is not None:
         try:
             if sweep.base.env_id is None:
-                best["command"] = f"python -m dt_ray.evaluate {best['checkpoint']}"
+                offline = " --offline" if sweep.settings.metric == ESTIMATE else ""
+                best["command"] = f"python -m dt_ray.evaluate {best['checkpoint']}{offline}"
             else:
                 best = evaluate_best(best, best_evaluation(best, sweep, folder))
         except RunError as error:  # noqa: PERF203

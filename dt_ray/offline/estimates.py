@@ -26,7 +26,7 @@ from dt_ray.offline.learned_environments import LearnedEnvironments
 from dt_ray.play.rollout import play_in
 from dt_ray.runs.offline_report import MOSTLY, Diagnostics, OfflineReport, OfflineTarget
 
-NUM_STARTS = 100
+NUM_STARTS = 300
 NUM_MEMBER_STARTS = 20  # of those, for each member alone and for the others without it
 NUM_NEAREST = 3
 NUM_CANDIDATES = 5  # target returns that `auto` chooses among, beside those asked for
@@ -34,7 +34,7 @@ LEVEL = 1.645  # standard deviations of a 90% interval
 LIMIT = 10.0  # times the disagreement that one held-out step of a thousand has: there a rollout ends
 # An estimate is not believed where the members disagree so many times as much as on held-out episodes, where so many
 # rollouts were ended, or where its interval is so wide, as a share of the range of the logged returns.
-MAX_DISAGREEMENT, MAX_CUT, MAX_HALF_WIDTH = 5.0, 0.1, 0.25
+MAX_DISAGREEMENT, MAX_CUT, MAX_HALF_WIDTH = 3.0, 0.1, 0.25
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +63,7 @@ def estimate_returns(policy: Policy, world: World, config: EvaluationConfig, *, 
     """
     began = time.perf_counter()
     is_asked = getattr(policy, "return_scale", 1.0) != 0.0
-    starts = _chosen_starts(world.held_out.starts.observations)
+    starts = choose_starts(world.held_out.starts.observations)
     quantiles = return_quantiles(world, starts)
     supported = supported_targets(quantiles)
     targets = list(dict.fromkeys([*config.target_returns, *(candidates(supported) if is_asked else ())]))
@@ -214,7 +214,7 @@ def candidates(supported: tuple[float, float]) -> list[float]:
     return [float(f"{value:.4g}") for value in np.linspace(high, (low + high) / 2, NUM_CANDIDATES)]
 
 
-def _chosen_starts(observations: Float[ndarray, "E S"]) -> Float[ndarray, "E S"]:
+def choose_starts(observations: Float[ndarray, "E S"]) -> Float[ndarray, "E S"]:
     """`NUM_STARTS` of the log's starts at random, or all of them."""
     return observations[np.random.default_rng(0).permutation(len(observations))[:NUM_STARTS]]
 

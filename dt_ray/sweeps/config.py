@@ -26,12 +26,15 @@ EVALUATION_KEYS = tuple(
 )
 
 
+Metric = Literal["return_mean", "normalized_score", "obedience_error", "action_error", "offline_estimate"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class SweepSettings:
     num_samples: Annotated[int, Ge(1)] = 1  # draws of what isn't a grid, for each point of the grid
     num_seeds: Annotated[int, Ge(1)] = 1  # trainings of each setting, with seeds from `seed` on
-    metric: Literal["return_mean", "normalized_score", "obedience_error", "action_error"] = "return_mean"
-    # action_error: of held-out episodes, the one that there is without an environment
+    metric: Metric = "return_mean"
+    # action_error: of held-out episodes; offline_estimate: of the return, from the log alone; both need no environment
     mode: Literal["max", "min"] | None = None  # which of its values is best; null: the lowest error, the highest else
     scheduler: Literal["none", "asha", "median", "pbt"] = "none"  # what ends trials early, or changes them
     search: Literal["random", "optuna"] = "random"  # who draws

@@ -12,6 +12,8 @@ from dt_ray.config.schema import RunConfig
 from dt_ray.errors import ConfigError
 from dt_ray.sweeps.config import EVALUATION_KEYS, SweepConfig, configure
 
+ESTIMATE = "offline_estimate"  # the metric that is computed after all trials
+
 # The settings that population-based training may change in the middle of a training.
 MUTABLE_KEYS = ("optim.learning_rate", "optim.gradient_clip", "data.return_noise")
 
@@ -58,8 +60,12 @@ def conflicts_of(sweep: SweepConfig) -> list[str]:
         )
     if settings.metric == "normalized_score" and base.evaluation.reference_return is None:
         problems.append("metric: normalized_score needs evaluation.random_return and evaluation.reference_return")
-    if (settings.metric == "action_error") != (base.env_id is None):
-        allowed = "action_error, of held-out episodes" if base.env_id is None else "of returns reached in it"
+    if settings.metric == ESTIMATE and (settings.scheduler != "none" or settings.search != "random"):
+        problems.append(
+            f"metric: {ESTIMATE} is known when all trials have ended; it goes with scheduler=none and search=random"
+        )
+    if settings.metric != ESTIMATE and (settings.metric == "action_error") != (base.env_id is None):
+        allowed = "action_error or offline_estimate" if base.env_id is None else "of returns reached in it"
         problems.append(f"metric: with env_id={base.env_id} it is {allowed}, got {settings.metric}")
     if base.env_id is None and base.data.validation_fraction == 0:
         problems.append("data.validation_fraction: without an environment trials are compared on held-out episodes")

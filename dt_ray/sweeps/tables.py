@@ -52,7 +52,7 @@ def _rows_of(sweep: SweepConfig, folder: SweepFolder, name: str) -> list[Row]:
         asked = value_of_evaluation(evaluation, sweep)
         if (held_out := report.held_out) is not None:
             errors = {name: getattr(held_out, name) for name in ("action_error", "cloning_error", "constant_error")}
-            rows.append({**common, **errors, **_costs(run, report, summary)})
+            rows.append({**common, **errors, **_estimate(run, report.step), **_costs(run, report, summary)})
         rows += [
             {
                 **common,
@@ -64,6 +64,7 @@ def _rows_of(sweep: SweepConfig, folder: SweepFolder, name: str) -> list[Row]:
                 "return_ci95_high": target.return_ci95[1],
                 "normalized_score": target.normalized_score,
                 "obedience_error": target.obedience_error,
+                **_estimate(run, report.step, target.target_return),
                 **_costs(run, report, summary),
             }
             for target in report.targets
@@ -75,6 +76,17 @@ def value_of_evaluation(evaluation: EvaluationConfig, sweep: SweepConfig) -> Row
     """The swept settings of an evaluation, by key; its target returns are rows of their own."""
     keys = [axis.key for axis in sweep.axes if axis.is_evaluation and axis.key != "evaluation.target_returns"]
     return {key: getattr(evaluation, key.removeprefix("evaluation.")) for key in keys}
+
+
+def _estimate(run: RunFolder, step: int, target_return: float | None = None) -> Row:
+    """The estimate from the log alone: at a target return, or at the one that it recommends; nothing where none is."""
+    report = run.read_offline(step)
+    if report is None:
+        return {}
+    if target_return is None:
+        return {"offline_estimate": report.score, "recommended_target_return": report.best_target}
+    found = [each.estimated_return for each in report.targets if each.target_return == target_return]
+    return {"offline_estimate": found[0] if found else None}
 
 
 def _costs(run: RunFolder, report: EvaluationReport, summary: Mapping[str, Any]) -> Row:
