@@ -15,7 +15,7 @@ import argparse
 import json
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +31,12 @@ from dt_ray.jobs.deriving import resolve_settings
 from dt_ray.jobs.offline import load_world
 from dt_ray.jobs.training import start_run
 from dt_ray.learners.base import Policy
-from dt_ray.offline.estimates import choose_starts, estimate_return, return_quantiles
+from dt_ray.offline.estimates import choose_starts, estimate_return, reasons_to_doubt, return_quantiles
 from dt_ray.play.held_out import evaluate_held_out
 from dt_ray.play.rollout import rollout
 from dt_ray.runs.checkpoint import load_policy, read_facts
 from dt_ray.runs.folder import RunFolder, checkpoint_at
+from dt_ray.runs.offline_report import Diagnostics
 
 NUM_NEIGHBOURS = 20  # logged episodes with returns nearest to the target: a baseline
 COLUMNS = ("estimate", "half_width", "nearest", "action_error", "wall_s")
@@ -230,13 +231,13 @@ def estimate_all(name: str, log: Log, setting: Setting) -> dict[str, dict[str, A
     run = trained(setting.configured(f"{name}-world", log, "world_model/neutral"))
     facts = read_facts(checkpoint_at(run.folder))
     world = load_world(checkpoint_at(run.folder), facts.spec)
-    starts = choose_starts(world.held_out.starts.observations)
-    quantiles = return_quantiles(world, starts)
     returns = world.held_out.starts.returns
     for policy_name, policy, evaluation in policies_on(name, log, setting):
         if policy_name in found:
             continue
         began = time.perf_counter()
+        starts = choose_starts(world.held_out.starts.observations, evaluation)
+        quantiles = return_quantiles(world, starts)
         is_asked = getattr(policy, "return_scale", 0.0) != 0.0
         target = evaluation.target_returns[0]
         estimated = estimate_return(
@@ -249,7 +250,6 @@ def estimate_all(name: str, log: Log, setting: Setting) -> dict[str, dict[str, A
         assert replayed is not None
         found[policy_name] = {
             **asdict(estimated.diagnostics),
-            "doubts": list(estimated.doubts),
             "supported_share": estimated.supported_share,
             "nearest": float(returns[nearest].mean()),
             "action_error": replayed.action_error,
@@ -264,13 +264,14 @@ def estimate_all(name: str, log: Log, setting: Setting) -> dict[str, dict[str, A
 def show(name: str, truth: Mapping[str, list[float]], estimates: Mapping[str, Mapping[str, Any]]) -> None:
     """A table of all policies of a log, and the figures by which an estimate is judged."""
     policies = [policy for policy in truth if policy in estimates]
+    doubts = {policy: doubts_of(estimates[policy]) for policy in policies}
     table = Table(title=name)
     for column in ("policy", "true", "estimated", "± 90%", "disagreement", "verdict"):
         table.add_column(column, justify="left" if column in ("policy", "verdict") else "right")
     for policy in policies:
         found, true = estimates[policy], float(np.mean(truth[policy]))
         is_covered = abs(found["estimate"] - true) <= found["half_width"]
-        verdict = ("doubted" if found["doubts"] else "believed") + ("" if is_covered else ", true return outside")
+        verdict = ("doubted" if doubts[policy] else "believed") + ("" if is_covered else ", true return outside")
         cells = (
             f"{true:.0f}",
             f"{found['estimate']:.0f}",
@@ -280,11 +281,16 @@ def show(name: str, truth: Mapping[str, list[float]], estimates: Mapping[str, Ma
         table.add_row(policy, *cells, verdict)
     console = Console(width=120)
     console.print(table)
-    kinds = {"all": policies, "believed": [each for each in policies if not estimates[each]["doubts"]]}
+    kinds = {"all": policies, "believed": [each for each in policies if not doubts[each]]}
     kinds["public"] = [each for each in policies if each.startswith("public")]
     for kind, chosen in kinds.items():
         if len(chosen) > 1:
             console.print(f"{name}, {kind} ({len(chosen)}): {figures_of(chosen, truth, estimates)}")
+
+
+def doubts_of(found: Mapping[str, Any]) -> list[str]:
+    names = [field.name for field in fields(Diagnostics)]
+    return reasons_to_doubt(Diagnostics(**{name: found[name] for name in names}), found["range"])
 
 
 def figures_of(

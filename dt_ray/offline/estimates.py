@@ -26,7 +26,8 @@ from dt_ray.offline.learned_environments import LearnedEnvironments
 from dt_ray.play.rollout import play_in
 from dt_ray.runs.offline_report import MOSTLY, Diagnostics, OfflineReport, OfflineTarget
 
-NUM_STARTS = 300
+NUM_STARTS = 50, 300  # at least, if the log has them, and at most
+NUM_STEPS = 100_000  # of rollouts: long episodes get fewer starts
 NUM_MEMBER_STARTS = 20  # of those, for each member alone and for the others without it
 NUM_NEAREST = 3
 NUM_CANDIDATES = 5  # target returns that `auto` chooses among, beside those asked for
@@ -63,7 +64,7 @@ def estimate_returns(policy: Policy, world: World, config: EvaluationConfig, *, 
     """
     began = time.perf_counter()
     is_asked = getattr(policy, "return_scale", 1.0) != 0.0
-    starts = choose_starts(world.held_out.starts.observations)
+    starts = choose_starts(world.held_out.starts.observations, config)
     quantiles = return_quantiles(world, starts)
     supported = supported_targets(quantiles)
     targets = list(dict.fromkeys([*config.target_returns, *(candidates(supported) if is_asked else ())]))
@@ -140,7 +141,7 @@ def estimate_return(
         share_cut=float(envs.is_cut[:num].mean()),
         mean_length=float(lengths.mean()),
     )
-    doubts = tuple(reasons_to_doubt(diagnostics, world.held_out.starts.returns))
+    doubts = tuple(reasons_to_doubt(diagnostics, float(np.ptp(world.held_out.starts.returns))))
     estimate, half = diagnostics.estimate, diagnostics.half_width
     nearest = world.held_out.starts.nearest(target_return, NUM_NEAREST) if is_asked else np.zeros(0, np.int64)
     return OfflineTarget(
@@ -155,8 +156,8 @@ def estimate_return(
     )
 
 
-def reasons_to_doubt(found: Diagnostics, returns: Float[ndarray, "E"]) -> list[str]:
-    """Why an estimate should not be believed, in words."""
+def reasons_to_doubt(found: Diagnostics, width: float) -> list[str]:
+    """Why an estimate should not be believed, in words; `width` is the range of the logged returns."""
     reasons: list[str] = []
     if not (math.isfinite(found.estimate) and math.isfinite(found.half_width)):
         return ["the rollouts in the world model did not stay finite"]
@@ -167,7 +168,7 @@ def reasons_to_doubt(found: Diagnostics, returns: Float[ndarray, "E"]) -> list[s
             f"along the rollouts the world models disagree {found.disagreement:.1f} times as much as on held-out "
             f"episodes: the policy goes where the log has little"
         )
-    share = found.half_width / max(float(returns.max() - returns.min()), 1e-9)
+    share = found.half_width / max(width, 1e-9)
     if share > MAX_HALF_WIDTH:
         reasons.append(f"the interval is ± {share:.0%} of the range of the logged returns")
     return reasons
@@ -214,9 +215,10 @@ def candidates(supported: tuple[float, float]) -> list[float]:
     return [float(f"{value:.4g}") for value in np.linspace(high, (low + high) / 2, NUM_CANDIDATES)]
 
 
-def choose_starts(observations: Float[ndarray, "E S"]) -> Float[ndarray, "E S"]:
-    """`NUM_STARTS` of the log's starts at random, or all of them."""
-    return observations[np.random.default_rng(0).permutation(len(observations))[:NUM_STARTS]]
+def choose_starts(observations: Float[ndarray, "E S"], config: EvaluationConfig) -> Float[ndarray, "E S"]:
+    """As many of the log's starts, at random, as there are steps for."""
+    num = int(np.clip(NUM_STEPS // config.max_timesteps, *NUM_STARTS))
+    return observations[np.random.default_rng(0).permutation(len(observations))[:num]]
 
 
 def _student(degrees: int) -> float:

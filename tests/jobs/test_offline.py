@@ -1,0 +1,146 @@
+"""From a log to estimates of returns: at the end of a training, by the command, and where a target return is chosen."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from support.examples import make_episodes, write_episodes
+
+from dt_ray import evaluate, report, train
+from dt_ray.api import DecisionTransformer
+from dt_ray.config.loading import load_config
+from dt_ray.config.schema import RunConfig
+from dt_ray.errors import ConfigError, RunError, UserError
+from dt_ray.jobs.offline import is_estimated, train_and_estimate, world_data
+from dt_ray.runs.folder import RunFolder
+from dt_ray.runs.offline_report import OfflineReport
+from dt_ray.runs.recommendations import doubt_about, recommended_target
+from dt_ray.runs.storage import Folder
+from dt_ray.sweeps.loading import load_sweep
+
+SMALL = [
+    *("model.width=16", "model.num_layers=1", "model.context_length=4", "optim.batch_size=8", "total_timesteps=20"),
+    "scaling.num_workers=0",
+]
+
+
+@pytest.fixture(scope="module")
+def log_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_episodes(
+        make_episodes(list(range(5, 45)), action_dim=2), tmp_path_factory.mktemp("log") / "hall.parquet"
+    )
+
+
+@pytest.fixture(scope="module")
+def run(log_file: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """A run without an environment, trained by the command."""
+    storage = tmp_path_factory.mktemp("runs")
+    train.main([f"data.path={log_file}", f"storage_path={storage}", "name=hall", *SMALL])
+    return RunFolder(Folder.at(storage / "hall"))
+
+
+def test_a_training_without_an_environment_ends_with_estimates(run: RunFolder) -> None:
+    written = json.loads((run.folder / "evaluations/offline-step-00000020.json").read_text())
+    assert set(written) == {
+        *("step", "log", "world_model", "num_starts", "logged_returns", "supported", "best_target", "targets", "wall_s")
+    }
+    found = run.read_offline(20)
+    assert found is not None
+    asked = [target.target_return for target in found.targets]
+    assert asked[: len(run.read_config().evaluation.target_returns)] == list(
+        run.read_config().evaluation.target_returns
+    )
+    assert all((target.estimated_return is None) == bool(target.doubts) for target in found.targets)
+    assert all(each["verdict"] for each in written["targets"])
+    world = RunFolder(run.folder.parent / "hall-world").read_config()
+    assert world.algorithm == "world_model"
+    assert world.total_timesteps == 48  # in proportion to the policy's 20
+
+
+def test_the_command_uses_the_world_model_that_is_there_and_asks_for_what_it_is_told(
+    run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (run.folder.parent / "hall-world/config.yaml").read_text()
+    stamp = (run.folder.parent / "hall-world").stamps(recursive=True)
+    file, picture = tmp_path / "offline.json", tmp_path / "offline.png"
+    evaluate.main([str(run), "--offline", "--target-return", "3", "--json", str(file), "--plot", str(picture)])
+    found = OfflineReport.from_json(file.read_text())
+    assert found.targets[0].target_return == 3.0
+    assert len(found.targets[0].nearest_episodes) == 3
+    assert picture.stat().st_size > 10_000
+    assert (run.folder.parent / "hall-world/config.yaml").read_text() == before
+    assert (run.folder.parent / "hall-world").stamps(recursive=True) == stamp
+    shown = capsys.readouterr().out
+    assert "estimated return" in shown
+    assert "the log supports target returns of" in shown
+    report.main([str(run), "--out", str(tmp_path / "report")])
+    assert "Estimated from the log alone" in (tmp_path / "report/report.html").read_text()
+    assert (tmp_path / "report/offline_estimates.csv").exists()
+
+
+def test_another_log_has_a_world_model_of_its_own_and_must_fit_the_policy(run: RunFolder, tmp_path: Path) -> None:
+    other = write_episodes(make_episodes(list(range(5, 30)), action_dim=2, seed=5), tmp_path / "other.parquet")
+    evaluate.main([str(run), "--offline", str(other)])
+    found = run.read_offline(20)
+    assert found is not None
+    assert found.log == (str(other),)
+    assert "hall-world-other" in found.world_model
+    wrong = write_episodes(make_episodes(list(range(5, 30)), action_dim=1), tmp_path / "wrong.parquet")
+    with pytest.raises(UserError, match="action"):
+        evaluate.main([str(run), "--offline", str(wrong)])
+
+
+def test_options_of_played_episodes_are_refused_with_offline(run: RunFolder) -> None:
+    with pytest.raises(UserError, match="--video: no episode is played with --offline"):
+        evaluate.main([str(run), "--offline", "--video", "x.gif"])
+
+
+def test_a_run_with_an_environment_is_estimated_when_asked_and_auto_means_what_was_recommended(
+    tiny_config: RunConfig, tmp_path: Path
+) -> None:
+    assert not is_estimated(tiny_config)
+    plain, found = train_and_estimate(tiny_config)
+    assert found is None
+    place = RunFolder.of(tiny_config).checkpoint(20)
+    with pytest.raises(RunError, match=r"nothing was estimated .* python -m dt_ray.evaluate .*tiny --offline"):
+        recommended_target(place)
+    with pytest.raises(RunError, match="nothing was estimated"):
+        evaluate.main([plain.run, "--target-return", "auto"])
+
+    model = DecisionTransformer.load(plain.run)
+    estimates = OfflineReport.from_json(json.dumps(model.evaluate_offline()))
+    backed = replace(estimates, best_target=-800.0, supported=(-900.0, -700.0))
+    RunFolder.of(tiny_config).write_offline(backed)
+    assert recommended_target(place) == -800.0
+    file = tmp_path / "auto.json"
+    evaluate.main([plain.run, "--target-return", "auto", "--episodes", "2", "--json", str(file)])
+    assert json.loads(file.read_text())["targets"][0]["target_return"] == -800.0
+    first = [1.0, 0.0, 0.0]
+    assert model.predict(first, target_return="auto") == model.predict(first, target_return=-800.0)  # pyright: ignore[reportArgumentType]
+    RunFolder.of(tiny_config).write_offline(replace(backed, best_target=None))
+    with pytest.raises(RunError, match="no estimate for .* can be believed"):
+        recommended_target(place)
+
+
+def test_a_wish_that_the_log_does_not_back_is_named(run: RunFolder) -> None:
+    found = run.read_offline(20)
+    assert found is not None
+    high = found.supported[1]
+    assert doubt_about(high + 1000.0, None) is None
+    assert doubt_about(sum(found.supported) / 2, found) is None
+    said = doubt_about(high + 1000.0, found)
+    assert said is not None
+    assert "outside of" in said
+
+
+def test_a_world_model_learns_from_all_of_the_log_whatever_the_policy_took_of_it() -> None:
+    config = load_config("behavior_cloning/pendulum", ["data.max_episodes=3"])
+    data = world_data(config.data, None)
+    assert (data.top_fraction, data.max_episodes, data.collect) == (1.0, None, None)
+    assert world_data(config.data, "other.parquet").path.endswith("other.parquet")
+
+
+def test_a_sweep_chosen_by_estimates_needs_all_trials_to_end() -> None:
+    with pytest.raises(ConfigError, match="offline_estimate is known when all trials have ended"):
+        load_sweep(None, None, ["metric=offline_estimate", "scheduler=asha", "evaluation.every=100"])
