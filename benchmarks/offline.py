@@ -31,7 +31,14 @@ from dt_ray.jobs.deriving import resolve_settings
 from dt_ray.jobs.offline import load_world
 from dt_ray.jobs.training import start_run
 from dt_ray.learners.base import Policy
-from dt_ray.offline.estimates import choose_starts, estimate_return, reasons_to_doubt, return_quantiles
+from dt_ray.offline.estimates import (
+    World,
+    choose_starts,
+    estimate_return,
+    estimate_returns,
+    reasons_to_doubt,
+    return_quantiles,
+)
 from dt_ray.play.held_out import evaluate_held_out
 from dt_ray.play.rollout import rollout
 from dt_ray.runs.checkpoint import load_policy, read_facts
@@ -39,6 +46,8 @@ from dt_ray.runs.folder import RunFolder, checkpoint_at
 from dt_ray.runs.offline_report import Diagnostics
 
 NUM_NEIGHBOURS = 20  # logged episodes with returns nearest to the target: a baseline
+NUM_TESTED, NUM_DRAWS = (1, 5, 20), 500  # real episodes of each policy; how often they are drawn
+BEYOND = 0.1  # of the log's range: where impossible returns are planted
 COLUMNS = ("estimate", "half_width", "nearest", "action_error", "wall_s")
 TRAINING_SEED, DEVELOPMENT_SEED = 0, 7
 FIRST_EPISODE = {0: 1000, 7: 2000}  # seed of the first episode of the truth, by training seed
@@ -224,13 +233,17 @@ def measure_truth(name: str, log: Log, setting: Setting) -> dict[str, list[float
     return found
 
 
+def world_of(name: str, log: Log, setting: Setting) -> World:
+    """The world model of a log, trained where it isn't there."""
+    checkpoint = checkpoint_at(trained(setting.configured(f"{name}-world", log, "world_model/neutral")).folder)
+    return load_world(checkpoint, read_facts(checkpoint).spec)
+
+
 def estimate_all(name: str, log: Log, setting: Setting) -> dict[str, dict[str, Any]]:
     """What is estimated of all policies from the log alone, by policy; baselines beside it."""
     file = setting.folder / f"{name}-{setting.seed}-estimates.json"
     found = kept(file)
-    run = trained(setting.configured(f"{name}-world", log, "world_model/neutral"))
-    facts = read_facts(checkpoint_at(run.folder))
-    world = load_world(checkpoint_at(run.folder), facts.spec)
+    world = world_of(name, log, setting)
     returns = world.held_out.starts.returns
     for policy_name, policy, evaluation in policies_on(name, log, setting):
         if policy_name in found:
@@ -312,6 +325,66 @@ def figures_of(
     )
 
 
+def regret_of_testing(truth: Mapping[str, list[float]], width: float) -> str:
+    """What choosing the best policy by some real episodes each costs on average, as a share of the log's range."""
+    random = np.random.default_rng(0)
+    returns = np.array(list(truth.values()))  # [policies, episodes]
+    means, found = returns.mean(axis=1), []
+    for num in NUM_TESTED:
+        drawn = random.integers(returns.shape[1], size=(NUM_DRAWS, len(returns), num))
+        tested = np.take_along_axis(returns[None], drawn, axis=2).mean(axis=2)
+        found.append(f"{num}: {(means.max() - means[tested.argmax(axis=1)]).mean() / width:.1%}")
+    return ", ".join(found)
+
+
+def show_support(name: str, world: World) -> None:
+    """How many returns of held-out starts, and of impossible ones, are said not to be supported."""
+    data, starts = world.held_out.episodes, world.held_out.starts
+    quantiles = return_quantiles(world, data.observations[data.starts])
+    logged = data.episode_returns
+    beyond = float(np.ptp(starts.returns)) * BEYOND
+    outside = [
+        np.mean((target < quantiles[:, 0]) | (target > quantiles[:, -1]))
+        for target in (logged, starts.returns.max() + beyond, starts.returns.min() - beyond)
+    ]
+    print(
+        f"{name}: of {len(logged)} held-out episodes the returns of {outside[0]:.0%} are said not to be supported; "
+        f"of returns {BEYOND:.0%} of the range above the log's best {outside[1]:.0%}, below its worst {outside[2]:.0%}"
+    )
+
+
+def show_recommended(name: str, log: Log, setting: Setting, world: World) -> None:
+    """What the recommended target return gives in the environment, beside all others that were estimated."""
+    file = setting.folder / f"{name}-{setting.seed}-recommended.json"
+    found = kept(file)
+    if not found:
+        kind = "decision_transformer"
+        config, *settings = (MUJOCO if log.public else PENDULUM)[kind]
+        run = trained(setting.configured(f"{name}-{kind}", log, config, *settings))
+        policy, facts = load_policy(checkpoint_at(run.folder))
+        evaluation = replace(facts.evaluation, target_returns=tuple(map(float, log.targets)))
+        report = estimate_returns(policy, world, evaluation, step=facts.step)
+        targets = [target.target_return for target in report.targets]
+        seeds = range(FIRST_EPISODE[setting.seed], FIRST_EPISODE[setting.seed] + log.num_episodes)
+        longest = evaluation.max_timesteps
+        returns = {
+            target: rollout(
+                policy, log.env_id, seeds=seeds, target_returns=[target] * len(seeds), max_timesteps=longest
+            ).returns.mean()
+            for target in targets
+        }
+        found = {"recommended": report.best_target, "returns": {str(each): returns[each] for each in targets}}
+        file.write_text(json.dumps(found, indent=1))
+    returns, width = found["returns"], float(np.ptp(world.held_out.starts.returns))
+    best = max(returns, key=lambda target: returns[target])
+    chosen = found["recommended"]
+    reached = "nothing is recommended" if chosen is None else (
+        f"auto is {chosen:g}, which reaches {returns[str(chosen)]:.0f}, "
+        f"{(returns[best] - returns[str(chosen)]) / width:.1%} of the range less"
+    )  # fmt: skip
+    print(f"{name}: of {len(returns)} target returns {best} reaches most, {returns[best]:.0f}; {reached}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, metavar="FOLDER")
@@ -325,7 +398,14 @@ def main() -> None:
     options.folder.mkdir(parents=True, exist_ok=True)
     for name in options.logs:
         truth = measure_truth(name, LOGS[name], setting)
-        show(name, truth, estimate_all(name, LOGS[name], setting))
+        estimates = estimate_all(name, LOGS[name], setting)
+        show(name, truth, estimates)
+        width = next(iter(estimates.values()))["range"]
+        print(f"{name}: regret of choosing by real episodes of each policy: {regret_of_testing(truth, width)}")
+        world = world_of(name, LOGS[name], setting)
+        show_support(name, world)
+        if not LOGS[name].judges:
+            show_recommended(name, LOGS[name], setting, world)
 
 
 if __name__ == "__main__":

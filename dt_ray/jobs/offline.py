@@ -11,7 +11,7 @@ from typing import Any
 from dt_ray.config.loading import read_settings, to_plain
 from dt_ray.config.schema import BATCH_SETTINGS, DataConfig, EvaluationConfig, OptimConfig, RunConfig
 from dt_ray.data.spaces import SpaceSpec
-from dt_ray.errors import ConfigError, RunError
+from dt_ray.errors import ConfigError, RunError, UserError
 from dt_ray.jobs.deriving import resolve_settings
 from dt_ray.jobs.training import (
     Watch,
@@ -60,11 +60,25 @@ def train_and_estimate(
             result = start_run(config, watch=watch, **options)
         if result.summary.get("status") != "finished" or not is_estimated(config):
             return result, None
-        run = RunFolder.of(config)
-        report = run.read_offline(result.summary["step"]) or estimate_run(
-            run.checkpoint(result.summary["step"]), config=config, watch=watch, verbose=options.get("verbose", False)
+        return result, _estimate_finished(config, result.summary["step"], watch=watch, **options)
+
+
+def _estimate_finished(config: RunConfig, step: int, *, watch: Watch, **options: Any) -> OfflineReport | None:
+    """The estimates for a training that has finished; what prevents them is said, and fails nothing."""
+    run = RunFolder.of(config)
+    if (report := run.read_offline(step)) is not None:
+        return report
+    try:
+        return estimate_run(
+            run.checkpoint(step),
+            config=config,
+            overwrite=options.get("overwrite", False),
+            watch=watch,
+            verbose=options.get("verbose", False),
         )
-        return result, report
+    except UserError as error:
+        log.warning("the training is finished; what its policy will reach was not estimated: %s", error)
+        return None
 
 
 def estimate_run(
@@ -73,6 +87,7 @@ def estimate_run(
     evaluation: EvaluationConfig | None = None,
     log_path: str | None = None,
     config: RunConfig | None = None,
+    overwrite: bool = False,
     watch: Watch = nullcontext,
     verbose: bool = False,
 ) -> OfflineReport:
@@ -90,7 +105,8 @@ def estimate_run(
         config = run.read_config() if run is not None else load_learner(checkpoint)[1]
         config = replace(config, scaling=replace(config.scaling, num_workers=0))
     place = checkpoint if run is None else run.folder
-    world = load_world(world_checkpoint(config, place, log_path, watch=watch, verbose=verbose), facts.spec)
+    found = world_checkpoint(config, place, log_path, overwrite=overwrite, watch=watch, verbose=verbose)
+    world = load_world(found, facts.spec)
     log.info("estimating returns in the world model %s", world.place)
     report = estimate_returns(policy, world, evaluation or facts.evaluation, step=facts.step)
     if run is not None:
@@ -98,27 +114,44 @@ def estimate_run(
     return report
 
 
-def world_checkpoint(config: RunConfig, place: Folder, log_path: str | None, *, watch: Watch, verbose: bool) -> Folder:
-    """The newest checkpoint of the world model for a run; it is trained first, or resumed, where it isn't finished."""
+def world_checkpoint(
+    config: RunConfig,
+    place: Folder,
+    log_path: str | None,
+    *,
+    overwrite: bool = False,
+    watch: Watch = nullcontext,
+    verbose: bool = False,
+) -> Folder:
+    """The newest checkpoint of the world model for a run; it is trained first, or resumed, where it isn't finished.
+
+    Raises:
+        RunError: one of another log has its name, which may not be replaced without `overwrite`.
+    """
     if config.evaluation.world_model is not None and log_path is None:
         return checkpoint_at(Folder.at(config.evaluation.world_model))
     wanted = world_config(config, place, log_path)
     run = RunFolder.of(wanted)
-    if run.folder.exists():
-        found = run.read_config()
-        if found.data != wanted.data:
-            raise RunError(
-                f"{run} is a world model of other data; delete it, or name the world model to use: "
-                f"evaluation.world_model=RUN"
-            )
-        if (run.read_summary() or {}).get("status") == "finished":
-            return checkpoint_at(run.folder)
+    found = run.read_config() if run.folder.exists() and not overwrite else None
+    if found is None:
+        log.info("training a world model of the log, for estimates without an environment")
+        start_run(wanted, overwrite=overwrite, watch=watch, verbose=verbose)
+    elif _log_of(found) != _log_of(wanted):
+        raise RunError(
+            f"{run} is a world model of another log, or of this one read otherwise; delete it, or name the world model "
+            f"to use: evaluation.world_model=RUN"
+        )
+    elif (run.read_summary() or {}).get("status") != "finished":
         with watch(found):
             resume_run(replace(found, scaling=wanted.scaling), verbose=verbose)
-    else:
-        log.info("training a world model of the log, for estimates without an environment")
-        start_run(wanted, watch=watch, verbose=verbose)
     return checkpoint_at(run.folder)
+
+
+def _log_of(config: RunConfig) -> DataConfig:
+    """Which log is read, and how: without what is derived from it and where it is held."""
+    usual = DataConfig()
+    names = ("validation_fraction", "return_scale", "action_bounds", "memory_mb", "residency", "on_corrupt")
+    return replace(config.data, **{name: getattr(usual, name) for name in names})
 
 
 def world_config(config: RunConfig, place: Folder, log_path: str | None = None) -> RunConfig:

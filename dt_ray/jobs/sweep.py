@@ -94,7 +94,7 @@ def estimate_trials(sweep: SweepConfig, folder: SweepFolder, *, verbose: bool) -
     """Estimates all trials' returns in one world model of the log, which lies beside the sweep."""
     torch.set_num_threads(1)
     here = replace(sweep.base, scaling=replace(sweep.base.scaling, num_workers=0))
-    world = world_checkpoint(here, folder.folder, None, watch=nullcontext, verbose=verbose)
+    world = world_checkpoint(here, folder.folder, None, verbose=verbose)
     for name in folder.trial_names():
         run = folder.trial(name)
         status, report = result_of(run)

@@ -144,3 +144,25 @@ def test_a_world_model_learns_from_all_of_the_log_whatever_the_policy_took_of_it
 def test_a_sweep_chosen_by_estimates_needs_all_trials_to_end() -> None:
     with pytest.raises(ConfigError, match="offline_estimate is known when all trials have ended"):
         load_sweep(None, None, ["metric=offline_estimate", "scheduler=asha", "evaluation.every=100"])
+
+
+def test_a_log_of_one_episode_is_trained_on_and_the_estimate_is_only_missing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    log = write_episodes(make_episodes([40], action_dim=2), tmp_path / "one.parquet")
+    train.main([f"data.path={log}", f"storage_path={tmp_path}", "name=one", *SMALL])
+    assert "was not estimated" in caplog.text
+    assert (RunFolder(Folder.at(tmp_path / "one")).read_summary() or {})["status"] == "finished"
+
+
+def test_a_world_model_of_another_log_is_neither_used_nor_replaced_unless_asked(log_file: Path, tmp_path: Path) -> None:
+    other = write_episodes(make_episodes(list(range(5, 25)), action_dim=2, seed=3), tmp_path / "other.parquet")
+    train.main([f"data.path={other}", f"storage_path={tmp_path}", "name=hall", *SMALL])
+    place = tmp_path / "hall"
+    again = [f"data.path={log_file}", f"storage_path={tmp_path}", "name=hall", *SMALL]
+    train.main([*again, "--overwrite"])
+    world = RunFolder(Folder.at(tmp_path / "hall-world"))
+    assert world.read_config().data.path == str(log_file)
+    train.main([*again, "--overwrite", f"data.path={other}", "evaluation.offline=false"])
+    with pytest.raises(RunError, match="is a world model of another log"):
+        evaluate.main([str(place), "--offline"])
