@@ -15,12 +15,13 @@ import numpy as np
 import pytest
 from support.examples import free_port
 from support.processes import WAIT_S, wait_until
+from support.reports import make_offline_report
 from support.trained import MODELS, trained
 
 from dt_ray.config.schema import RunConfig
 from dt_ray.play.sessions import RefusedError, Sessions
 from dt_ray.runs.checkpoint import load_policy
-from dt_ray.runs.folder import checkpoint_at
+from dt_ray.runs.folder import RunFolder, checkpoint_at
 from dt_ray.runs.storage import Folder
 
 ALGORITHMS = [*MODELS, "iql", "behavior_cloning"]
@@ -118,6 +119,7 @@ def request(url: str, method: str = "GET", body: Any = None) -> tuple[int, Any]:
 @pytest.mark.slow
 def test_a_policy_is_served_over_http(tiny_config: RunConfig, tmp_path: Path) -> None:
     run = trained(tiny_config, MODELS["step"])
+    RunFolder(Folder.at(run)).write_offline(make_offline_report(step=4, best_target=-100.0, supported=(-900.0, -50.0)))
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     server = subprocess.Popen(
@@ -158,6 +160,16 @@ def test_a_policy_is_served_over_http(tiny_config: RunConfig, tmp_path: Path) ->
         more = [request(f"{url}/sessions", "POST", {"observation": [1, 0, 0], "target_return": 0})[0] for _ in range(3)]
         assert more == [200, 200, 503]
         assert request(f"{url}/sessions/{started['session']}", "DELETE")[0] == 200
+        first = {"observation": seen[0].tolist()}
+        status, recommended = request(f"{url}/sessions", "POST", {**first, "target_return": "auto"})
+        assert status == 200
+        assert "warning" not in recommended
+        np.testing.assert_allclose(recommended["action"], actions[0], atol=1e-4)
+        assert request(f"{url}/sessions/{recommended['session']}", "DELETE")[0] == 200
+        status, beyond = request(f"{url}/sessions", "POST", {**first, "target_return": 5000})
+        assert status == 200
+        assert "outside of -900 .. -50" in beyond["warning"]
+        assert request(f"{url}/sessions", "POST", {**first, "target_return": "most"})[0] == 422
     finally:
         server.send_signal(signal.SIGINT)
         _, errors = server.communicate(timeout=WAIT_S)

@@ -1,6 +1,7 @@
 """Evaluation reports of a given mean."""
 
 from dt_ray.runs.evaluation_report import EvaluationReport, TargetResult
+from dt_ray.runs.offline_report import OfflineReport
 
 
 def make_report(step: int, *means: float, env_id: str | None = "Pendulum-v1") -> EvaluationReport:
@@ -19,4 +20,19 @@ def make_report(step: int, *means: float, env_id: str | None = "Pendulum-v1") ->
     )
     return EvaluationReport(
         step=step, env_id=env_id, num_episodes=1, seed=0, wall_s=0.5, env_steps_per_s=40.0, targets=targets
+    )
+
+
+def make_offline_report(*, step: int, best_target: float | None, supported: tuple[float, float]) -> OfflineReport:
+    """Estimates that recommend a target return."""
+    return OfflineReport(
+        step=step,
+        log=("log",),
+        world_model="world",
+        num_starts=1,
+        logged_returns=supported,
+        supported=supported,
+        best_target=best_target,
+        targets=(),
+        wall_s=0.5,
     )
