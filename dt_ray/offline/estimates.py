@@ -32,10 +32,12 @@ NUM_MEMBER_STARTS = 20  # of those, for each member alone and for the others wit
 NUM_NEAREST = 3
 NUM_CANDIDATES = 5  # target returns that `auto` chooses among, beside those asked for
 LEVEL = 1.645  # standard deviations of a 90% interval
+MARGIN = 0.02  # of the range of the logged returns
 LIMIT = 10.0  # times the disagreement that one held-out step of a thousand has: there a rollout ends
 # An estimate is not believed where the members disagree so many times as much as on held-out episodes, where so many
-# rollouts were ended, or where its interval is so wide, as a share of the range of the logged returns.
-MAX_DISAGREEMENT, MAX_CUT, MAX_HALF_WIDTH = 3.0, 0.1, 0.25
+# rollouts were ended, where errors in each step change so large a share of it, above the lowest logged return, or where
+# its interval is so wide, as a share of the range of the logged returns.
+MAX_DISAGREEMENT, MAX_CUT, MAX_FRAGILITY, MAX_HALF_WIDTH = 3.0, 0.1, 0.6, 0.25
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,13 +110,14 @@ def estimate_return(
     """
     model, num, few = world.model, len(starts), min(len(starts), NUM_MEMBER_STARTS)
     members = model.num_members
-    begins = np.concatenate([starts, *[starts[:few]] * (2 * members)])
+    begins = np.concatenate([starts, *[starts[:few]] * (2 * members + 1)])
     envs = LearnedEnvironments(
         model,
         world.normalizer,
         begins,
         member_weights(num, few, members),
         disagreement_limit=LIMIT * world.calibration.high_disagreement,
+        noise=(torch.arange(len(begins)) >= len(begins) - few).float(),
     )
     played = play_in(
         envs,
@@ -125,19 +128,20 @@ def estimate_return(
         name="the log's world model",
     )
     of_all, lengths = played.returns[:num], played.lengths[:num]
-    of_single, of_others = played.returns[num:].reshape(2, members, few).mean(axis=2)
+    of_single, of_others = played.returns[num:-few].reshape(2, members, few).mean(axis=2)
     sampling = of_all.std() * math.sqrt(1 / max(1, num - 1) + 1 / config.num_episodes)
     spread = of_single.std(ddof=1) / math.sqrt(members)
     jackknife = math.sqrt((members - 1) / members * np.square(of_others - of_others.mean()).sum())
     extrapolation = (of_all[:few].mean() - of_single.mean()) / (members - 1)
     replays = world.calibration.reward_error * lengths.mean()
     cut = envs.cut_ranges[:num].mean() / 2
-    student = _student(members - 1)
+    student, lowest = _student(members - 1), float(world.held_out.starts.returns.min())
     parts = LEVEL * sampling, student * max(spread, jackknife), LEVEL * extrapolation, LEVEL * replays, cut
     diagnostics = Diagnostics(
         estimate=float(of_all.mean()),
         half_width=float(np.sqrt(np.square(parts).sum())),
         disagreement=float((envs.disagreements[:num].sum() / lengths.sum()) / world.calibration.disagreement),
+        fragility=float(abs(played.returns[-few:].mean() - of_all[:few].mean()) / max(of_all.mean() - lowest, 1e-9)),
         share_cut=float(envs.is_cut[:num].mean()),
         mean_length=float(lengths.mean()),
     )
@@ -168,6 +172,11 @@ def reasons_to_doubt(found: Diagnostics, width: float) -> list[str]:
             f"along the rollouts the world models disagree {found.disagreement:.1f} times as much as on held-out "
             f"episodes: the policy goes where the log has little"
         )
+    if found.fragility > MAX_FRAGILITY:
+        reasons.append(
+            f"with errors as large as the world model's own, the rollouts earn {found.fragility:.0%} less or more: the "
+            f"policy may not bear what the model does not know"
+        )
     share = found.half_width / max(width, 1e-9)
     if share > MAX_HALF_WIDTH:
         reasons.append(f"the interval is ± {share:.0%} of the range of the logged returns")
@@ -181,19 +190,30 @@ def best_target(found: Sequence[OfflineTarget]) -> float | None:
 
 
 def member_weights(num: int, few: int, members: int) -> Float[Tensor, "N M"]:
-    """Of all members for `num` episodes; then for `few` episodes each: of every member alone, and of all but it."""
+    """Of all members for `num` episodes and for the last `few`.
+
+    Between them, for `few` episodes each: of every member alone, and of all but it.
+    """
     alone = torch.eye(members)
     others = (1 - alone) / (members - 1)
-    every = torch.full((num, members), 1 / members)
-    return torch.cat([every, alone.repeat_interleave(few, dim=0), others.repeat_interleave(few, dim=0)])
+    every = torch.full((num + few, members), 1 / members)
+    parts = every[:num], alone.repeat_interleave(few, dim=0), others.repeat_interleave(few, dim=0), every[num:]
+    return torch.cat(parts)
 
 
 @torch.inference_mode()
 def return_quantiles(world: World, starts: Float[ndarray, "E S"]) -> Float[ndarray, "E Q"]:
-    """`QUANTILES` of the returns that the log has from these starts, in the environment's units."""
+    """`QUANTILES` of the returns that the log has from these starts, in the environment's units.
+
+    The outermost ones are moved outwards by `MARGIN`, since few episodes tell where they are.
+    """
     observations = torch.as_tensor(world.normalizer.normalize_observations(starts))
     quantiles = world.model.return_quantiles(observations, torch.zeros(len(starts), dtype=torch.int64))
-    return np.sort(quantiles.double().numpy(), axis=1) / world.normalizer.return_scale
+    found = np.sort(quantiles.double().numpy(), axis=1) / world.normalizer.return_scale
+    margin = MARGIN * float(np.ptp(world.held_out.starts.returns))
+    found[:, 0] -= margin
+    found[:, -1] += margin
+    return found
 
 
 def supported_targets(quantiles: Float[ndarray, "E Q"]) -> tuple[float, float]:

@@ -6,6 +6,7 @@ Legend: M members, N episodes, L those still live, S observation, A action dimen
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -36,8 +37,11 @@ class LearnedEnvironments:
         weights: Float[Tensor, "N M"],
         *,
         disagreement_limit: float,
+        noise: Float[Tensor, "N"] | None = None,
     ) -> None:
+        """`noise` adds so many standard deviations of the model's own errors to each step of an episode."""
         self.model, self.normalizer, self.starts, self.weights = model.eval(), normalizer, starts, weights
+        self.noise = torch.zeros(len(starts)) if noise is None else noise
         self.action_shape = (len(normalizer.action_low),)
         self.disagreement_limit = disagreement_limit
 
@@ -47,7 +51,7 @@ class LearnedEnvironments:
         begins = self.starts[self.numbers].astype(np.float32)
         self.observations = torch.as_tensor(self.normalizer.normalize_observations(begins))
         num = len(begins)
-        self.timestep = 0
+        self.timestep, self.random = 0, torch.Generator().manual_seed(0)
         self.disagreements: Float[ndarray, "N"] = np.zeros(num)  # summed over the steps
         self.is_cut: Bool[ndarray, "N"] = np.zeros(num, bool)
         self.cut_ranges: Float[ndarray, "N"] = np.zeros(num)  # of the returns that the log has where it was cut
@@ -57,9 +61,11 @@ class LearnedEnvironments:
     def step(self, live: Int[ndarray, "L"], actions: Float[ndarray, "L A"]) -> Steps:
         before = self.observations[live]
         taken = torch.as_tensor(self.normalizer.normalize_actions(actions))
-        weights = self.weights[torch.as_tensor(self.numbers[live])].T  # [M, L]
-        changes, rewards, disagreements = predict_step(self.model, before, taken, weights)
-        after = before + changes
+        episodes = torch.as_tensor(self.numbers[live])
+        weights = self.weights[episodes].T  # [M, L]
+        changes, rewards, stds, disagreements = predict_step(self.model, before, taken, weights)
+        errors = torch.randn(before.shape, generator=self.random) * stds
+        after = before + changes + self.noise[episodes, None] * errors
         logits = (weights * self.model.end_logits(self.all_members(after))).sum(dim=0)
         self.timestep += 1
         self.disagreements[live] += disagreements.numpy()
@@ -84,7 +90,7 @@ class LearnedEnvironments:
         before = torch.as_tensor(self.normalizer.normalize_observations(observations))
         taken = torch.as_tensor(self.normalizer.normalize_actions(actions))
         weights = torch.full((self.model.num_members, len(before)), 1 / self.model.num_members)
-        return predict_step(self.model, before, taken, weights)[2].numpy()
+        return predict_step(self.model, before, taken, weights).disagreements.numpy()
 
     def close(self) -> None:
         pass
@@ -101,17 +107,23 @@ class LearnedEnvironments:
         return quantiles[:, MEDIAN]
 
 
+class PredictedStep(NamedTuple):
+    """What several members predict together."""
+
+    changes: Float[Tensor, "L S"]
+    rewards: Float[Tensor, "L"]
+    stds: Float[Tensor, "L S"]  # of the changes' errors, by what the members say of themselves
+    disagreements: Float[Tensor, "L"]  # standard deviation over the members, relative to usual changes; the mean over S
+
+
 def predict_step(
     model: WorldModel, observations: Float[Tensor, "L S"], actions: Float[Tensor, "L A"], weights: Float[Tensor, "M L"]
-) -> tuple[Float[Tensor, "L S"], Float[Tensor, "L"], Float[Tensor, "L"]]:
-    """Weighted means of the members' changes and rewards, and how far the members are apart.
-
-    That is the standard deviation over the members of the change, relative to what changes usually are: the mean over
-    the dimensions of the observation.
-    """
+) -> PredictedStep:
+    """Weighted means of the members' changes and rewards, how far off they may be, and how far apart they are."""
     members = model.num_members
     found = model(observations.expand(members, *observations.shape), actions.expand(members, *actions.shape))
     changes = (weights[..., None] * found.changes).sum(dim=0)
     rewards = (weights * found.rewards).sum(dim=0)
+    variances = (weights[..., None] * (2 * found.log_stds[..., :-1]).exp()).sum(dim=0)
     spread = (found.changes / model.change_std).std(dim=0).mean(dim=-1)
-    return changes, rewards, spread
+    return PredictedStep(changes, rewards, variances.sqrt() * model.change_std, spread)

@@ -20,6 +20,7 @@ class Diagnostics:
     estimate: Number  # what the world model says, believable or not
     half_width: Number  # of its 90% interval
     disagreement: Number  # of the members along the rollouts, over that on held-out episodes
+    fragility: Number  # the share of the estimate that goes or comes with errors as large as the world model's own
     share_cut: float  # of the rollouts that were ended where the members disagree too much
     mean_length: float  # of the rollouts, in steps
 

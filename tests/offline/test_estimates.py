@@ -24,7 +24,7 @@ from dt_ray.jobs.deriving import resolve_settings
 from dt_ray.jobs.offline import load_world
 from dt_ray.jobs.training import name_run, start_run
 from dt_ray.learners.world_model import sizes_for
-from dt_ray.models.world_model import QUANTILES, WorldModel
+from dt_ray.models.world_model import QUANTILES, STD_RANGE, WorldModel
 from dt_ray.offline.estimates import (
     World,
     best_target,
@@ -42,7 +42,7 @@ from dt_ray.runs.storage import Folder
 
 STEPS = 20
 SPEC = SpaceSpec(observation_dim=1, action_dim=1, action_low=(-1.0,), action_high=(1.0,))
-GOOD = Diagnostics(estimate=5.0, half_width=1.0, disagreement=1.0, share_cut=0.0, mean_length=9.0)
+GOOD = Diagnostics(estimate=5.0, half_width=1.0, disagreement=1.0, fragility=0.1, share_cut=0.0, mean_length=9.0)
 
 
 def play(act: Callable[[np.ndarray], np.ndarray], num: int, *, seed: int) -> TransitionDataset:
@@ -169,9 +169,11 @@ def test_impossible_targets_are_not_supported_and_logged_ones_are(world: World) 
 @given(st.integers(1, 9), st.integers(1, 5), st.integers(2, 7))
 def test_weights_are_means_of_all_members_of_one_and_of_the_others(num: int, few: int, members: int) -> None:
     weights = member_weights(num, few, members)
-    assert weights.shape == (num + 2 * few * members, members)
+    assert weights.shape == (num + few + 2 * few * members, members)
     np.testing.assert_allclose(weights.sum(dim=1), 1.0, rtol=1e-6)
-    alone, others = weights[num:].reshape(2, members, few, members).unbind()
+    alone, others = weights[num:-few].reshape(2, members, few, members).unbind()
+    assert (weights[:num] == 1 / members).all()
+    assert (weights[-few:] == 1 / members).all()
     for member in range(members):
         assert (alone[member, :, member] == 1).all()
         assert (others[member, :, member] == 0).all()
@@ -211,6 +213,19 @@ def test_an_episode_follows_the_mean_of_its_members_until_the_observation_after_
     assert third.terminated.tolist() == [False, True]
 
 
+def test_noise_adds_the_models_own_errors_and_nothing_to_the_other_episodes() -> None:
+    model = constant_world(1.0, ends_above=50.0)
+    weights, noise = torch.full((400, 2), 0.5), (torch.arange(400) >= 200).float()
+    envs = LearnedEnvironments(model, UNITS, np.zeros((400, 1)), weights, disagreement_limit=9.0, noise=noise)
+    envs.reset(range(400))
+    outcome = envs.step(np.arange(400), np.zeros((400, 1), np.float32))
+    plain, noisy = outcome.observations[:200, 0], outcome.observations[200:, 0]
+    np.testing.assert_allclose(plain, 1.0, rtol=1e-6)
+    expected = math.sqrt(STD_RANGE[0] * STD_RANGE[1])  # the middle of the range, where the outputs are 0
+    assert noisy.std() == pytest.approx(expected, rel=0.2)
+    assert noisy.mean() == pytest.approx(1.0, abs=expected / 3)
+
+
 def test_where_the_members_disagree_too_much_an_episode_ends_with_the_logs_median_return() -> None:
     model = constant_world(1.0, ends_above=50.0)
     model.step[-1].bias.data[1, 0, 0] = -1.0
@@ -230,6 +245,7 @@ def test_where_the_members_disagree_too_much_an_episode_ends_with_the_logs_media
         ({"estimate": math.nan}, "did not stay finite"),
         ({"share_cut": 0.5}, "50% of the rollouts left what the log has"),
         ({"disagreement": 9.0}, "disagree 9.0 times as much"),
+        ({"fragility": 0.8}, "earn 80% less or more"),
         ({"half_width": 60.0}, "± 60% of the range"),
     ],
 )
