@@ -33,6 +33,7 @@ NUM_NEAREST = 3
 NUM_CANDIDATES = 5  # target returns that `auto` chooses among, beside those asked for
 LEVEL = 1.645  # standard deviations of a 90% interval
 MARGIN = 0.02  # of the range of the logged returns
+LEAST_ABOVE = 0.05  # of that range: what an estimate counts as above the worst logged return, at least
 LIMIT = 10.0  # times the disagreement that one held-out step of a thousand has: there a rollout ends
 # An estimate is not believed where the members disagree so many times as much as on held-out episodes, where so many
 # rollouts were ended, where errors in each step change so large a share of it, above the lowest logged return, or where
@@ -135,17 +136,19 @@ def estimate_return(
     extrapolation = (of_all[:few].mean() - of_single.mean()) / (members - 1)
     replays = world.calibration.reward_error * lengths.mean()
     cut = envs.cut_ranges[:num].mean() / 2
-    student, lowest = _student(members - 1), float(world.held_out.starts.returns.min())
+    student, logged = _student(members - 1), world.held_out.starts.returns
+    width = float(np.ptp(logged))
+    above = max(of_all.mean() - logged.min(), LEAST_ABOVE * width, 1e-9)  # the worst that the log has
     parts = LEVEL * sampling, student * max(spread, jackknife), LEVEL * extrapolation, LEVEL * replays, cut
     diagnostics = Diagnostics(
         estimate=float(of_all.mean()),
         half_width=float(np.sqrt(np.square(parts).sum())),
         disagreement=float((envs.disagreements[:num].sum() / lengths.sum()) / world.calibration.disagreement),
-        fragility=float(abs(played.returns[-few:].mean() - of_all[:few].mean()) / max(of_all.mean() - lowest, 1e-9)),
+        fragility=float(abs(played.returns[-few:].mean() - of_all[:few].mean()) / above),
         share_cut=float(envs.is_cut[:num].mean()),
         mean_length=float(lengths.mean()),
     )
-    doubts = tuple(reasons_to_doubt(diagnostics, float(np.ptp(world.held_out.starts.returns))))
+    doubts = tuple(reasons_to_doubt(diagnostics, width))
     estimate, half = diagnostics.estimate, diagnostics.half_width
     nearest = world.held_out.starts.nearest(target_return, NUM_NEAREST) if is_asked else np.zeros(0, np.int64)
     return OfflineTarget(
