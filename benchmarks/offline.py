@@ -254,9 +254,8 @@ def estimate_all(name: str, log: Log, setting: Setting) -> dict[str, dict[str, A
         is_asked = getattr(policy, "return_scale", 0.0) != 0.0
         target = evaluation.target_returns[0]
         estimated = estimate_return(
-            policy, world, starts, quantiles, replace(evaluation, num_episodes=log.num_episodes),
-            target_return=target, is_asked=is_asked,
-        )  # fmt: skip
+            policy, world, starts, quantiles, evaluation, target_return=target, is_asked=is_asked
+        )
         wall_s = time.perf_counter() - began
         nearest = world.held_out.starts.nearest(target, NUM_NEIGHBOURS) if is_asked else np.arange(len(returns))
         replayed = evaluate_held_out(policy, world.held_out, evaluation, step=0).held_out

@@ -52,24 +52,27 @@ class EpisodeStarts:
 
     observations: Float[ndarray, "E S"]
     returns: Float[ndarray, "E"]  # undiscounted sums of rewards
+    asked: Float[ndarray, "E"]  # the target return that corresponds to them
     episode_ids: Int[ndarray, "E"]
 
     @classmethod
-    def of(cls, data: TransitionDataset) -> EpisodeStarts:
+    def of(cls, data: TransitionDataset, *, discount: float = 1.0) -> EpisodeStarts:
+        returns = data.episode_returns
         return cls(
             observations=data.observations[data.starts],
-            returns=data.episode_returns,
+            returns=returns,
+            asked=returns if discount == 1.0 else data.to_go(discount)[data.starts].astype(np.float64),
             episode_ids=np.asarray(data.episode_ids),
         )
 
     @classmethod
     def joined(cls, parts: Sequence[EpisodeStarts]) -> EpisodeStarts:
-        names = ("observations", "returns", "episode_ids")
+        names = ("observations", "returns", "asked", "episode_ids")
         return cls(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
 
     def nearest(self, target_return: float, num: int) -> Int[ndarray, "K"]:
-        """The places of the episodes whose returns are nearest to a target return, the nearest first."""
-        distances = np.abs(self.returns - min(target_return, self.returns.max()))
+        """The places of the episodes that are nearest to a target return, the nearest first."""
+        distances = np.abs(self.asked - min(target_return, self.asked.max()))
         return np.argsort(distances, kind="stable")[:num]
 
 

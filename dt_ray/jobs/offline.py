@@ -198,12 +198,11 @@ def load_world(checkpoint: Folder, spec: SpaceSpec) -> World:
 
 
 def world_data(data: DataConfig, log_path: str | None) -> DataConfig:
-    """How the log is read: all of its episodes, with the returns of their rewards."""
+    """How the log is read: all of its episodes, with the returns of their rewards, discounted as the policy's are."""
     everything: dict[str, Any] = {
         **BATCH_SETTINGS,
         "max_episodes": None,
         "top_fraction": 1.0,
-        "discount": 1.0,
         "return_source": "rewards",
         "values": None,
         "return_scale": None,

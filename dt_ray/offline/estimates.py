@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 from torch import Tensor
 
@@ -31,6 +31,7 @@ NUM_STEPS = 100_000  # of rollouts: long episodes get fewer starts
 NUM_MEMBER_STARTS = 20  # of those, for each member alone and for the others without it
 NUM_NEAREST = 3
 NUM_CANDIDATES = 5  # target returns that `auto` chooses among, beside those asked for
+NUM_EPISODES = 100  # real ones, whose mean an interval is about
 LEVEL = 1.645  # standard deviations of a 90% interval
 MARGIN = 0.02  # of the range of the logged returns
 LEAST_ABOVE = 0.05  # of that range: what an estimate counts as above the worst logged return, at least
@@ -101,65 +102,98 @@ def estimate_return(
     target_return: float,
     is_asked: bool,
 ) -> OfflineTarget:
-    """The estimate for one target return, its interval and the reasons to doubt it.
+    """The estimate for one target return, its interval and the reasons to doubt it."""
+    logged = world.held_out.starts
+    found = diagnose(roll_out(policy, world, starts, config, target_return=target_return), world)
+    doubts = tuple(reasons_to_doubt(found, float(np.ptp(logged.returns))))
+    nearest = logged.nearest(target_return, NUM_NEAREST) if is_asked else np.zeros(0, np.int64)
+    return OfflineTarget(
+        target_return=target_return,
+        estimated_return=None if doubts else found.estimate,
+        interval90=None if doubts else (found.estimate - found.half_width, found.estimate + found.half_width),
+        supported_share=supported_share(target_return, quantiles) if is_asked else None,
+        nearest_episodes=tuple(logged.episode_ids[nearest].tolist()),
+        nearest_returns=tuple(logged.returns[nearest].tolist()),
+        doubts=doubts,
+        diagnostics=found,
+    )
 
-    The interval has four parts. Starts: the standard error of the mean over them, and over as many episodes as an
-    evaluation has. Members: the standard deviation of their single estimates over the root of their number, or the
-    jackknife's where it is larger. Extrapolation: the mean of all members has 1/M of a member's squared error, so that
-    what changes from one to all of them, over M - 1, is what would change from there to none (Cook and Stefanski 1994).
-    Replays: the systematic error of rewards on held-out episodes, for every step.
-    """
-    model, num, few = world.model, len(starts), min(len(starts), NUM_MEMBER_STARTS)
-    members = model.num_members
+
+@dataclass(frozen=True, kw_only=True)
+class ModelRollouts:
+    """Returns of rollouts in a world model: from E starts, and from the first K of them in other ways."""
+
+    returns: Float[ndarray, "E"]  # in the mean of all members
+    single: Float[ndarray, "M K"]  # in one member
+    without: Float[ndarray, "M K"]  # in the mean of the others
+    noisy: Float[ndarray, "K"]  # in the mean of all, with errors as large as their own in each step
+    lengths: Int[ndarray, "E"]
+    disagreements: Float[ndarray, "E"]  # of the members, summed over the steps
+    is_cut: Bool[ndarray, "E"]
+    cut_ranges: Float[ndarray, "E"]
+
+
+def roll_out(
+    policy: Policy, world: World, starts: Float[ndarray, "E S"], config: EvaluationConfig, *, target_return: float
+) -> ModelRollouts:
+    """Rolls a policy out in all these ways, as one batch."""
+    num, few, members = len(starts), min(len(starts), NUM_MEMBER_STARTS), world.model.num_members
     begins = np.concatenate([starts, *[starts[:few]] * (2 * members + 1)])
     envs = LearnedEnvironments(
-        model,
+        world.model,
         world.normalizer,
         begins,
         member_weights(num, few, members),
         disagreement_limit=LIMIT * world.calibration.high_disagreement,
         noise=(torch.arange(len(begins)) >= len(begins) - few).float(),
     )
-    played = play_in(
-        envs,
-        policy,
-        range(len(begins)),
-        [target_return] * len(begins),
-        max_timesteps=config.max_timesteps,
-        name="the log's world model",
+    asked = [target_return] * len(begins)
+    steps, name = config.max_timesteps, "the log's world model"
+    played = play_in(envs, policy, range(len(begins)), asked, max_timesteps=steps, name=name)
+    single, without = played.returns[num:-few].reshape(2, members, few)
+    return ModelRollouts(
+        returns=played.returns[:num],
+        single=single,
+        without=without,
+        noisy=played.returns[-few:],
+        lengths=played.lengths[:num],
+        disagreements=envs.disagreements[:num],
+        is_cut=envs.is_cut[:num],
+        cut_ranges=envs.cut_ranges[:num],
     )
-    of_all, lengths = played.returns[:num], played.lengths[:num]
-    of_single, of_others = played.returns[num:-few].reshape(2, members, few).mean(axis=2)
-    sampling = of_all.std() * math.sqrt(1 / max(1, num - 1) + 1 / config.num_episodes)
-    spread = of_single.std(ddof=1) / math.sqrt(members)
-    jackknife = math.sqrt((members - 1) / members * np.square(of_others - of_others.mean()).sum())
-    extrapolation = (of_all[:few].mean() - of_single.mean()) / (members - 1)
-    replays = world.calibration.reward_error * lengths.mean()
-    cut = envs.cut_ranges[:num].mean() / 2
-    student, logged = _student(members - 1), world.held_out.starts.returns
-    width = float(np.ptp(logged))
-    above = max(of_all.mean() - logged.min(), LEAST_ABOVE * width, 1e-9)  # the worst that the log has
-    parts = LEVEL * sampling, student * max(spread, jackknife), LEVEL * extrapolation, LEVEL * replays, cut
-    diagnostics = Diagnostics(
-        estimate=float(of_all.mean()),
+
+
+def diagnose(rollouts: ModelRollouts, world: World) -> Diagnostics:
+    """The estimate, the half width of its interval, and what it is judged by.
+
+    The interval is one of the mean of `NUM_EPISODES` real episodes, and has these parts. Starts: the standard error of
+    the mean over them, and over those episodes. Members: the standard deviation of their single estimates over the root
+    of their number, or the jackknife's where it is larger. Extrapolation: the mean of all members has 1/M of a member's
+    squared error, so that what changes from one to all of them, over M - 1, is what would change from there to none
+    (Cook and Stefanski 1994). Replays: the systematic error of rewards on held-out episodes, for every step. Cuts: half
+    of the range of the returns that the log has where rollouts ended early.
+    """
+    calibration, logged = world.calibration, world.held_out.starts.returns
+    num, (members, few) = len(rollouts.returns), rollouts.single.shape
+    estimate, of_few = float(rollouts.returns.mean()), rollouts.returns[:few].mean()
+    single, without = rollouts.single.mean(axis=1), rollouts.without.mean(axis=1)
+    spread = single.std(ddof=1) / math.sqrt(members)
+    jackknife = math.sqrt((members - 1) / members * np.square(without - without.mean()).sum())
+    parts = (
+        LEVEL * rollouts.returns.std() * math.sqrt(1 / max(1, num - 1) + 1 / NUM_EPISODES),
+        _student(members - 1) * max(spread, jackknife),
+        LEVEL * (of_few - single.mean()) / (members - 1),
+        LEVEL * calibration.reward_error * rollouts.lengths.mean(),
+        rollouts.cut_ranges.mean() / 2,
+    )
+    above_worst = max(estimate - logged.min(), LEAST_ABOVE * np.ptp(logged), 1e-9)
+    return Diagnostics(
+        estimate=estimate,
         half_width=float(np.sqrt(np.square(parts).sum())),
-        disagreement=float((envs.disagreements[:num].sum() / lengths.sum()) / world.calibration.disagreement),
-        fragility=float(abs(played.returns[-few:].mean() - of_all[:few].mean()) / above),
-        share_cut=float(envs.is_cut[:num].mean()),
-        mean_length=float(lengths.mean()),
-    )
-    doubts = tuple(reasons_to_doubt(diagnostics, width))
-    estimate, half = diagnostics.estimate, diagnostics.half_width
-    nearest = world.held_out.starts.nearest(target_return, NUM_NEAREST) if is_asked else np.zeros(0, np.int64)
-    return OfflineTarget(
-        target_return=target_return,
-        estimated_return=None if doubts else estimate,
-        interval90=None if doubts else (estimate - half, estimate + half),
-        supported_share=supported_share(target_return, quantiles) if is_asked else None,
-        nearest_episodes=tuple(world.held_out.starts.episode_ids[nearest].tolist()),
-        nearest_returns=tuple(world.held_out.starts.returns[nearest].tolist()),
-        doubts=doubts,
-        diagnostics=diagnostics,
+        disagreement=float(rollouts.disagreements.sum() / rollouts.lengths.sum() / calibration.disagreement),
+        fragility=float(abs(rollouts.noisy.mean() - of_few) / above_worst),
+        share_cut=float(rollouts.is_cut.mean()),
+        mean_length=float(rollouts.lengths.mean()),
     )
 
 
@@ -213,7 +247,7 @@ def return_quantiles(world: World, starts: Float[ndarray, "E S"]) -> Float[ndarr
     observations = torch.as_tensor(world.normalizer.normalize_observations(starts))
     quantiles = world.model.return_quantiles(observations, torch.zeros(len(starts), dtype=torch.int64))
     found = np.sort(quantiles.double().numpy(), axis=1) / world.normalizer.return_scale
-    margin = MARGIN * float(np.ptp(world.held_out.starts.returns))
+    margin = MARGIN * float(np.ptp(world.held_out.starts.asked))
     found[:, 0] -= margin
     found[:, -1] += margin
     return found

@@ -31,7 +31,7 @@ class OfflineTarget:
 
     target_return: TargetReturn
     estimated_return: float | None  # the mean over episodes; None where it should not be believed
-    interval90: tuple[float, float] | None  # of the mean of as many episodes as an evaluation plays
+    interval90: tuple[float, float] | None  # of the mean of 100 real episodes
     supported_share: float | None  # of the starts, whose logged returns reach as far; None of a policy not asked
     nearest_episodes: tuple[int, ...]  # ids of the logged episodes whose returns are nearest to the target
     nearest_returns: tuple[Number, ...]

@@ -181,11 +181,11 @@ def hold_out(
     kept = [replace(part, returns_to_go=part.to_go(discount)) for part in held_out if part.num_episodes]
     if not kept:
         return None
-    starts = [EpisodeStarts.of(part) for part in kept]
+    starts = [EpisodeStarts.of(part, discount=discount) for part in kept]
 
     def with_starts() -> Iterator[TransitionDataset]:
         for part in train:
-            starts.append(EpisodeStarts.of(part))
+            starts.append(EpisodeStarts.of(part, discount=discount))
             yield part
 
     cloning = LinearCloning.fit(with_starts(), normalizer)

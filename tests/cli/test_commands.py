@@ -143,7 +143,7 @@ def test_target_returns_that_mean_nothing_are_refused_in_words(
 ) -> None:
     with pytest.raises(SystemExit):
         make_parser().parse_args([str(trained), "--target-return", "most"])
-    assert "a target return is a number or max, got 'most'" in capsys.readouterr().err
+    assert "a target return is a number, max or auto, got 'most'" in capsys.readouterr().err
     asking = partial(fail, "evaluate", str(trained), "--target-return", "max", cwd=tmp_path)
     assert "this policy does not know how much a state can give" in asking()
     assert "--plot draws returns against those asked for" in asking("--plot", "a.png")

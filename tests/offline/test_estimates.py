@@ -141,6 +141,7 @@ def test_where_the_log_has_nothing_the_estimate_is_doubted_and_no_number_is_give
     elsewhere = EpisodeStarts(
         observations=np.full((40, 1), 30.0, np.float32),
         returns=world.held_out.starts.returns[:40],
+        asked=world.held_out.starts.asked[:40],
         episode_ids=np.arange(40),
     )
     far = replace(world, held_out=replace(world.held_out, starts=elsewhere))
@@ -295,3 +296,13 @@ def test_a_world_model_does_not_act_and_a_policy_is_no_world_model(world: World,
         load_policy(Folder(world.place))
     with pytest.raises(ConfigError, match="the policy has 3 observation and 1 action dimensions"):
         load_world(Folder(world.place), replace(SPEC, observation_dim=3))
+
+
+def test_the_nearest_episodes_go_by_the_target_return_that_corresponds_to_them() -> None:
+    data = play(to_the_middle(0.5), 9, seed=2)
+    starts = EpisodeStarts.of(data, discount=0.9)
+    np.testing.assert_allclose(starts.asked, data.to_go(0.9)[data.starts])
+    np.testing.assert_allclose(starts.returns, data.episode_returns)
+    for episode in range(9):
+        assert starts.asked[starts.nearest(float(starts.asked[episode]), 1)[0]] == starts.asked[episode]
+    assert starts.nearest(math.inf, 1)[0] == starts.asked.argmax()
