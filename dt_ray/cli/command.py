@@ -131,7 +131,7 @@ def print_offline(report: OfflineReport) -> None:
     for column in ("target return", "estimated return", "90% interval", "starts that back it"):
         table.add_column(column, justify="right")
     table.add_column("verdict")
-    for target in report.targets:
+    for target in sorted(report.targets, key=lambda each: each.target_return, reverse=True):
         value, interval, share = target.estimated_return, target.interval90, target.supported_share
         table.add_row(
             show_target(target.target_return),

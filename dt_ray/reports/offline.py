@@ -42,12 +42,13 @@ def draw_estimates(
             )  # fmt: skip
         found = {target: mean for target, mean in (reached or {}).get(label, {}).items() if math.isfinite(target)}
         axes.scatter(list(found), list(found.values()), color=color, marker="x", zorder=4)
+    (left, right), vertical = axes.get_xlim(), axes.get_ylim()
     low, high = next(iter(reports.values())).supported
-    for begin, end in ((axes.get_xlim()[0], low), (high, axes.get_xlim()[1])):
+    for begin, end in ((left, low), (high, right)):
         if begin < end:
             axes.axvspan(begin, end, color=GREY, alpha=0.12, linewidth=0)
     axes.axline((low, low), slope=1, color=GREY, linestyle="--", linewidth=1)
-    axes.set(xlabel="target return", ylabel="estimated return")
+    axes.set(xlabel="target return", ylabel="estimated return", xlim=(left, right), ylim=vertical)
     axes.grid(alpha=0.25)
     axes.legend(fontsize=8, frameon=False)
     return figure
