@@ -32,6 +32,7 @@ from dt_ray.runs.evaluation_report import EvaluationReport
 from dt_ray.runs.folder import RunFolder, with_values_checkpoint
 from dt_ray.runs.storage import Folder
 from dt_ray.sweeps.config import Axis, SweepConfig, configure
+from dt_ray.sweeps.conflicts import ESTIMATE
 from dt_ray.sweeps.folder import SweepFolder, evaluate_checkpoint, further_evaluations, result_of
 
 log = logging.getLogger("dt_ray")
@@ -72,7 +73,7 @@ def tune_on_ray(
         ray.tune.with_parameters(train_trial, sweep=sweep, layouts=layouts, cpus=cpus),
         ray.tune.PlacementGroupFactory([bundle]),
     )
-    place = str(folder.folder / ".tune")
+    place, is_known_later = str(folder.folder / ".tune"), sweep.settings.metric == ESTIMATE
     with quiet(verbose):
         if resume and ray.tune.Tuner.can_restore(place):
             tuner = ray.tune.Tuner.restore(place, trainable, resume_unfinished=True, resume_errored=True)
@@ -81,8 +82,8 @@ def tune_on_ray(
                 trainable,
                 param_space=make_space(sweep),
                 tune_config=ray.tune.TuneConfig(
-                    metric=sweep.settings.metric,
-                    mode=sweep.settings.direction,
+                    metric=None if is_known_later else sweep.settings.metric,
+                    mode=None if is_known_later else sweep.settings.direction,
                     num_samples=sweep.num_trials if sweep.is_searched else 1,
                     search_alg=search,
                     scheduler=make_scheduler(sweep),

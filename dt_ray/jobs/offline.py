@@ -105,6 +105,8 @@ def estimate_run(
         config = run.read_config() if run is not None else load_learner(checkpoint)[1]
         config = replace(config, scaling=replace(config.scaling, num_workers=0))
     place = checkpoint if run is None else run.folder
+    if run is not None and run.folder.parent.name == "trials":
+        place = run.folder.parent.parent  # the sweep: its trials share a world model
     found = world_checkpoint(config, place, log_path, overwrite=overwrite, watch=watch, verbose=verbose)
     world = load_world(found, facts.spec)
     log.info("estimating returns in the world model %s", world.place)

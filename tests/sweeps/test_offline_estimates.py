@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from support.examples import make_episodes, write_episodes
 
+from dt_ray import evaluate
 from dt_ray.config.schema import RunConfig
 from dt_ray.jobs.deriving import resolve_settings
 from dt_ray.jobs.sweep import estimate_trials, write_results
@@ -52,6 +53,10 @@ def test_the_best_trial_has_the_highest_estimate_in_one_world_model_of_the_log(
     assert best["trial"] == max(scores, key=lambda name: scores[name])
     assert best["metric_mean"] == max(scores.values())
     assert best["command"].endswith("--offline")
+    names = folder.trial_names()
+    evaluate.main([best["checkpoint"], "--offline"])  # as the command says
+    assert folder.trial_names() == names
+    assert (tmp_path / "swept-world").is_dir()
     assert len({report.world_model for report in found.values() if report is not None}) == 1
     assert json.loads((folder.folder / "best.json").read_text())["settings"] == {
         "model.width": best["settings"]["model.width"]
