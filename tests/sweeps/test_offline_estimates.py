@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ from support.examples import make_episodes, write_episodes
 from dt_ray import evaluate
 from dt_ray.config.schema import RunConfig
 from dt_ray.jobs.deriving import resolve_settings
-from dt_ray.jobs.sweep import estimate_trials, write_results
+from dt_ray.jobs.sweep import estimate_trials, run_sweep, write_results
 from dt_ray.jobs.training import start_run
 from dt_ray.offline import estimates
+from dt_ray.sweeps.config import SweepConfig
 from dt_ray.sweeps.folder import SweepFolder
 from dt_ray.sweeps.loading import load_sweep
 
@@ -23,23 +25,36 @@ def resolve(tree: Mapping[str, Any]) -> RunConfig:
     return resolve_settings(tree).config
 
 
+def hardly_trained(folder: Path, monkeypatch: pytest.MonkeyPatch) -> SweepConfig:
+    """A sweep of two widths, whose estimates are believed although its world model has hardly been trained."""
+    monkeypatch.setattr(estimates, "MAX_HALF_WIDTH", math.inf)
+    monkeypatch.setattr(estimates, "MAX_DISAGREEMENT", math.inf)
+    monkeypatch.setattr(estimates, "MAX_FRAGILITY", math.inf)
+    log = write_episodes(make_episodes(list(range(5, 45)), action_dim=2), folder / "hall.parquet")
+    settings = [f"data.path={log}", f"storage_path={folder}", "name=swept", "total_timesteps=20", "model.num_layers=1"]
+    settings += ["optim.batch_size=8", "scaling.num_workers=0", "metric=offline_estimate", "evaluation.every=0"]
+    swept = ["model.context_length=4", "model.width={grid: [8, 16]}"]
+    return load_sweep(None, None, [*settings, *swept], resolve=resolve)
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_ray_tune_runs_trials_that_are_compared_when_all_have_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep = hardly_trained(tmp_path, monkeypatch)
+    scaled = replace(sweep, base=replace(sweep.base, scaling=replace(sweep.base.scaling, num_workers=1)))
+    best = run_sweep(scaled)
+    assert best is not None
+    assert best["metric"] == "offline_estimate"
+    assert math.isfinite(best["metric_mean"])
+    assert "offline_estimate" in (tmp_path / "swept/trials.csv").read_text().splitlines()[0]
+
+
 def test_the_best_trial_has_the_highest_estimate_in_one_world_model_of_the_log(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(estimates, "MAX_HALF_WIDTH", math.inf)  # of a world model that has hardly been trained
-    monkeypatch.setattr(estimates, "MAX_DISAGREEMENT", math.inf)
-    log = write_episodes(make_episodes(list(range(5, 45)), action_dim=2), tmp_path / "hall.parquet")
-    settings = [
-        f"data.path={log}",
-        f"storage_path={tmp_path}",
-        "name=swept",
-        "total_timesteps=20",
-        "model.num_layers=1",
-    ]
-    settings += ["optim.batch_size=8", "scaling.num_workers=0", "metric=offline_estimate", "evaluation.every=0"]
-    sweep = load_sweep(
-        None, None, [*settings, "model.context_length=4", "model.width={grid: [8, 16]}"], resolve=resolve
-    )
+    sweep = hardly_trained(tmp_path, monkeypatch)
     folder = SweepFolder.of(sweep)
     folder.create(sweep)
     for name, chosen in sweep.trials().items():
