@@ -126,12 +126,15 @@ def show_result(result: TrainResult, config: RunConfig, estimate: OfflineReport 
         print_offline(estimate)
     print(f"run         {result.run}")
     print(f"checkpoint  {RunFolder.of(config).checkpoint(result.summary['step'])}")
-    print("next        " + f"python -m dt_ray.report {result.run}")
-    if config.env_id is not None:
+    commands = [f"python -m dt_ray.train --resume {result.run} total_timesteps={2 * config.total_timesteps}"]
+    if result.summary["last"] and config.env_id is not None:
         asked = show_target(statistics.median_low(config.evaluation.target_returns))
         options = f"--target-return {asked} --plot obedience.png"
-        print("            " + f"python -m dt_ray.evaluate {result.run} {options}")
-    print("            " + f"python -m dt_ray.train --resume {result.run} total_timesteps={2 * config.total_timesteps}")
+        commands.insert(0, f"python -m dt_ray.evaluate {result.run} {options}")
+    if result.summary["last"]:
+        commands.insert(0, f"python -m dt_ray.report {result.run}")
+    for title, command in zip(["next", *[""] * len(commands)], commands, strict=False):
+        print(f"{title:<12}{command}")
 
 
 def show_plan(config: RunConfig, *, verbose: bool) -> None:
