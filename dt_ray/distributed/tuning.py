@@ -31,8 +31,7 @@ from dt_ray.runs.checkpoint import load_policy
 from dt_ray.runs.evaluation_report import EvaluationReport
 from dt_ray.runs.folder import RunFolder, with_values_checkpoint
 from dt_ray.runs.storage import Folder
-from dt_ray.sweeps.config import Axis, SweepConfig, configure
-from dt_ray.sweeps.conflicts import ESTIMATE
+from dt_ray.sweeps.config import ESTIMATE, Axis, SweepConfig, configure
 from dt_ray.sweeps.folder import SweepFolder, evaluate_checkpoint, further_evaluations, result_of
 
 log = logging.getLogger("dt_ray")

@@ -21,11 +21,11 @@ from dt_ray.jobs.training import (
     start_run,
     with_absolute_paths,
 )
-from dt_ray.learners import declaration_of
+from dt_ray.learners import Policy, declaration_of
 from dt_ray.learners.world_model import WorldModelLearner
 from dt_ray.offline.estimates import World, estimate_returns
 from dt_ray.runs.checkpoint import load_learner, load_policy
-from dt_ray.runs.folder import RunFolder, checkpoint_at
+from dt_ray.runs.folder import RunFolder, checkpoint_at, run_of
 from dt_ray.runs.offline_report import OfflineReport
 from dt_ray.runs.storage import Folder
 from dt_ray.training.recorder import TrainResult
@@ -52,13 +52,14 @@ def train_and_estimate(
         UserError: as `start_run` and `resume_run`.
     """
     shown = {name: options[name] for name in ("verbose", "dashboard") if name in options}
-    with one_connection(config, needed=is_estimated(config), **shown):
+    wanted = is_estimated(config)
+    with one_connection(config, needed=wanted, **shown):
         if resume:
             with watch(config):
                 result = resume_run(config, **options)
         else:
             result = start_run(config, watch=watch, **options)
-        if result.summary.get("status") != "finished" or not is_estimated(config):
+        if result.summary.get("status") != "finished" or not wanted:
             return result, None
         return result, _estimate_finished(config, result.summary["step"], watch=watch, **options)
 
@@ -100,7 +101,7 @@ def estimate_run(
         RunError: there is no complete checkpoint, or a world model of other settings has the name that is needed.
     """
     policy, facts = load_policy(checkpoint, evaluation)
-    run = RunFolder(checkpoint.parent.parent) if checkpoint.parent.name == "checkpoints" else None
+    run = run_of(checkpoint)
     if config is None:
         config = run.read_config() if run is not None else load_learner(checkpoint)[1]
         config = replace(config, scaling=replace(config.scaling, num_workers=0))
@@ -108,10 +109,16 @@ def estimate_run(
     if run is not None and run.folder.parent.name == "trials":
         place = run.folder.parent.parent  # the sweep: its trials share a world model
     found = world_checkpoint(config, place, log_path, overwrite=overwrite, watch=watch, verbose=verbose)
-    world = load_world(found, facts.spec)
+    return estimate_in(load_world(found, facts.spec), policy, evaluation or facts.evaluation, checkpoint, facts.step)
+
+
+def estimate_in(
+    world: World, policy: Policy, evaluation: EvaluationConfig, checkpoint: Folder, step: int
+) -> OfflineReport:
+    """`estimate_run` of a policy that was loaded from a checkpoint, in a world model that was loaded for its spaces."""
     log.info("estimating returns in the world model %s", world.place)
-    report = estimate_returns(policy, world, evaluation or facts.evaluation, step=facts.step)
-    if run is not None:
+    report = estimate_returns(policy, world, evaluation, step=step)
+    if (run := run_of(checkpoint)) is not None:
         run.write_offline(report)
     return report
 
@@ -170,7 +177,7 @@ def world_config(config: RunConfig, place: Folder, log_path: str | None = None) 
         **{key: value for key, value in to_plain(config).items() if key in ("env_id", "env_kwargs", "seed", "scaling")},
         "name": f"{place.name}-{ending}",
         "storage_path": place.parent.uri,
-        "data": {**data, **{key: neutral["data"][key] for key in ("return_source", "return_scale")}},
+        "data": {**data, "return_scale": neutral["data"]["return_scale"]},
         "evaluation": {**neutral["evaluation"], "max_timesteps": config.evaluation.max_timesteps},
     }
     if config.data.validation_fraction == 0:

@@ -15,13 +15,13 @@ from dt_ray.config.modules import KEYS, allow_modules
 from dt_ray.config.schema import EvaluationConfig
 from dt_ray.errors import RunError
 from dt_ray.jobs.execution import prepared_cluster
-from dt_ray.jobs.offline import estimate_run, world_checkpoint
+from dt_ray.jobs.offline import estimate_in, load_world, world_checkpoint
 from dt_ray.jobs.training import check_inputs_are_there, check_run, name_run
 from dt_ray.learners import check_settings
+from dt_ray.runs.checkpoint import load_policy, read_facts
 from dt_ray.runs.lease import Lease
 from dt_ray.runs.writing import to_json
-from dt_ray.sweeps.config import SweepConfig, configure
-from dt_ray.sweeps.conflicts import ESTIMATE
+from dt_ray.sweeps.config import ESTIMATE, SweepConfig, configure
 from dt_ray.sweeps.folder import SweepFolder, result_of
 from dt_ray.sweeps.tables import evaluate_best, find_best, read_rows, write_table
 from dt_ray.training.interrupts import raise_on_sigterm
@@ -94,16 +94,17 @@ def estimate_trials(sweep: SweepConfig, folder: SweepFolder, *, verbose: bool) -
     """Estimates all trials' returns in one world model of the log, which lies beside the sweep."""
     torch.set_num_threads(1)
     here = replace(sweep.base, scaling=replace(sweep.base.scaling, num_workers=0))
-    world = world_checkpoint(here, folder.folder, None, verbose=verbose)
+    found = world_checkpoint(here, folder.folder, None, verbose=verbose)
+    world = load_world(found, read_facts(found).spec)  # the log of all trials
     for name in folder.trial_names():
         run = folder.trial(name)
         status, report = result_of(run)
         if report is None or run.read_offline(report.step) is not None:
             continue
-        config = run.read_config()
-        config = replace(config, evaluation=replace(config.evaluation, world_model=str(world)))
         log.info("estimating trial %s (%s)", name, status)
-        estimate_run(run.checkpoint(report.step), evaluation=config.evaluation, config=config)
+        checkpoint, evaluation = run.checkpoint(report.step), run.read_config().evaluation
+        policy, facts = load_policy(checkpoint, evaluation)
+        estimate_in(world, policy, evaluation, checkpoint, facts.step)
 
 
 def named_code(sweep: SweepConfig) -> list[Mapping[str, str | None]]:

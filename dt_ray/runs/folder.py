@@ -260,6 +260,11 @@ def _version(package: str) -> str | None:
     return None
 
 
+def run_of(checkpoint: Folder) -> RunFolder | None:
+    """The run that a checkpoint lies in, if it lies in one."""
+    return RunFolder(checkpoint.parent.parent) if checkpoint.parent.name == "checkpoints" else None
+
+
 def checkpoint_at(place: Folder) -> Folder:
     """The checkpoint meant by a run's folder (its newest complete one) or by a checkpoint's own.
 

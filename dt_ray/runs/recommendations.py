@@ -7,16 +7,15 @@ import math
 from dt_ray.config.targets import show_target
 from dt_ray.errors import RunError
 from dt_ray.runs.checkpoint import read_facts
-from dt_ray.runs.folder import RunFolder
+from dt_ray.runs.folder import run_of
 from dt_ray.runs.offline_report import OfflineReport
 from dt_ray.runs.storage import Folder
 
 
 def estimates_beside(checkpoint: Folder) -> OfflineReport | None:
     """The estimates from the log alone for a checkpoint that lies in a run; None where there are none."""
-    if checkpoint.parent.name != "checkpoints":
-        return None
-    return RunFolder(checkpoint.parent.parent).read_offline(read_facts(checkpoint).step)
+    run = run_of(checkpoint)
+    return None if run is None else run.read_offline(read_facts(checkpoint).step)
 
 
 def recommended_target(checkpoint: Folder) -> float:
@@ -26,11 +25,10 @@ def recommended_target(checkpoint: Folder) -> float:
         RunError: nothing was estimated yet, or no estimate can be believed.
     """
     report = estimates_beside(checkpoint)
-    run = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint
     if report is None:
         raise RunError(
             f"target return auto: nothing was estimated for {checkpoint} yet; do that first: "
-            f"python -m dt_ray.evaluate {run} --offline"
+            f"python -m dt_ray.evaluate {run_of(checkpoint) or checkpoint} --offline"
         )
     if report.best_target is None:
         raise RunError(

@@ -27,6 +27,7 @@ EVALUATION_KEYS = tuple(
 
 
 Metric = Literal["return_mean", "normalized_score", "obedience_error", "action_error", "offline_estimate"]
+ESTIMATE: Metric = "offline_estimate"  # computed when all trials have ended
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,9 +10,7 @@ from typing import Any
 from dt_ray.config.loading import dotted_keys
 from dt_ray.config.schema import RunConfig
 from dt_ray.errors import ConfigError
-from dt_ray.sweeps.config import EVALUATION_KEYS, SweepConfig, configure
-
-ESTIMATE = "offline_estimate"  # the metric that is computed after all trials
+from dt_ray.sweeps.config import ESTIMATE, EVALUATION_KEYS, SweepConfig, configure
 
 # The settings that population-based training may change in the middle of a training.
 MUTABLE_KEYS = ("optim.learning_rate", "optim.gradient_clip", "data.return_noise")

@@ -18,6 +18,7 @@ from dt_ray.errors import RunError
 from dt_ray.runs.evaluation_report import EvaluationReport
 from dt_ray.runs.folder import RunFolder
 from dt_ray.runs.intervals import student_interval
+from dt_ray.runs.offline_report import OfflineReport
 from dt_ray.runs.storage import Folder
 from dt_ray.sweeps.config import SweepConfig, value_of
 from dt_ray.sweeps.folder import SweepFolder, evaluate_checkpoint, result_of
@@ -42,7 +43,7 @@ def _rows_of(sweep: SweepConfig, folder: SweepFolder, name: str) -> list[Row]:
     common = {"trial": name, "status": status, **trained, "seed": config.seed}
     if report is None:
         return [common]
-    rows = []
+    rows, estimates = [], run.read_offline(report.step)  # of the same weights in all evaluations
     for number, evaluation in enumerate(sweep.evaluations(config)):
         if number:
             file = folder.further_evaluation(name, number, report.step)
@@ -52,7 +53,7 @@ def _rows_of(sweep: SweepConfig, folder: SweepFolder, name: str) -> list[Row]:
         asked = value_of_evaluation(evaluation, sweep)
         if (held_out := report.held_out) is not None:
             errors = {name: getattr(held_out, name) for name in ("action_error", "cloning_error", "constant_error")}
-            rows.append({**common, **errors, **_estimate(run, report.step), **_costs(run, report, summary)})
+            rows.append({**common, **errors, **_estimate(estimates), **_costs(run, report, summary)})
         rows += [
             {
                 **common,
@@ -64,7 +65,7 @@ def _rows_of(sweep: SweepConfig, folder: SweepFolder, name: str) -> list[Row]:
                 "return_ci95_high": target.return_ci95[1],
                 "normalized_score": target.normalized_score,
                 "obedience_error": target.obedience_error,
-                **_estimate(run, report.step, target.target_return),
+                **_estimate(estimates, target.target_return),
                 **_costs(run, report, summary),
             }
             for target in report.targets
@@ -78,9 +79,8 @@ def value_of_evaluation(evaluation: EvaluationConfig, sweep: SweepConfig) -> Row
     return {key: getattr(evaluation, key.removeprefix("evaluation.")) for key in keys}
 
 
-def _estimate(run: RunFolder, step: int, target_return: float | None = None) -> Row:
+def _estimate(report: OfflineReport | None, target_return: float | None = None) -> Row:
     """The estimate from the log alone: at a target return, or at the one that it recommends; nothing where none is."""
-    report = run.read_offline(step)
     if report is None:
         return {}
     if target_return is None:
