@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Float
+from kept import trained
 from numpy import ndarray
 from rich.console import Console
 from rich.table import Table
@@ -32,11 +33,10 @@ from dt_ray.config.targets import show_target
 from dt_ray.data import read_dataset
 from dt_ray.data.spaces import needed_environment, read_spaces
 from dt_ray.jobs.deriving import resolve_settings
-from dt_ray.jobs.training import start_run
 from dt_ray.play.evaluation import evaluate
 from dt_ray.runs.checkpoint import load_policy
 from dt_ray.runs.evaluation_report import EvaluationReport, TargetResult
-from dt_ray.runs.folder import RunFolder, checkpoint_at
+from dt_ray.runs.folder import checkpoint_at
 from dt_ray.runs.storage import Folder
 
 SELECTION_SEEDS, REPORT_SEEDS = (2000,), (0, 1000)
@@ -57,7 +57,7 @@ def main() -> None:
     torch.set_num_threads(1)  # small models: a second thread only waits
     named = [] if options.data is None else [f"env_id={options.env}", f"data.path={options.data}"]
     configs = [configured([*named, *options.overrides], seed, options.folder) for seed in range(options.seeds)]
-    runs = [train(config) for config in configs]
+    runs = [trained(config).folder for config in configs]
     returns = logged_returns(configs[0])
     targets = spread_targets(returns, configs[0])
     for first in SELECTION_SEEDS if options.select else REPORT_SEEDS:
@@ -76,12 +76,6 @@ def configured(overrides: Sequence[str], seed: int, folder: Path) -> RunConfig:
     return resolve_settings(read_settings(None, [*usual, *overrides, *placed])).config
 
 
-def train(config: RunConfig) -> str:
-    """The run's folder, trained if it isn't there."""
-    run = RunFolder.of(config)
-    return str(run.folder) if run.read_summary() else start_run(config, overwrite=True).run
-
-
 def logged_returns(config: RunConfig) -> Float[ndarray, "E"]:
     return read_dataset(config.data, read_spaces(needed_environment(config.env_id, "this benchmark"))).episode_returns
 
@@ -93,9 +87,11 @@ def spread_targets(returns: Float[ndarray, "E"], config: RunConfig) -> tuple[flo
     return (math.inf, *numbers) if config.takes_max else tuple(numbers)
 
 
-def play(run: str, config: RunConfig, targets: tuple[float, ...], *, first: int, num_episodes: int) -> EvaluationReport:
+def play(
+    run: Folder, config: RunConfig, targets: tuple[float, ...], *, first: int, num_episodes: int
+) -> EvaluationReport:
     evaluation = replace(config.evaluation, target_returns=targets, seed=first, num_episodes=num_episodes)
-    policy, facts = load_policy(checkpoint_at(Folder.at(run)))
+    policy, facts = load_policy(checkpoint_at(run))
     return evaluate(policy, needed_environment(config.env_id, "this benchmark"), evaluation, step=facts.step)
 
 

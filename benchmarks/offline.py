@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from kept import kept, trained
 from rich.console import Console
 from rich.table import Table
 from scipy.stats import spearmanr
@@ -29,7 +30,6 @@ from dt_ray.config.loading import read_settings
 from dt_ray.config.schema import EvaluationConfig, RunConfig
 from dt_ray.jobs.deriving import resolve_settings
 from dt_ray.jobs.offline import load_world
-from dt_ray.jobs.training import start_run
 from dt_ray.learners.base import Policy
 from dt_ray.offline.estimates import (
     World,
@@ -42,7 +42,7 @@ from dt_ray.offline.estimates import (
 from dt_ray.play.held_out import evaluate_held_out
 from dt_ray.play.rollout import rollout
 from dt_ray.runs.checkpoint import load_policy, read_facts
-from dt_ray.runs.folder import RunFolder, checkpoint_at
+from dt_ray.runs.folder import checkpoint_at
 from dt_ray.runs.offline_report import Diagnostics
 
 NUM_NEIGHBOURS = 20  # logged episodes with returns nearest to the target: a baseline
@@ -199,17 +199,6 @@ def policies_on(name: str, log: Log, setting: Setting) -> Iterator[tuple[str, Po
                 yield f"{kind} {step} {target}", policy, evaluation
     for file in sorted((setting.data / "mujoco/policies").glob(f"{log.public}_*.npz")) if log.public else ():
         yield f"public {file.stem}", PublicPolicy(file), EvaluationConfig(target_returns=(0.0,))
-
-
-def trained(config: RunConfig) -> RunFolder:
-    run = RunFolder.of(config)
-    if not run.read_summary():
-        start_run(config, overwrite=True)
-    return run
-
-
-def kept(file: Path) -> dict[str, Any]:
-    return json.loads(file.read_text()) if file.exists() else {}
 
 
 def measure_truth(name: str, log: Log, setting: Setting) -> dict[str, list[float]]:

@@ -39,7 +39,7 @@ MAX_TIMESTEPS = 1000
 TORCHRL_KEYS = ["observation", "action", "return_to_go"]
 
 
-def d3rlpy_algorithm(state: int, action: int) -> Any:
+def d3rlpy_algorithm(state: int, action: int, **options: Any) -> Any:
     """With the encoder and the optimizer of d3rlpy's reproduction script; its defaults are no Decision Transformer."""
     import d3rlpy
 
@@ -57,6 +57,7 @@ def d3rlpy_algorithm(state: int, action: int) -> Any:
             clip_grad_norm=GRADIENT_CLIP,
             lr_scheduler_factory=d3rlpy.optimizers.WarmupSchedulerFactory(warmup_steps=10_000),
         ),
+        **options,
     )
     algorithm = config.create(device="cpu:0")
     algorithm.create_impl((state,), action)
