@@ -137,6 +137,8 @@ def test_files_that_do_not_go_together_are_both_named(tmp_path: Path) -> None:
 def test_unreadable_datasets_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no dataset at .*collect"):
         read_dataset(DataConfig(path=str(tmp_path / "nowhere")))
+    with pytest.raises(DataError, match="no dataset at minari:some/where-v0; `minari download some/where-v0` puts"):
+        read_dataset(DataConfig(path="minari:some/where-v0"))
     with pytest.raises(DataError, match="no .*parquet file"):
         read_dataset(DataConfig(path=str(tmp_path)))
     (tmp_path / "text.parquet").write_text("not parquet")

@@ -85,6 +85,12 @@ def resolve(path: str) -> tuple[fs.FileSystem, str]:
     return reach(absolute(path))
 
 
+def _how_to_get(path: str) -> str:
+    if path.startswith("minari:"):
+        return f"`minari download {path.removeprefix('minari:')}` puts it there (pip install 'dt-ray[formats]')"
+    return f"make one with `python -m dt_ray.data collect --out {path}`"
+
+
 def find_files(path: str, format: str | None = None) -> list[DatasetFile]:
     """The files of a dataset, sorted by path, which is the order of their rows; the format is found where not given.
 
@@ -98,7 +104,7 @@ def find_files(path: str, format: str | None = None) -> list[DatasetFile]:
     try:
         info = filesystem.get_file_info(root)
         if info.type == fs.FileType.NotFound:
-            raise DataError(f"no dataset at {path}; make one with `python -m dt_ray.data collect --out {path}`")
+            raise DataError(f"no dataset at {path}; {_how_to_get(path)}")
         if info.type == fs.FileType.File:
             found, format = [root], format or _format_of(root) or "parquet"
             sizes = {root: info.size}
