@@ -172,4 +172,5 @@ def evaluate_best(best: Mapping[str, Any], evaluation: EvaluationConfig) -> dict
     if evaluation.context_length is not None:
         command += ["--context-length", str(evaluation.context_length)]
     results = {key: target[key] for key in ("return_mean", "return_std", "return_ci95", "normalized_score")}
-    return {**best, **results, "command": shlex.join(command)}
+    settings = best["settings"] | {"target_return": target["target_return"]}  # `max` is no number in JSON
+    return {**best, "settings": settings, **results, "command": shlex.join(command)}

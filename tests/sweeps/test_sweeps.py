@@ -19,6 +19,7 @@ from dt_ray.config.loading import packaged_names, to_plain
 from dt_ray.config.schema import RunConfig
 from dt_ray.errors import ConfigError, RunError, UserError
 from dt_ray.runs.storage import Folder
+from dt_ray.runs.writing import to_json
 from dt_ray.sweep import main
 from dt_ray.sweeps.config import SweepConfig
 from dt_ray.sweeps.folder import SweepFolder, evaluate_checkpoint, further_evaluations
@@ -210,6 +211,17 @@ def test_the_table_and_the_best_are_what_the_runs_say(tiny_config: RunConfig, tm
     assert b"Traceback" not in again.stderr
     report = json.loads((tmp_path / "again.json").read_text())
     assert report["targets"][0]["return_mean"] == full["return_mean"]
+
+
+def test_the_best_setting_may_be_as_much_as_can_be_had(tiny_config: RunConfig, tmp_path: Path) -> None:
+    config = replace(tiny_config, model=replace(tiny_config.model, conditioning="head"))
+    sweep, folder = made_sweep(config, tmp_path, evaluation__target_returns={"grid": ["max"]})
+    best = find_best(read_rows(sweep, folder), sweep)
+    assert best is not None
+    (evaluation,) = sweep.evaluations(folder.trial(best["trial"]).read_config())
+    written = json.loads(to_json(evaluate_best(best, evaluation)))
+    assert written["settings"]["target_return"] == "max"
+    assert "--target-return=max" in written["command"]
 
 
 def test_a_setting_whose_other_seed_failed_is_not_the_best(tiny_config: RunConfig, tmp_path: Path) -> None:
