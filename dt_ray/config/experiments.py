@@ -18,7 +18,8 @@ class Experiment:
     config: str
     purpose: str
     target_return: float  # at which it is judged
-    expected: tuple[float, float]  # mean return on seeds 0..99, of several training seeds and a little wider
+    expected: tuple[float, float]  # mean return of the first episodes, of several training seeds and a little wider
+    measured_on: str = ""  # the data, where it is not what the configuration names
     baselines: tuple[str, ...] = ()  # configurations to run beside it
 
     def describes(self, config: RunConfig) -> bool:
@@ -31,7 +32,8 @@ class Experiment:
         if (mean := return_means.get(self.target_return)) is None:
             return f"not evaluated at {target}"
         place = "within" if low <= mean <= high else "below" if mean < low else "above"
-        return f"{mean:.1f} at {target} is {place} the expected {low:g} .. {high:g}"
+        said = f" (measured on {self.measured_on})" if self.measured_on else ""
+        return f"{mean:.1f} at {target} is {place} the expected {low:g} .. {high:g}{said}"
 
 
 EXPERIMENTS = (
