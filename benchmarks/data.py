@@ -9,6 +9,7 @@ One thread. Sides that are compared take turns in one run; a ratio is the median
 - streaming: the same from files, against Ray Data's plain way, windows cut in `map_batches` and read by
   `iter_torch_batches`, with and without a local shuffle.
 - memory: resident set size of a run on data ten times larger than `data.memory_mb`, beside one that holds it.
+- start: preparing a run on 100 files on Ray, resident, and streaming for the first time and again.
 - import: `python -m dt_ray.data import`, against pyarrow reading the same files and writing them again.
 """
 
@@ -43,12 +44,15 @@ from dt_ray.data.logs.episodes import from_table, to_table
 from dt_ray.data.logs.files import find_files
 from dt_ray.jobs.training import name_run, start_run
 from dt_ray.play.collection import flatten
+from dt_ray.training.file_facts import FileFacts
 from dt_ray.training.resident import BatchSource, ResidentData, ResidentSource
-from dt_ray.training.stream_facts import StreamingData, episode_statistics
+from dt_ray.training.stream_facts import StreamingData
 from dt_ray.training.streaming import StreamingSource
 
 BATCH, ROUNDS = 256, 5
 EPISODES_A_FILE = 20
+NUM_FILES, START_ROUNDS = 100, 3  # of measuring starts
+START_SETTINGS = {"discount": 0.99, "validation_fraction": 0.05}  # a discount needs bounds of returns-to-go
 ROW_BYTES = 4 * (STATE + ACTION + 1)
 
 
@@ -56,6 +60,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=1_000_000, help="transitions of the datasets")
     parser.add_argument("--import-steps", type=int, default=10_000_000)
+    parser.add_argument("--start-steps", type=int, default=10_000_000)
     parser.add_argument("--memory-steps", type=int, default=4_000_000)
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the memory of the runs (PNG)")
     parser.add_argument("--json", type=Path, metavar="FILE")
@@ -70,6 +75,8 @@ def main() -> None:
         steps = options.memory_steps
         figures |= memory(write(Path(folder), steps), steps, options.plot)
     with tempfile.TemporaryDirectory() as folder:
+        figures |= starting(write(Path(folder), options.start_steps, num_files=NUM_FILES), Path(folder))
+    with tempfile.TemporaryDirectory() as folder:
         figures |= importing(Path(folder), options.import_steps)
     table = Table("what", "figure")
     for name, value in figures.items():
@@ -79,12 +86,13 @@ def main() -> None:
         options.json.write_text(json.dumps(figures, indent=1))
 
 
-def write(folder: Path, steps: int) -> RunConfig:
+def write(folder: Path, steps: int, *, num_files: int | None = None) -> RunConfig:
     """Files of whole episodes, and the configuration that reads them."""
     episodes = to_table(make_dataset(steps // EPISODE_STEPS))
     (folder / "data").mkdir()
-    for i, begin in enumerate(range(0, len(episodes), EPISODES_A_FILE)):
-        pq.write_table(episodes.slice(begin, EPISODES_A_FILE), folder / f"data/{i:05d}.parquet")
+    num = EPISODES_A_FILE if num_files is None else -(-len(episodes) // num_files)
+    for i, begin in enumerate(range(0, len(episodes), num)):
+        pq.write_table(episodes.slice(begin, num), folder / f"data/{i:05d}.parquet")
     config = configure()
     data, optim = replace(config.data, path=str(folder / "data")), replace(config.optim, batch_size=BATCH)
     return replace(config, data=data, optim=optim, model=replace(config.model, max_timesteps=EPISODE_STEPS))
@@ -146,6 +154,26 @@ def streaming(config: RunConfig, steps: int) -> dict[str, float]:
         )
     shuffled = {name: found[name] for name in found if "no shuffle" not in name}
     return medians(found) | {"streaming / map_batches with local shuffle (at least 5)": ratio(shuffled)}
+
+
+def starting(config: RunConfig, folder: Path) -> dict[str, float]:
+    """Seconds from files to data that workers can train on, by Ray's tasks on a cluster that is there."""
+    from dt_ray.distributed.cluster import connection
+    from dt_ray.distributed.preparing import prepare_data
+
+    config = replace(config, env_id=None, scaling=replace(config.scaling, num_workers=1))
+    found: dict[str, list[float]] = {"resident": [], "streaming, first": [], "streaming, again": []}
+    with connection():
+        for number in range(START_ROUNDS + 1):  # in the first round processes start
+            for name, seconds in found.items():
+                residency = "resident" if name == "resident" else "streaming"
+                settings = replace(config.data, residency=residency, **START_SETTINGS)
+                run = replace(config, data=settings, storage_path=str(folder / f"runs-{number}"))
+                began = time.perf_counter()
+                data = prepare_data(run, SPEC)
+                seconds += [time.perf_counter() - began] if number else []
+                del data
+    return {f"start, {name}, s": value for name, value in medians(found).items()}
 
 
 def memory(config: RunConfig, steps: int, plot: Path | None) -> dict[str, float]:
@@ -260,8 +288,7 @@ def peak_of_tree():
 
 def stream_data(config: RunConfig) -> StreamingData:
     files = find_files(config.data.path)
-    statistics = pa.concat_tables([episode_statistics(file, config, SPEC) for file in files])
-    return StreamingData.build(files, statistics, SPEC, config)
+    return StreamingData.build(files, FileFacts(config, SPEC))
 
 
 def batches(source: BatchSource, count: int) -> Measure:

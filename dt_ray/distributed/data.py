@@ -145,10 +145,15 @@ def sound_files_on_ray(config: DataConfig, spec: SpaceSpec | None) -> tuple[list
         lambda files: ray.get([_fault_in_file.remote(file, config, spec) for file in files]),
         lambda files: ray.get([_episode_ids.remote(file) for file in files]),
     )
+    warn_of_small_log(files, config)
+    return files, num_skipped
+
+
+def warn_of_small_log(files: Sequence[DatasetFile], config: DataConfig) -> None:
+    """Logs what looks wrong with the episodes of a log that is small enough to look through for that."""
     doubtful = len(files) == 1 or not is_flat(files[0], config)  # for others the plan warns
     if doubtful and has_rows(files[0]) and sum(file.size for file in files) < MAX_LOOKED_AT:
         warn_of(look.doubt for look in ray.get([_look_into.remote(file, config) for file in files]))
-    return files, num_skipped
 
 
 def _episode_returns(table: pa.Table) -> pa.Table:

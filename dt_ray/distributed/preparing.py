@@ -18,7 +18,7 @@ import ray
 from jaxtyping import Int
 from numpy import ndarray
 
-from dt_ray.config.schema import BATCH_SETTINGS, DataConfig, RunConfig
+from dt_ray.config.schema import DataConfig, RunConfig
 from dt_ray.data.blocks import EpisodeBlocks
 from dt_ray.data.logs.datasets import ReadEpisodes
 from dt_ray.data.logs.episodes import from_table, to_table
@@ -29,18 +29,16 @@ from dt_ray.data.transitions import TransitionDataset
 from dt_ray.distributed.cluster import user_errors
 from dt_ray.distributed.usage import saying_when_full
 from dt_ray.runs.storage import Folder
+from dt_ray.training.file_facts import SETTINGS_READ_LATER, FileFacts
 from dt_ray.training.layout import Layout, plan_layout
 from dt_ray.training.preparing import streams
 from dt_ray.training.resident import ResidentData
-from dt_ray.training.stream_facts import StreamingData, episode_statistics
+from dt_ray.training.stream_facts import StreamingData
 
 log = logging.getLogger("dt_ray")
 
 PART_BYTES = 2**26  # of a table that one task writes
 BLOCK_BYTES = 2**24  # of a block of episodes that were read in the driver
-# Settings that matter only after the episodes are read.
-SETTINGS_READ_LATER = ("max_episodes", "top_fraction", "return_source", "values", "return_scale", *BATCH_SETTINGS,
-                       "discount", "validation_fraction", "window_length")  # fmt: skip
 READ_ALIKE: dict[str, Any] = {name: getattr(DataConfig(), name) for name in SETTINGS_READ_LATER}
 
 
@@ -88,19 +86,19 @@ def prepare_layouts(
         alike.setdefault(repr(replace(config.data, **READ_ALIKE)), []).append(at)
     found: dict[int, SharedData] = {}
     notes: dict[str, None] = {}  # each once, in order
-    from dt_ray.distributed.data import episode_dataset, sound_files_on_ray  # workers start without Ray Data
+    from dt_ray.distributed.data import episode_dataset, warn_of_small_log  # workers start without Ray Data
 
     with user_errors(), saying_when_full("data tasks"):
         for group in alike.values():
             settings = configs[group[0]].data
             known = read if read is not None and read.suits(settings, spec) else None
-            files, num_skipped = known.sound_files if known is not None else sound_files_on_ray(settings, spec)
+            facts = {at: FileFacts(configs[at], spec, for_each=_for_each) for at in group}
+            files, num_skipped = known.sound_files if known is not None else facts[group[0]].sound_files()
+            if known is None:
+                warn_of_small_log(files, settings)
             streamed = [at for at in group if streams(files, configs[at])]
             for at in streamed:
-                statistics = pa.concat_tables(ray.get([_statistics.remote(file, configs[at], spec) for file in files]))
-                data = StreamingData.build(
-                    files, statistics, spec, configs[at], num_skipped_files=num_skipped, for_each=_for_each
-                )
+                data = StreamingData.build(files, facts[at], num_skipped_files=num_skipped)
                 notes |= dict.fromkeys(data.notes)
                 found[at] = SharedData(ray.put(data))
             if len(streamed) == len(group):
@@ -193,13 +191,10 @@ def _write_part(part: Part, *tables: pa.Table) -> ndarray:
     return part.layout.write_chunks(blocks, part.chunks, part.tails)
 
 
-@ray.remote
-def _statistics(file: DatasetFile, config: RunConfig, spec: SpaceSpec) -> pa.Table:
-    return episode_statistics(file, config, spec)
-
-
 def _for_each(function: Callable[[DatasetFile], Any], files: Sequence[DatasetFile]) -> list[Any]:
-    return ray.get([_of_file.remote(function, file) for file in files])
+    """What the function finds of each file, by a task each."""
+    shared = ray.put(function)  # once, and not with each task
+    return ray.get([_of_file.remote(shared, file) for file in files])
 
 
 @ray.remote

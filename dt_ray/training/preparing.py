@@ -17,12 +17,12 @@ from dt_ray.data.logs.datasets import ReadEpisodes
 from dt_ray.data.logs.files import DatasetFile
 from dt_ray.data.logs.reading import read_blocks
 from dt_ray.data.logs.sizes import decoded_size
-from dt_ray.data.logs.sources import sound_files_here
 from dt_ray.data.spaces import SpaceSpec
 from dt_ray.errors import DataError
+from dt_ray.training.file_facts import FileFacts
 from dt_ray.training.layout import plan_layout
 from dt_ray.training.resident import BatchSource, ResidentData, ResidentSource
-from dt_ray.training.stream_facts import StreamingData, episode_statistics
+from dt_ray.training.stream_facts import StreamingData
 from dt_ray.training.streaming import StreamingSource
 
 log = logging.getLogger("dt_ray")
@@ -36,11 +36,12 @@ def prepare_here(config: RunConfig, spec: SpaceSpec, read: ReadEpisodes | None =
     """
     with _memory_of_the_system():
         known = read if read is not None and read.suits(config.data, spec) else None
-        files, num_skipped = known.sound_files if known is not None else sound_files_here(config.data, spec)
+        facts = FileFacts(config, spec)
+        files, num_skipped = known.sound_files if known is not None else facts.sound_files()
         if streams(files, config):
             if known is not None:
                 known.let_go()
-            return _streaming_data(files, spec, config, num_skipped_files=num_skipped)
+            return StreamingData.build(files, facts, num_skipped_files=num_skipped)
         blocks = known.take() if known is not None else read_blocks(config.data, spec, files)
         return ResidentData.build(blocks, spec, config, num_skipped_files=num_skipped)
 
@@ -52,17 +53,11 @@ def read_held_out_here(config: RunConfig, spec: SpaceSpec) -> HeldOutEpisodes | 
         DataError: as `prepare_here`.
     """
     with _memory_of_the_system():
-        files, num_skipped = sound_files_here(config.data, spec)
+        facts = FileFacts(config, spec)
+        files, num_skipped = facts.sound_files()
         if streams(files, config):
-            return _streaming_data(files, spec, config, num_skipped_files=num_skipped).held_out
+            return StreamingData.build(files, facts, num_skipped_files=num_skipped).held_out
         return plan_layout(EpisodeBlocks(read_blocks(config.data, spec, files)), spec, config)[0].held_out
-
-
-def _streaming_data(
-    files: Sequence[DatasetFile], spec: SpaceSpec, config: RunConfig, *, num_skipped_files: int
-) -> StreamingData:
-    statistics = pa.concat_tables([episode_statistics(file, config, spec) for file in files])
-    return StreamingData.build(files, statistics, spec, config, num_skipped_files=num_skipped_files)
 
 
 @contextmanager

@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -24,8 +23,9 @@ from dt_ray.data.ranges import Ranges
 from dt_ray.data.spaces import SpaceSpec
 from dt_ray.errors import DataError
 from dt_ray.jobs.training import name_run, start_run
+from dt_ray.training.file_facts import FileFacts
 from dt_ray.training.resident import ResidentData
-from dt_ray.training.stream_facts import StreamingData, episode_statistics
+from dt_ray.training.stream_facts import StreamingData
 
 
 def traps_of(data: TransitionDataset, env_id: str | None = None) -> str:
@@ -206,8 +206,7 @@ def test_resident_and_streaming_data_say_the_same(
         write_episodes(data, tmp_path / f"log/part-{number}.parquet")
     config = replace(tiny_config, data=replace(tiny_config.data, path=str(tmp_path / "log"), action_bounds="data"))
     files = [replace(file, index=i) for i, file in enumerate(find_files(config.data.path))]
-    statistics = pa.concat_tables([episode_statistics(file, config, pendulum_spec) for file in files])
-    streaming = StreamingData.build(files, statistics, pendulum_spec, config)
+    streaming = StreamingData.build(files, FileFacts(config, pendulum_spec))
     resident = ResidentData.build(read_dataset(config.data), pendulum_spec, config)
     assert streaming.notes == resident.notes
     assert len(resident.notes) == 2

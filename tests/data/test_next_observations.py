@@ -29,8 +29,9 @@ from dt_ray.jobs.training import name_run, start_run
 from dt_ray.models.actor_critic import Transitions
 from dt_ray.models.batch import WindowBatch
 from dt_ray.training.cutting import WindowCutter
+from dt_ray.training.file_facts import FileFacts
 from dt_ray.training.resident import ResidentData, ResidentSource
-from dt_ray.training.stream_facts import StreamingData, cut_long, episode_statistics
+from dt_ray.training.stream_facts import StreamingData, cut_long
 from dt_ray.training.streaming import StreamingSource
 
 SPEC = SpaceSpec(observation_dim=3, action_dim=1, action_low=(-2.0,), action_high=(2.0,))
@@ -192,8 +193,7 @@ def test_streaming_knows_the_successors_too(tmp_path: Path, tiny_config: RunConf
     config = iql_config(tiny_config, path=str(file.parent), residency="streaming")
     config = replace(config, optim=replace(config.optim, batch_size=4))
     files = find_files(config.data.path)
-    statistics = pa.concat_tables([episode_statistics(each, config, SPEC) for each in files])
-    source = StreamingSource(StreamingData.build(files, statistics, SPEC, config), config)
+    source = StreamingSource(StreamingData.build(files, FileFacts(config, SPEC)), config)
     batches = [Transitions.of(source.batch(step), discount=1.0) for step in range(200)]
     known = torch.cat([batch.is_known for batch in batches]).float().mean()
     assert float(known) == pytest.approx(18 / 19, abs=0.02)

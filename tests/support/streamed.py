@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import pyarrow as pa
-
 from dt_ray.config.loading import load_config
 from dt_ray.config.schema import DataConfig, RunConfig
 from dt_ray.data import TransitionDataset
 from dt_ray.data.logs.sources import sound_files_here
 from dt_ray.data.spaces import SpaceSpec
-from dt_ray.training.stream_facts import StreamingData, episode_statistics
+from dt_ray.training.file_facts import FileFacts
+from dt_ray.training.stream_facts import StreamingData
 from dt_ray.training.streaming import StreamingSource
 
 
@@ -23,10 +22,10 @@ def streamed(config: DataConfig, data: TransitionDataset) -> tuple[TransitionDat
     )
     run = run_config(replace(config, residency="streaming"))
     files, _ = sound_files_here(run.data, spec)
-    statistics = pa.concat_tables([episode_statistics(file, run, spec) for file in files])
-    built = StreamingData.build(files, statistics, spec, run)
+    built = StreamingData.build(files, FileFacts(run, spec))
     assert built.num_transitions == num
-    return tuple(StreamingSource(built, run)._read_pass(0))
+    source = StreamingSource(built, run)
+    return tuple(source._read(list(source._plan_pass(0))))
 
 
 def run_config(config: DataConfig) -> RunConfig:

@@ -2,14 +2,18 @@
 
 import json
 from dataclasses import replace
+from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from support.datasets import write_flat
-from support.examples import make_episodes, write_episodes
+from support.examples import losses_of, make_episodes, write_episodes
 from support.fitted import split_and_fit
 
 from dt_ray.config.schema import RunConfig
@@ -22,8 +26,9 @@ from dt_ray.errors import DataError
 from dt_ray.jobs.training import resume_run, resumed_config, start_run
 from dt_ray.runs.folder import RunFolder
 from dt_ray.training import streaming
+from dt_ray.training.file_facts import FileFacts
 from dt_ray.training.preparing import streams
-from dt_ray.training.stream_facts import StreamingData, episode_statistics
+from dt_ray.training.stream_facts import StreamingData, cut_long, lengths_cut_long
 from dt_ray.training.streaming import StreamingSource
 
 NUM_FILES, BATCH = 6, 7
@@ -54,8 +59,7 @@ def config(tiny_config: RunConfig, data: TransitionDataset, tmp_path: Path, monk
 
 def build(config: RunConfig, spec: SpaceSpec) -> StreamingData:
     files = find_files(config.data.path)
-    statistics = pa.concat_tables([episode_statistics(file, config, spec) for file in files])
-    return StreamingData.build(files, statistics, spec, config)
+    return StreamingData.build(files, FileFacts(config, spec))
 
 
 def test_streaming_trains_on_the_episodes_and_in_the_units_of_resident_data(
@@ -79,7 +83,7 @@ def test_a_pass_uses_each_transition_once_and_the_next_one_in_another_order(
     expected, _, normalizer = split_and_fit(data, pendulum_spec, config)
     passes = []
     for number in range(2):
-        pieces = list(source._read_pass(number))
+        pieces = list(source._read(list(source._plan_pass(number))))
         assert max(piece.num_transitions for piece in pieces) <= POOL
         seen = np.concatenate([piece.observations[:, 0] for piece in pieces])
         assert len(seen) == expected.num_transitions
@@ -114,13 +118,10 @@ def test_windows_of_pools_are_those_of_the_whole_data(
 
 def test_workers_read_different_files(config: RunConfig, data: TransitionDataset, pendulum_spec: SpaceSpec) -> None:
     built = build(config, pendulum_spec)
+    sources = [StreamingSource(built, config, rank=rank, world_size=3) for rank in range(3)]
     seen = [
-        {
-            int(episode)
-            for piece in StreamingSource(built, config, rank=rank, world_size=3)._read_pass(4)
-            for episode in piece.episode_ids
-        }
-        for rank in range(3)
+        {int(episode) for piece in source._read(list(source._plan_pass(4))) for episode in piece.episode_ids}
+        for source in sources
     ]
     assert sum(len(each) for each in seen) == len(set.union(*seen)) == len(built.train_ids)
 
@@ -162,14 +163,55 @@ def test_the_workers_of_a_node_share_its_memory(config: RunConfig, pendulum_spec
     assert shared == POOL // 4
 
 
-def test_a_streaming_run_trains_stops_and_goes_on(config: RunConfig) -> None:
-    run = RunFolder.of(config)
-    start_run(replace(config, total_timesteps=300, evaluation=replace(config.evaluation, every=0)))
-    resume_run(resumed_config(str(run), ["total_timesteps=400"]))
-    lines = [json.loads(line) for line in run.metrics_file.read_text().splitlines()]
-    assert [line["step"] for line in lines] == list(range(5, 401, 5))
-    assert np.mean([line["train/loss"] for line in lines[-10:]]) < np.mean([line["train/loss"] for line in lines[:10]])
-    assert "validation/loss" in lines[-1]
+@pytest.mark.parametrize("changes", [{}, {"balance": 0.5}, {"return_noise": 3.0, "discount": 0.9}])
+def test_a_batch_is_that_of_its_update_wherever_a_source_begins(
+    config: RunConfig, pendulum_spec: SpaceSpec, changes: dict[str, float]
+) -> None:
+    config = replace(config, data=replace(config.data, **changes))
+    built = build(config, pendulum_spec)
+    for rank in range(2):
+        place = {"rank": rank, "world_size": 2}
+        source = StreamingSource(built, config, **place)
+        batches = [source.batch(step) for step in range(300)]
+        assert sum(1 for _ in takewhile(lambda pool: pool.first_step < 300, source._plan_pools())) > 8
+        for begin in (1, 17, 18, 64, 150, 299):
+            begun = StreamingSource(built, config, **place)
+            for step in range(begin, min(begin + 30, 300)):
+                for name, value in vars(begun.batch(step)).items():
+                    torch.testing.assert_close(value, vars(batches[step])[name], rtol=0, atol=0)
+
+
+@given(lengths=st.lists(st.integers(1, 40), min_size=1, max_size=12), longest=st.integers(1, 50))
+def test_how_episodes_are_cut_is_known_from_their_lengths(lengths: list[int], longest: int) -> None:
+    data = make_episodes(lengths)
+    pieces = list(cut_long(replace(data, returns_to_go=data.to_go()), longest))
+    assert [piece.num_transitions for piece in pieces] == list(lengths_cut_long(data.lengths, longest))
+    assert max(piece.num_transitions for piece in pieces) <= longest
+
+
+def test_a_streaming_run_goes_on_as_if_it_had_never_stopped(config: RunConfig) -> None:
+    config = replace(config, evaluation=replace(config.evaluation, every=0))
+    whole, stopped = (replace(config, name=name, total_timesteps=num) for name, num in (("a", 400), ("b", 300)))
+    whole = replace(whole, optim=replace(whole.optim, schedule="constant"))
+    stopped = replace(stopped, optim=whole.optim)
+    start_run(whole)
+    start_run(stopped)
+    resume_run(resumed_config(str(RunFolder.of(stopped)), ["total_timesteps=400"]))
+    losses = losses_of(RunFolder.of(whole))
+    assert losses_of(RunFolder.of(stopped)) == losses
+    assert np.mean(losses[-10:]) < np.mean(losses[:10])
+    assert "validation/loss" in json.loads(RunFolder.of(whole).metrics_file.read_text().splitlines()[-1])
+
+
+def test_a_file_that_changes_while_it_streams_ends_the_run_by_its_name(
+    config: RunConfig, pendulum_spec: SpaceSpec
+) -> None:
+    built = build(config, pendulum_spec)
+    source = StreamingSource(built, config)
+    for file in built.files:
+        write_episodes(make_episodes([3]), Path(file.path))
+    with pytest.raises(DataError, match=r"\d.parquet has other episodes than when the run began; .*--resume tiny"):
+        list(source._read(list(source._plan_pass(0))))
 
 
 def test_steps_past_the_timestep_table_share_its_last_row(tiny_config: RunConfig, tmp_path: Path) -> None:

@@ -41,6 +41,7 @@ class DatasetFile:
     dataset: str
     format: str = "parquet"  # of `FORMATS`
     size: int = 0  # bytes
+    stamp: tuple[int, int] | None = None  # size and time (ns) of the last change of the whole file; None: not known
     row_groups: tuple[int, ...] | None = None  # of a large Parquet file those that are read; None: all
     is_numbered: bool = False  # its episode ids occur in other files too: the file's number is added to them
 
@@ -107,11 +108,10 @@ def find_files(path: str, format: str | None = None) -> list[DatasetFile]:
             raise DataError(f"no dataset at {path}; {_how_to_get(path)}")
         if info.type == fs.FileType.File:
             found, format = [root], format or _format_of(root) or "parquet"
-            sizes = {root: info.size}
+            entries = [info]
         else:
-            entries = filesystem.get_file_info(fs.FileSelector(root, recursive=True))
-            sizes = {entry.path: entry.size for entry in entries if entry.is_file}
-            names = sorted(path.removeprefix(f"{root}/") for path in sizes)
+            entries = [e for e in filesystem.get_file_info(fs.FileSelector(root, recursive=True)) if e.is_file]
+            names = sorted(entry.path.removeprefix(f"{root}/") for entry in entries)
             format = format or _format_of_folder(names, path)
             found = [f"{root}/{name}".rstrip("/") for name in _names_of(format, names)]
     except OSError as error:
@@ -120,11 +120,22 @@ def find_files(path: str, format: str | None = None) -> list[DatasetFile]:
         raise DataError(
             f"no *.parquet file in {path}, nor another log that is known: data.format is one of {', '.join(FORMATS)}"
         )
-    whole = sum(sizes.values())  # of a Minari dataset, whose one file is its folder
+    stamps = {entry.path: _stamp_of([entry]) for entry in entries}
+    whole = _stamp_of(entries)  # of a Minari dataset, whose one file is its folder
     files = [
-        DatasetFile(index=0, path=file, dataset=path, format=format, size=sizes.get(file, whole)) for file in found
+        DatasetFile(
+            index=0, path=file, dataset=path, format=format, size=size, stamp=None if time is None else (size, time)
+        )
+        for file in found
+        for size, time in (stamps.get(file, whole),)
     ]
     return [replace(part, index=i) for i, part in enumerate(chain.from_iterable(map(_parts_of, files)))]
+
+
+def _stamp_of(entries: Sequence[fs.FileInfo]) -> tuple[int, int | None]:
+    """The size of some files together, and when the last one changed; None where the filesystem doesn't say."""
+    times = [entry.mtime_ns for entry in entries]
+    return sum(entry.size for entry in entries), None if None in times else max(times, default=None)
 
 
 def join_parts(files: Sequence[DatasetFile]) -> list[DatasetFile]:

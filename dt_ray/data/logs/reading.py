@@ -9,6 +9,8 @@ from itertools import islice
 
 import numpy as np
 import pyarrow as pa
+from jaxtyping import Int
+from numpy import ndarray
 
 from dt_ray.config.schema import DataConfig
 from dt_ray.data.formats import has_rows, is_flat, read_minari, read_rows
@@ -124,9 +126,16 @@ def read_blocks(
 
 
 def read_fragments(
-    file: DatasetFile, config: DataConfig, spec: SpaceSpec | None, *, plan: FilePlan | None = None
+    file: DatasetFile,
+    config: DataConfig,
+    spec: SpaceSpec | None,
+    *,
+    plan: FilePlan | None = None,
+    with_own_ids: bool = True,
 ) -> Fragments:
     """The checked episodes of one file, or, under a plan that joins, its fragments; actions in the environment's units.
+
+    Without a plan each has an id of its own, unless these are to be given later (`own_ids`).
 
     Raises:
         DataError: the file is unreadable or empty, or has faults: each named by file, episode and step.
@@ -160,10 +169,8 @@ def read_fragments(
         raise DataError(f"{file.path} is empty: there is no episode in it")
     data = _with_actions(data, config, spec)
     raise_faults(data, spec, source=file.path, labels=found.labels, may_be_skipped=not is_flat(file, config))
-    if config.episode_per_file:
-        data = replace(data, episode_ids=np.array([file.index]))
-    elif plan is None:
-        data = _with_own_ids(data, file)
+    if (plan is None and with_own_ids) or config.episode_per_file:
+        data = replace(data, episode_ids=own_ids(data.episode_ids, file, config))
     return found._replace(data=_marked(data, file.source) if config.mix else data)
 
 
@@ -181,10 +188,11 @@ def with_clipped_actions(data: TransitionDataset, config: DataConfig, spec: Spac
     return replace(data, actions=np.clip(data.actions, spec.action_low, spec.action_high).astype(np.float32))
 
 
-def _with_own_ids(data: TransitionDataset, file: DatasetFile) -> TransitionDataset:
-    """The same with an id of its own for each episode."""
-    ids = data.episode_ids
-    return replace(data, episode_ids=numbers_in_file(ids, file.index) if file.is_numbered else unique_ids(ids))
+def own_ids(ids: Int[ndarray, "E"], file: DatasetFile, config: DataConfig) -> Int[ndarray, "E"]:
+    """An id of its own for each episode of a file, by the logged ones."""
+    if config.episode_per_file:
+        return np.array([file.index])
+    return numbers_in_file(ids, file.index) if file.is_numbered else unique_ids(ids)
 
 
 def _marked(data: TransitionDataset, source: int) -> TransitionDataset:
