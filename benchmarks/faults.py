@@ -68,7 +68,8 @@ def main() -> None:
     options = parser.parse_args()
     store = ObjectStore()
     os.environ.update(store.environment)
-    campaign = Campaign(options.folder or Path(tempfile.mkdtemp(prefix="faults-")), options.seed, store)
+    folder = options.folder or Path(tempfile.mkdtemp(prefix="faults-"))
+    campaign = Campaign(folder, options.seed, store, ends_within_s=30)
     outcomes = []
     for kind in options.kind or KINDS:
         for number in range(options.runs or KINDS[kind].times):

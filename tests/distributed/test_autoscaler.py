@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from support.examples import free_port, tiny_overrides
-from support.processes import wait_for_nodes
+from support.processes import WAIT_S, wait_for_nodes
 
 pytestmark = pytest.mark.slow
 
@@ -95,7 +95,7 @@ class ScalingCluster:
 
     def close(self) -> None:
         os.killpg(self.head.pid, signal.SIGKILL)  # at SIGTERM it waits for half a minute
-        self.head.wait(60)
+        self.head.wait(WAIT_S)
         shutil.rmtree(self.folder, ignore_errors=True)
 
 

@@ -28,7 +28,7 @@ from dt_ray.sweeps.folder import SweepFolder
 from dt_ray.sweeps.loading import decode_sweep
 from dt_ray.train import main as train_main
 
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
 
 @pytest.fixture(scope="module")

@@ -5,15 +5,15 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from ray.cluster_utils import Cluster
 from support.examples import tiny_overrides
+from support.processes import WAIT_S, wait_until
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
@@ -31,9 +31,11 @@ def train(cluster: Cluster, log: Path, *settings: str) -> subprocess.Popen[bytes
 
 
 def until(holds: Callable[[], bool], training: subprocess.Popen[bytes], log: Path) -> None:
-    while not holds():
+    def holds_yet() -> bool:
         assert training.poll() is None, log.read_text()[-3000:]
-        time.sleep(0.2)
+        return holds()
+
+    wait_until(holds_yet, what=log.read_text)
 
 
 def lines(run: Path) -> list[dict]:
@@ -54,7 +56,7 @@ def test_workers_that_become_more_go_on_where_the_fewer_were(
     cluster.add_node(num_cpus=1)
     until(lambda: lines(run)[-1]["time/workers"] == 2, training, log)
     training.send_signal(signal.SIGTERM)
-    assert training.wait(240) == 143
+    assert training.wait(WAIT_S) == 143
     found = lines(run)
     first = next(line["step"] for line in found if line["time/workers"] == 2)
     assert first > found[alone - 1]["step"]  # and no checkpoint was due
@@ -69,7 +71,7 @@ def test_of_two_runs_one_waits_for_the_other_and_says_so(cluster: Cluster, pendu
     first = train(cluster, tmp_path / "first.log", *shared, "name=first", "total_timesteps=1000000")
     until(lambda: len(lines(tmp_path / "runs/first")) > 5, first, tmp_path / "first.log")
     refused = train(cluster, tmp_path / "refused.log", *shared, "name=refused")
-    assert refused.wait(240) == 2
+    assert refused.wait(WAIT_S) == 2
     said = (tmp_path / "refused.log").read_text()
     assert "0 of 1 CPUs are free; in use by job" in said
     assert "python -m dt_ray.train" in said
@@ -79,5 +81,5 @@ def test_of_two_runs_one_waits_for_the_other_and_says_so(cluster: Cluster, pendu
         lambda: "waiting up to 500 s for room" in (tmp_path / "second.log").read_text(), waits, tmp_path / "second.log"
     )
     first.send_signal(signal.SIGINT)
-    assert first.wait(240) == 130
-    assert waits.wait(240) == 0, (tmp_path / "second.log").read_text()[-3000:]
+    assert first.wait(WAIT_S) == 130
+    assert waits.wait(WAIT_S) == 0, (tmp_path / "second.log").read_text()[-3000:]

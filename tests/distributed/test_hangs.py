@@ -16,6 +16,7 @@ import ray._private.state
 from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
 from support.deadly import DEADLY_SEED
 from support.examples import tiny_overrides, with_workers
+from support.processes import WAIT_S, wait_until
 
 from dt_ray import sweep
 from dt_ray.api import DecisionTransformer
@@ -29,7 +30,7 @@ from dt_ray.errors import EnvironmentCrashError, ResourceError, RunError, Storag
 from dt_ray.jobs.training import start_run
 from dt_ray.runs.folder import RunFolder
 
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
 
 def test_a_full_disk_of_one_worker_ends_all_with_one_message(tiny_config: RunConfig) -> None:
@@ -38,8 +39,7 @@ def test_a_full_disk_of_one_worker_ends_all_with_one_message(tiny_config: RunCon
     checkpoints = Path(str(RunFolder.of(run).checkpoints))
 
     def fill() -> None:
-        while not (checkpoints / "latest").exists():
-            time.sleep(0.05)
+        wait_until((checkpoints / "latest").exists)
         checkpoints.rename(checkpoints.with_name("elsewhere"))
         checkpoints.touch()  # no file can be written below a file
 
@@ -55,7 +55,7 @@ def test_an_environment_that_ends_its_process_is_named_with_its_seed(tiny_config
     settings = replace(tiny_config.evaluation, num_episodes=6, seed=0)
     actors = EvaluationActors(EvaluationActors.start(2), "support.deadly:Deadly-v0", settings)
     with pytest.raises(EnvironmentCrashError, match=rf"support.deadly:Deadly-v0 .* with seed {DEADLY_SEED};"):
-        actors.submit(policy, step=1).result(timeout=300)
+        actors.submit(policy, step=1).result(timeout=WAIT_S)
     actors.end()
 
 
@@ -93,7 +93,7 @@ def test_a_sweep_ends_with_the_seed_too(pendulum_data: Path, tmp_path: Path) -> 
 
 def test_a_second_run_on_a_full_cluster_is_refused_with_who_uses_it(tiny_config: RunConfig) -> None:
     group = placement_group([{"CPU": 4}])
-    assert group.wait(60)
+    assert group.wait(WAIT_S)
     try:
         with pytest.raises(ResourceError, match=r"0 of 4 CPUs are free; in use by job .*\(4 CPUs\).*wait_for_nodes_s"):
             start_run(with_workers(tiny_config, 1))
@@ -111,12 +111,12 @@ def test_workers_whose_place_was_taken_after_the_plan_end_with_who_took_it(
     def prepare_and_take(*arguments: Any) -> Any:
         data = prepare(*arguments)
         groups.append(placement_group([{"CPU": 4}]))
-        assert groups[0].wait(60)
+        assert groups[0].wait(WAIT_S)
         return data
 
     monkeypatch.setattr(data_tasks, "prepare_data", prepare_and_take)
     monkeypatch.setattr(controller, "PLACED_WITHIN_S", 4.0)
-    monkeypatch.setattr(controller, "SAYS_AFTER_S", 1.0)
+    monkeypatch.setattr(controller, "SAYS_AFTER_S", 0.0)  # at the first look, however late it comes
     try:
         with pytest.raises(ResourceError, match=r"1 worker\(s\) with 3 CPU\(s\) each had no place for 4 s: 0 of 4"):
             start_run(with_workers(tiny_config, 1))
@@ -135,7 +135,7 @@ def test_a_stop_is_heard_by_the_successor_of_a_lost_board() -> None:
     ray.kill(board, no_restart=False)  # with what was asked of it
     while not context.stop_asked.wait(0.5):  # as the driver asks, until the workers have ended
         board.ask.remote("stop")
-    listening.join(60)
+    listening.join(WAIT_S)
     ray.kill(board)
 
 
@@ -161,6 +161,6 @@ def test_a_fit_that_has_ended_is_not_fitted_again() -> None:
     fit._look = interrupt  # type: ignore[method-assign]
     with pytest.raises(KeyboardInterrupt):
         fit.run()
-    fit._thread.join(60)
+    fit._thread.join(WAIT_S)
     assert trainer.num_fits == 1
     ray.kill(board)

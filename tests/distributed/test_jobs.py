@@ -17,7 +17,7 @@ from pyarrow import fs
 from support.commands import succeed
 from support.examples import ROOT, free_port, tiny_overrides
 from support.object_store import ObjectStore
-from support.processes import wait_until
+from support.processes import WAIT_S, wait_until
 
 from dt_ray.runs.storage import Folder
 
@@ -80,7 +80,7 @@ class JobCluster:
 
     def close(self) -> None:
         os.killpg(self.process.pid, signal.SIGKILL)  # at SIGTERM it waits for half a minute
-        self.process.wait(60)
+        self.process.wait(WAIT_S)
         shutil.rmtree(self.folder)
 
 

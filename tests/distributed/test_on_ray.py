@@ -2,7 +2,6 @@
 
 import json
 import runpy
-import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -200,8 +199,7 @@ def test_workers_and_data_tasks_come_through_a_failing_store(
 
     def break_the_store() -> None:
         object_store.fail("500", num_requests=3)  # while the data is read
-        while not RunFolder.of(there).checkpoint_steps():
-            time.sleep(0.2)
+        wait_until(RunFolder.of(there).checkpoint_steps)
         object_store.fail("drop", num_requests=4)
 
     broken = outages.submit(break_the_store)

@@ -20,7 +20,7 @@ import uvicorn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.examples import free_port, make_episodes
-from support.processes import wait_until
+from support.processes import WAIT_S, wait_until
 
 from dt_ray.config.schema import ModelConfig, RunConfig
 from dt_ray.data.normalizer import Normalizer
@@ -165,7 +165,7 @@ def request(url: str, method: str, body: bytes | None, token: str) -> tuple[int,
     headers = {"content-type": "application/json", "authorization": f"Bearer {token}"}
     call = urllib.request.Request(url, data=body, method=method, headers=headers)
     try:
-        with urllib.request.urlopen(call, timeout=60) as answered:
+        with urllib.request.urlopen(call, timeout=WAIT_S) as answered:
             return answered.status, answered.read()
     except urllib.error.HTTPError as error:
         return error.code, error.read()
@@ -201,5 +201,5 @@ def test_a_server_keeps_its_limits(tiny_config: RunConfig, tmp_path: Path) -> No
             assert (found, len(answered) < 300) == (status, True), answered[:500]
     finally:
         server.send_signal(signal.SIGINT)
-        _, errors = server.communicate(timeout=100)
+        _, errors = server.communicate(timeout=WAIT_S)
     assert "Traceback" not in errors

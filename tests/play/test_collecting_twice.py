@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.processes import WAIT_S
 
 from dt_ray.config.schema import CollectConfig, RunConfig
 from dt_ray.data import read_dataset
@@ -67,7 +68,7 @@ def test_two_commands_at_once_leave_one_whole_dataset(tmp_path: Path, pendulum_s
     command = [sys.executable, "-m", "dt_ray.data", "collect", "--env", "Pendulum-v1", "--behavior", "random"]
     command += ["--episodes", "3", "--seed", "100000", "--workers", "0", "--out", str(tmp_path / "data")]
     processes = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
-    errors = [process.communicate(timeout=200)[1] for process in processes]
+    errors = [process.communicate(timeout=WAIT_S)[1] for process in processes]
     assert sorted(process.returncode for process in processes) == [0, 2]
     assert not any("Traceback" in error for error in errors)
     config = replace(RunConfig().data, path=str(tmp_path / "data"))

@@ -12,7 +12,6 @@ BENCHMARKS = ROOT / "benchmarks"
 
 @pytest.mark.nightly
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_the_comparison_measures_every_subject_that_is_installed(tmp_path: Path) -> None:
     command = [sys.executable, BENCHMARKS / "compare.py", "--quick", "--json", tmp_path / "figures.json"]
     process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)

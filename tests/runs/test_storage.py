@@ -1,19 +1,22 @@
 """Runs whose storage is an object store, and one that doesn't answer for a while."""
 
 import json
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pyarrow import fs
 from support.object_store import PLANTED, ObjectStore
+from support.processes import wait_until
 
 from dt_ray.config.schema import RunConfig
 from dt_ray.data import filesystems
 from dt_ray.errors import StorageError
 from dt_ray.jobs.training import resume_run, resumed_config, start_run
+from dt_ray.learners.decision_transformer import DecisionTransformerLearner
+from dt_ray.models.batch import WindowBatch
 from dt_ray.runs.checkpoint import checkpoint_fault
 from dt_ray.runs.evaluation_report import TargetResult
 from dt_ray.runs.folder import RunFolder
@@ -167,12 +170,19 @@ def test_training_does_not_wait_for_a_store_that_is_slow(
     from dt_ray.training import recorder as recording
 
     write, taken = recording.write_checkpoint, []
+    update, updated = DecisionTransformerLearner.update, []
+
+    def count(learner: DecisionTransformerLearner, batch: WindowBatch, **options: Any) -> Any:
+        updated.append(learner.step)
+        return update(learner, batch, **options)
 
     def slowly(folder: Folder, files: dict[str, bytes]) -> None:
-        time.sleep(0.5)
+        num = min(len(updated) + 50, 200 if len(updated) <= 200 else 400)
+        wait_until(lambda: len(updated) >= num, what=f"the training waits at update {len(updated)} for {folder}")
         write(folder, files)
         taken.append(folder.name)
 
+    monkeypatch.setattr(DecisionTransformerLearner, "update", count)
     monkeypatch.setattr(recording, "write_checkpoint", slowly)
     there = replace(
         tiny_config,
@@ -181,7 +191,6 @@ def test_training_does_not_wait_for_a_store_that_is_slow(
         checkpoint=replace(tiny_config.checkpoint, every=1),
         evaluation=replace(tiny_config.evaluation, every=200),
     )
-    summary = start_run(there).summary
-    assert summary["train_wall_s"] < 60 < 400 * 0.5
-    assert len(taken) < 100
+    start_run(there)
+    assert len(taken) < 20
     assert {"step-00000200", "step-00000400"} <= set(taken)  # an evaluation waits for the one, a resume for the other

@@ -22,7 +22,7 @@ from dt_ray.runs.folder import RunFolder
 from dt_ray.runs.storage import Folder
 from support.faults import KINDS, SETTINGS, Kind, Run, damage, wait_for_the_end_of_ray
 from support.object_store import ObjectStore
-from support.processes import mark_processes
+from support.processes import WAIT_S, mark_processes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,8 +64,8 @@ class Outcome:
 class Campaign:
     """Runs in a folder of their own, on one dataset."""
 
-    def __init__(self, folder: Path, seed: int, store: ObjectStore) -> None:
-        self.folder, self.seed, self.store = folder, seed, store
+    def __init__(self, folder: Path, seed: int, store: ObjectStore, *, ends_within_s: float = WAIT_S) -> None:
+        self.folder, self.seed, self.store, self.ends_within_s = folder, seed, store, ends_within_s
         mark_processes()
         self.undisturbed: dict[tuple[str, ...], Numbers] = {}
         self.data = folder / "data"
@@ -137,7 +137,14 @@ class Campaign:
             for _ in range(entry.num_nodes - 1):
                 nodes.add_node(num_cpus=1)
         folder = RunFolder(Folder.at(storage) / name)
-        return Run(folder=folder, command=command, log=self.folder / f"{name}.log", store=self.store, nodes=nodes)
+        return Run(
+            folder=folder,
+            command=command,
+            log=self.folder / f"{name}.log",
+            store=self.store,
+            ends_within_s=self.ends_within_s,
+            nodes=nodes,
+        )
 
     def _clean_up(self, run: Run) -> None:
         self.store.mend()

@@ -22,7 +22,7 @@ from dt_ray.data.logs.datasets import read_dataset
 from dt_ray.runs.checkpoint import checkpoint_fault
 from dt_ray.runs.folder import RunFolder
 from support.object_store import ObjectStore
-from support.processes import kill, processes_of, wait_until
+from support.processes import WAIT_S, kill, processes_of, wait_until
 
 NUM_UPDATES = 2000
 SETTINGS = [
@@ -35,7 +35,6 @@ SETTINGS = [
     "checkpoint={every: 250, keep: 2}",
     "logging.every=10",
 ]
-ENDS_WITHIN_S = 30  # a run that can't go on, and one that is refused once it is connected
 
 
 @dataclass
@@ -46,6 +45,7 @@ class Run:
     command: list[str]
     log: Path
     store: ObjectStore
+    ends_within_s: float  # where it can't go on, or is refused once it is connected
     nodes: Any = None  # a Ray cluster of several nodes, for the faults that are about them
     launcher: tuple[str, ...] = ("-m", "dt_ray.train")
     process: subprocess.Popen[bytes] | None = None
@@ -62,13 +62,13 @@ class Run:
 
     def wait_for_refusal(self, process: subprocess.Popen[bytes], log: Path, message: str) -> None:
         """A command ends by itself, with exit code 2 and one message."""
-        status = process.wait(timeout=ENDS_WITHIN_S)
+        status = process.wait(timeout=self.ends_within_s)
         said = log.read_text()
         assert (status, message in said, "Traceback" in said) == (2, True, False), f"exit code {status}: {said[-2000:]}"
 
     def wait(self) -> int:
         assert self.process is not None
-        return self.process.wait(timeout=400)
+        return self.process.wait(timeout=WAIT_S)
 
     def step(self) -> int:
         """The last logged update."""
@@ -296,7 +296,7 @@ def lose_controller_beside(run: Run, chance: random.Random) -> None:
     kill("ray::TrainController")
     run.wait()
     other.stdin.close()
-    assert other.wait(timeout=60) == 0, "another job's placement group was removed"
+    assert other.wait(timeout=WAIT_S) == 0, "another job's placement group was removed"
 
 
 # An application of another user; it stays until its input ends.
@@ -343,9 +343,9 @@ def serve_beside(run: Run, chance: random.Random) -> None:
         time.sleep(0.1)
     run.note_fault()
     ours.send_signal(signal.SIGINT)
-    assert ours.wait(timeout=60) == 130, log.read_text()
+    assert ours.wait(timeout=WAIT_S) == 130, log.read_text()
     other.stdin.close()
-    assert other.wait(timeout=60) == 0, "another application was ended"
+    assert other.wait(timeout=WAIT_S) == 0, "another application was ended"
 
 
 def damage_two_checkpoints(run: Run, chance: random.Random) -> None:
@@ -395,7 +395,7 @@ def collect_twice(run: Run, chance: random.Random) -> None:
     folder = run.log.with_suffix(".collected")
     collecting = ["collect", "--env", "Pendulum-v1", "--behavior", "random", "--episodes", "300"]
     both = start_twice(run, "dt_ray.data", *collecting, "--workers", "0", "--out", str(folder))
-    codes = [process.wait(timeout=400) for process in both]
+    codes = [process.wait(timeout=WAIT_S) for process in both]
     assert sorted(codes) == [0, 2], [log.read_text() for log in both.values()]
     assert read_dataset(DataConfig(path=str(folder))).num_episodes == 300
 

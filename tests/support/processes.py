@@ -20,12 +20,13 @@ def mark_processes() -> None:
 
 
 def processes_of(name: str, *, mark: str | None = None) -> set[int]:
-    """The processes of this test run, or with this text in their environment, whose command line holds a name."""
+    """The processes of this test run, or with this variable in their environment, whose command line holds a name."""
     mark = mark or f"{MARK}={os.environ[MARK]}"
     found = set()
     for place in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):  # it has ended, or is somebody else's
-            if name.encode() in (place / "cmdline").read_bytes() and mark.encode() in (place / "environ").read_bytes():
+            is_ours = mark.encode() in (place / "environ").read_bytes().split(b"\0")
+            if is_ours and name.encode() in (place / "cmdline").read_bytes():
                 found.add(int(place.name))
     return found - {os.getpid()}
 

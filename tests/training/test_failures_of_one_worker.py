@@ -15,6 +15,7 @@ import pytest
 import torch
 import torch.distributed
 from support.examples import free_port
+from support.processes import WAIT_S
 from torch import Tensor, nn
 
 from dt_ray.config.schema import RunConfig
@@ -29,7 +30,7 @@ from dt_ray.training.loop import run_training
 from dt_ray.training.resident import ResidentData, ResidentSource
 
 TrainOnTwo = Callable[[RunConfig, str], list[tuple[str, str]]]
-WAITS_AT_MOST = timedelta(seconds=60)  # for the other worker; a test that comes to it has failed
+WAITS_AT_MOST = timedelta(seconds=WAIT_S / 2)  # for the other worker; a test that comes to it has failed
 
 
 class GlooContext(LocalContext):
@@ -139,7 +140,7 @@ def train_on_two(workers: ProcessPoolExecutor) -> TrainOnTwo:
     def run(config: RunConfig, kind: str) -> list[tuple[str, str]]:
         port = free_port()
         ends = [workers.submit(train, rank, port, config, kind) for rank in (0, 1)]
-        return [end.result(timeout=240) for end in ends]
+        return [end.result(timeout=WAIT_S) for end in ends]
 
     return run
 

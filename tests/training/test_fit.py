@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from ray.exceptions import RayActorError
+from support.processes import WAIT_S
 
 from dt_ray.distributed import controller
 from dt_ray.distributed.controller import Clock, Fit
@@ -71,7 +72,7 @@ class Cluster:
 
     def wait_for_end(self) -> Any:
         """A controller that goes on until it is killed."""
-        self.ended.wait(60)
+        self.ended.wait(WAIT_S)
         raise RayActorError
 
 
@@ -84,7 +85,7 @@ def test_workers_without_a_place_are_told_of_and_ended(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(controller, "PLACED_WITHIN_S", 0.3)
-    monkeypatch.setattr(controller, "SAYS_AFTER_S", 0.1)
+    monkeypatch.setattr(controller, "SAYS_AFTER_S", 0.0)  # at the first look, however late it comes
     cluster.groups.append(cluster.group(OURS, is_waiting=True))
     with (
         caplog.at_level(logging.WARNING),
@@ -109,7 +110,7 @@ def test_a_group_that_ray_train_makes_anew_does_not_begin_the_wait_anew(
     making.start()
     with pytest.raises(ResourceError):
         cluster.fit(cluster.wait_for_end).run()
-    making.join(60)
+    making.join(WAIT_S)
 
 
 def test_one_workers_failure_ends_the_controller_where_the_others_go_on(
@@ -138,7 +139,7 @@ def test_what_ends_early_because_of_a_signal_ends_as_the_signal_says(number: sig
         asked = threading.Event()
         with stops_asked_of(asked.set):
             os.kill(os.getpid(), number)
-            assert asked.wait(60)
+            assert asked.wait(WAIT_S)
             raise error
 
     with pytest.raises(EXCEPTIONS[number]):
