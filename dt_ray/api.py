@@ -34,7 +34,7 @@ from dt_ray.play.evaluation import evaluate
 from dt_ray.play.held_out import evaluate_held_out
 from dt_ray.runs.checkpoint import MANIFEST, load_learner, save_checkpoint
 from dt_ray.runs.folder import checkpoint_at
-from dt_ray.runs.recommendations import recommended_target
+from dt_ray.runs.recommendations import check_targets, recommended_target
 from dt_ray.runs.storage import Folder
 from dt_ray.training.layout import plan_layout
 from dt_ray.training.recorder import TrainResult
@@ -190,16 +190,19 @@ class Algorithm:
         target_return: float | str | Float[ndarray, "N"] = 0.0,
         actions: Float[ndarray, "N T-1 A"] | None = None,
         rewards: Float[ndarray, "N T-1"] | None = None,
+        clip: bool = False,
     ) -> Float[ndarray, "*any A"]:
         """The next action of one episode or of N live ones, in the environment's units.
 
         Observations are those of one first step, [S]; of N first steps, [N, S]; or of T steps of N episodes, [N, T, S],
         with the T - 1 actions and rewards between them. `target_return` is what the whole episode is asked for, "max",
-        or "auto": what `evaluate_offline` recommends. A policy (`policy()`) does the same step by step. Of `Windows`,
-        the actions at their last real steps.
+        or "auto": what `evaluate_offline` recommends. With `clip` a target return that the log does not support by
+        those estimates is replaced by the nearest one that it does, and a warning says so. A policy (`policy()`) does
+        the same step by step. Of `Windows`, the actions at their last real steps.
 
         Raises:
             ConfigError: the shapes don't fit together.
+            RunError: "auto" or `clip`, and nothing was estimated yet.
         """
         if isinstance(observations, Windows):
             return self._predict_windows(observations)
@@ -222,6 +225,10 @@ class Algorithm:
             asked = recommended_target(self._own_checkpoint("auto")) if is_auto else read_target(target_return)
         else:
             asked = target_return
+        if clip:
+            wanted = np.asarray(asked, np.float64)
+            checked = check_targets(wanted.ravel().tolist(), self._own_checkpoint("clip"), clip=True)
+            asked = np.reshape([each.used for each in checked], wanted.shape)
         policy.start(seen[:, 0], np.broadcast_to(np.asarray(asked, np.float64), len(seen)))
         for step in range(past):
             policy.observe(taken[:, step].astype(np.float32), earned[:, step], seen[:, step + 1])

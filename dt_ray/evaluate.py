@@ -18,9 +18,9 @@ believe it.
 from __future__ import annotations
 
 import argparse
-import logging
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from dt_ray.cli.command import (
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from dt_ray.runs.storage import Folder
 
 # options that only a played episode has a use for
-NEED_ENVIRONMENT = ("target_return", "episodes", "seed", "max_timesteps", "max_envs", "actors", "plot", "video")
+NEED_ENVIRONMENT = ("target_return", "episodes", "seed", "max_timesteps", "max_envs", "actors", "plot", "video", "clip")
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -57,6 +57,11 @@ def make_parser() -> argparse.ArgumentParser:
         nargs="+",
         type=target_return,
         help="returns to ask for, max, or auto: what --offline recommended (default: as in training)",
+    )
+    parser.add_argument(
+        "--clip",
+        action="store_true",
+        help="ask for the nearest return that the log supports where a target return lies outside (default: warn)",
     )
     parser.add_argument("--episodes", metavar="N", type=int, help="episodes for each target return")
     parser.add_argument("--seed", metavar="S", type=int, help="seed of the first episode")
@@ -91,7 +96,7 @@ def main(arguments: Sequence[str]) -> None:
     from dt_ray.errors import UserError
     from dt_ray.runs.checkpoint import load_policy, read_facts
     from dt_ray.runs.folder import checkpoint_at
-    from dt_ray.runs.recommendations import doubt_about, estimates_beside, recommended_target
+    from dt_ray.runs.recommendations import check_targets, recommended_target
     from dt_ray.runs.storage import Folder
 
     show_log()
@@ -124,12 +129,11 @@ def main(arguments: Sequence[str]) -> None:
         raise UserError(f"{env_id} has other spaces here, {here}: {misfit}")
     if options.plot and not any(map(math.isfinite, evaluation.target_returns)):
         raise UserError("--plot draws returns against those asked for; give a --target-return that is a number")
-    estimates = estimates_beside(place)
-    for target in asked:
-        if (doubt := doubt_about(target, estimates)) is not None:
-            logging.getLogger("dt_ray").warning("%s", doubt)
+    checked = check_targets(evaluation.target_returns, place, clip=options.clip)
+    evaluation = replace(evaluation, target_returns=tuple(each.used for each in checked))
     policy, facts = load_policy(place, evaluation)
     report = play_evaluation(policy, facts, evaluation, actors=options.actors, verbose=options.verbose)
+    report = report.clipped_from([each.asked for each in checked])
     print_evaluation(report)
     if options.json:
         Folder.at(options.json).write_text(report.to_json())
@@ -153,7 +157,7 @@ def estimate_offline(options: argparse.Namespace, place: Folder, evaluation: Eva
     from dt_ray.jobs.offline import estimate_run
     from dt_ray.runs.storage import Folder
 
-    unused = [f"--{name}" for name in ("video", "actors", "max_envs") if getattr(options, name)]
+    unused = [f"--{name}" for name in ("video", "actors", "max_envs", "clip") if getattr(options, name)]
     if unused:
         raise UserError(f"{', '.join(unused)}: no episode is played with --offline; leave it out")
     report = estimate_run(

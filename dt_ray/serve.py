@@ -36,6 +36,11 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="TOKEN",
         help=f"wanted of every request, as Authorization: Bearer TOKEN (default: ${TOKEN} if set, else none)",
     )
+    parser.add_argument(
+        "--clip",
+        action="store_true",
+        help="give sessions the nearest return that the log supports where theirs lies outside (default: warn)",
+    )
     parser.add_argument("--verbose", action="store_true", help="show Ray's own messages too")
     add_modules_argument(parser)
     return parser
@@ -50,6 +55,7 @@ def main(arguments: Sequence[str]) -> None:
     from dt_ray.learners.base import as_window_policy
     from dt_ray.runs.checkpoint import load_policy
     from dt_ray.runs.folder import checkpoint_at
+    from dt_ray.runs.recommendations import needed_estimates
     from dt_ray.runs.storage import Folder
 
     show_log()
@@ -57,6 +63,8 @@ def main(arguments: Sequence[str]) -> None:
         raise UserError('serving needs the extra serve: pip install "dt-ray[serve]"')
     place = checkpoint_at(Folder.at(options.checkpoint))
     as_window_policy(load_policy(place)[0])  # before anything starts
+    if options.clip:
+        needed_estimates(place, "--clip")
     from dt_ray.distributed.cluster import connection
     from dt_ray.distributed.serving import serve_policy
 
@@ -68,6 +76,7 @@ def main(arguments: Sequence[str]) -> None:
             port=options.port,
             max_sessions=options.max_sessions,
             idle_s=options.idle_s,
+            clip=options.clip,
             token=options.token or os.environ.get(TOKEN) or None,
         )
 

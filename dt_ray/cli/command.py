@@ -107,8 +107,9 @@ def print_evaluation(report: EvaluationReport) -> None:
     for target in report.targets:
         low, high = target.return_ci95
         score, (median, most) = target.normalized_score, target.distances
+        asked = target.asked_target_return
         table.add_row(
-            show_target(target.target_return),
+            show_target(target.target_return) + ("" if asked is None else f" (asked: {show_target(asked)})"),
             f"{target.return_mean:.1f}",
             f"{low:.1f} .. {high:.1f}",
             f"{target.return_std:.1f}",

@@ -34,11 +34,12 @@ class _AsUsersWriteIt:
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
         from pydantic_core import core_schema
 
-        written = core_schema.plain_serializer_function_ser_schema(_to_json, when_used="json")
+        written = core_schema.plain_serializer_function_ser_schema(as_json, when_used="json")
         return core_schema.no_info_before_validator_function(read_target, handler(source), serialization=written)
 
 
-def _to_json(target: float) -> float | str:
+def as_json(target: float) -> float | str:
+    """The same in JSON, which has no infinity."""
     return AS_MUCH_AS_CAN_BE_HAD if target == math.inf else target
 
 

@@ -13,13 +13,13 @@ from pydantic import BaseModel, Field
 from ray import serve
 
 from dt_ray.config.modules import allow_modules, allowed_modules
-from dt_ray.config.targets import AUTO, TargetReturn
+from dt_ray.config.targets import AUTO, TargetReturn, as_json
 from dt_ray.distributed import request_limits
 from dt_ray.distributed.application import application
 from dt_ray.errors import RunError
 from dt_ray.play.sessions import RefusedError, Sessions
 from dt_ray.runs.checkpoint import load_policy
-from dt_ray.runs.recommendations import doubt_about, estimates_beside, recommended_target
+from dt_ray.runs.recommendations import check_target, estimates_beside, needed_estimates, recommended_target
 from dt_ray.runs.storage import Folder
 
 # No `from __future__ import annotations` here: FastAPI reads the annotations of the methods below.
@@ -82,6 +82,7 @@ class PolicyServer:
         *,
         max_sessions: int,
         idle_s: float,
+        clip: bool = False,
         token: str | None = None,
         modules: tuple[str, ...] = (),
     ) -> None:
@@ -91,7 +92,8 @@ class PolicyServer:
         request_limits.limits.set_for(facts.spec.observation_dim + facts.spec.action_dim, token=token)
         self.facts = {"env_id": facts.env_id, "algorithm": facts.algorithm, "step": facts.step}
         self.sessions = Sessions(policy, facts.spec, max_sessions=max_sessions, idle_s=idle_s)
-        self.place, self.estimates = Folder(checkpoint), estimates_beside(Folder(checkpoint))
+        self.place, self.clip = Folder(checkpoint), clip
+        self.estimates = needed_estimates(self.place, "clip") if clip else estimates_beside(self.place)
 
     @app.get("/")
     async def describe(self) -> dict[str, Any]:
@@ -100,11 +102,12 @@ class PolicyServer:
 
     @app.post("/sessions")
     async def start(self, request: Start) -> dict[str, Any]:
-        target = _or_refuse(lambda: self.target_of(request))
-        name = _or_refuse(lambda: self.sessions.start(request.observation, target))
-        doubt = doubt_about(target, self.estimates)
-        warning = {} if doubt is None else {"warning": doubt}
-        return {"session": name, "action": _action_of(await self.act(name)), **warning}
+        target = check_target(_or_refuse(lambda: self.target_of(request)), self.estimates, clip=self.clip)
+        name = _or_refuse(lambda: self.sessions.start(request.observation, target.used))
+        answer = {"session": name, "action": _action_of(await self.act(name)), "target_return": as_json(target.used)}
+        if target.used != target.asked:
+            answer["asked_target_return"] = as_json(target.asked)
+        return answer if target.warning is None else {**answer, "warning": target.warning}
 
     @app.post("/sessions/{name}/step")
     async def step(self, name: str, request: Step) -> dict[str, Any]:
@@ -133,11 +136,18 @@ class PolicyServer:
 
 
 def serve_policy(
-    checkpoint: str, *, host: str, port: int, max_sessions: int, idle_s: float, token: str | None = None
+    checkpoint: str,
+    *,
+    host: str,
+    port: int,
+    max_sessions: int,
+    idle_s: float,
+    clip: bool = False,
+    token: str | None = None,
 ) -> None:
     """Serves until it is interrupted, on the cluster that is joined, beside what others serve there."""
-    settings = {"max_sessions": max_sessions, "idle_s": idle_s, "token": token, "modules": allowed_modules()}
-    server = PolicyServer.bind(checkpoint, **settings)  # type: ignore[attr-defined]
+    settings = {"max_sessions": max_sessions, "idle_s": idle_s, "clip": clip, "token": token}
+    server = PolicyServer.bind(checkpoint, **settings, modules=allowed_modules())  # type: ignore[attr-defined]
     with application("policy", host=host, port=port) as place:
         serve.run(server, name=place.name, route_prefix=place.route)
         log.info("serving %s at %s", checkpoint, place.url)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Annotated, Any
 
@@ -29,6 +29,7 @@ class TargetResult:
     normalized_score: float | None  # None where the environment's random and reference returns aren't known
     episode_returns: tuple[Number, ...]  # in the order of the episodes' seeds
     episode_lengths: tuple[int, ...]
+    asked_target_return: TargetReturn | None = None  # another one, which was clipped to `target_return`
 
     @property
     def obedience_error(self) -> float:
@@ -108,10 +109,23 @@ class EvaluationReport:
     def to_dict(self) -> dict[str, Any]:
         """The JSON form; numbers that are not finite stay as they are."""
         values = _adapter().dump_python(self, mode="json")
-        return values if self.held_out is not None else {key: values[key] for key in values if key != "held_out"}
+        if self.held_out is None:
+            del values["held_out"]
+        for target in values["targets"]:
+            if target["asked_target_return"] is None:
+                del target["asked_target_return"]
+        return values
 
     def to_json(self) -> str:
         return to_json(self.to_dict(), indent=1)
+
+    def clipped_from(self, asked: Sequence[float]) -> EvaluationReport:
+        """The same report, that also says which target returns were asked for before they were clipped."""
+        targets = [
+            replace(target, asked_target_return=wish if wish != target.target_return else None)
+            for target, wish in zip(self.targets, asked, strict=True)
+        ]
+        return replace(self, targets=tuple(targets))
 
     @property
     def score(self) -> float:

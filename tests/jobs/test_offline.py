@@ -4,18 +4,21 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from support.examples import make_episodes, write_episodes
+from support.reports import make_offline_report
 
-from dt_ray import evaluate, report, train
+from dt_ray import evaluate, report, serve, train
 from dt_ray.api import DecisionTransformer
 from dt_ray.config.loading import load_config
 from dt_ray.config.schema import RunConfig
 from dt_ray.errors import ConfigError, RunError, UserError
 from dt_ray.jobs.offline import is_estimated, train_and_estimate, world_data
+from dt_ray.runs.evaluation_report import EvaluationReport
 from dt_ray.runs.folder import RunFolder
 from dt_ray.runs.offline_report import OfflineReport
-from dt_ray.runs.recommendations import doubt_about, recommended_target
+from dt_ray.runs.recommendations import recommended_target
 from dt_ray.runs.storage import Folder
 from dt_ray.sweeps.loading import load_sweep
 
@@ -94,6 +97,8 @@ def test_another_log_has_a_world_model_of_its_own_and_must_fit_the_policy(run: R
 def test_options_of_played_episodes_are_refused_with_offline(run: RunFolder) -> None:
     with pytest.raises(UserError, match="--video: no episode is played with --offline"):
         evaluate.main([str(run), "--offline", "--video", "x.gif"])
+    with pytest.raises(UserError, match="--clip: no episode is played with --offline"):
+        evaluate.main([str(run), "--offline", "--clip"])
 
 
 def test_a_run_with_an_environment_is_estimated_when_asked_and_auto_means_what_was_recommended(
@@ -123,15 +128,37 @@ def test_a_run_with_an_environment_is_estimated_when_asked_and_auto_means_what_w
         recommended_target(place)
 
 
-def test_a_wish_that_the_log_does_not_back_is_named(run: RunFolder) -> None:
-    found = run.read_offline(20)
-    assert found is not None
-    high = found.supported[1]
-    assert doubt_about(high + 1000.0, None) is None
-    assert doubt_about(sum(found.supported) / 2, found) is None
-    said = doubt_about(high + 1000.0, found)
-    assert said is not None
-    assert "outside of" in said
+def test_a_target_that_the_log_does_not_back_is_warned_of_or_clipped_by_a_flag(
+    tiny_config: RunConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = train_and_estimate(tiny_config)[0].run
+    model, first = DecisionTransformer.load(run), [1.0, 0.0, 0.0]
+    for clips in (
+        lambda: evaluate.main([run, "--clip", "--target-return", "-100"]),
+        lambda: serve.main([run, "--clip"]),
+        lambda: model.predict(first, target_return=-100.0, clip=True),  # pyright: ignore[reportArgumentType]
+    ):
+        with pytest.raises(RunError, match=r"clip: nothing was estimated .* --offline"):
+            clips()
+    RunFolder.of(tiny_config).write_offline(
+        make_offline_report(step=20, best_target=-800.0, supported=(-900.0, -700.0))
+    )
+    file = tmp_path / "evaluation.json"
+    asked = ["--target-return", "-800", "-100", "--episodes", "2", "--json", str(file)]
+    evaluate.main([run, *asked])
+    assert "-100 is outside of -900 .. -700" in caplog.text
+    assert [target["target_return"] for target in json.loads(file.read_text())["targets"]] == [-800.0, -100.0]
+    evaluate.main([run, *asked, "--clip"])
+    inside, beyond = json.loads(file.read_text())["targets"]
+    assert (beyond["asked_target_return"], beyond["target_return"]) == (-100.0, -700.0)
+    assert "asked_target_return" not in inside
+    assert EvaluationReport.from_json(file.read_text()).targets[1].asked_target_return == -100.0
+    assert "-700 is asked for instead" in caplog.text
+    several = np.array([first, first])
+    np.testing.assert_array_equal(
+        model.predict(several, target_return=np.array([-800.0, -100.0]), clip=True),
+        model.predict(several, target_return=np.array([-800.0, -700.0])),
+    )
 
 
 def test_a_world_model_learns_from_all_of_the_log_whatever_the_policy_took_of_it() -> None:

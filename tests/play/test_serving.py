@@ -123,7 +123,7 @@ def test_a_policy_is_served_over_http(tiny_config: RunConfig, tmp_path: Path) ->
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     server = subprocess.Popen(
-        [sys.executable, "-m", "dt_ray.serve", run, "--port", str(port), "--max-sessions", "3"],
+        [sys.executable, "-m", "dt_ray.serve", run, "--port", str(port), "--max-sessions", "3", "--clip"],
         cwd=tmp_path,
         stderr=subprocess.PIPE,
         text=True,
@@ -164,11 +164,14 @@ def test_a_policy_is_served_over_http(tiny_config: RunConfig, tmp_path: Path) ->
         status, recommended = request(f"{url}/sessions", "POST", {**first, "target_return": "auto"})
         assert status == 200
         assert "warning" not in recommended
+        assert recommended["target_return"] == -100.0
+        assert "asked_target_return" not in recommended
         np.testing.assert_allclose(recommended["action"], actions[0], atol=1e-4)
         assert request(f"{url}/sessions/{recommended['session']}", "DELETE")[0] == 200
         status, beyond = request(f"{url}/sessions", "POST", {**first, "target_return": 5000})
         assert status == 200
         assert "outside of -900 .. -50" in beyond["warning"]
+        assert (beyond["target_return"], beyond["asked_target_return"]) == (-50.0, 5000.0)
         assert request(f"{url}/sessions", "POST", {**first, "target_return": "most"})[0] == 422
     finally:
         server.send_signal(signal.SIGINT)
