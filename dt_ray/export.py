@@ -47,8 +47,10 @@ def main(arguments: Sequence[str]) -> None:
     place = checkpoint_at(Folder.at(options.checkpoint))
     policy, facts = load_policy(place)
     about = {"env_id": facts.env_id or "", "algorithm": facts.algorithm, "step": facts.step}
-    if (estimates := estimates_beside(place)) is not None and estimates.best_target is not None:
-        about["recommended_target_return"] = show_target(estimates.best_target)
+    if (estimates := estimates_beside(place)) is not None:
+        about["supported_target_returns"] = "{:g}, {:g}".format(*estimates.supported)
+        if estimates.best_target is not None:
+            about["recommended_target_return"] = show_target(estimates.best_target)
     content = export_policy(policy, options.format, about)
     act = load_exported(content, options.format)
     evaluation = facts.evaluation

@@ -115,7 +115,7 @@ def show_result(result: TrainResult, config: RunConfig, estimate: OfflineReport 
     """Prints the last evaluation and the estimate from the log, where the run is, and the commands to type next."""
     from dt_ray.config.experiments import find_experiment
     from dt_ray.runs.evaluation_report import EvaluationReport
-    from dt_ray.runs.folder import RunFolder
+    from dt_ray.runs.folder import RECOMMENDED, RunFolder
 
     if result.summary["last"]:
         report = EvaluationReport.from_dict(result.summary["last"])
@@ -126,11 +126,16 @@ def show_result(result: TrainResult, config: RunConfig, estimate: OfflineReport 
         print_offline(estimate)
     print(f"run         {result.run}")
     print(f"checkpoint  {RunFolder.of(config).checkpoint(result.summary['step'])}")
+    recommended = None if estimate is None or estimate.best_target is None else estimate.step
+    if recommended is not None:
+        print(f"recommended {result.run}/checkpoints/{RECOMMENDED}, the one after {recommended} updates")
     commands = [f"python -m dt_ray.train --resume {result.run} total_timesteps={2 * config.total_timesteps}"]
     if result.summary["last"] and config.env_id is not None:
         asked = show_target(statistics.median_low(config.evaluation.target_returns))
         options = f"--target-return {asked} --plot obedience.png"
         commands.insert(0, f"python -m dt_ray.evaluate {result.run} {options}")
+    elif recommended is not None:
+        commands.insert(0, f"python -m dt_ray.export {result.run}/checkpoints/{RECOMMENDED}")
     if result.summary["last"]:
         commands.insert(0, f"python -m dt_ray.report {result.run}")
     for title, command in zip(["next", *[""] * len(commands)], commands, strict=False):

@@ -43,10 +43,10 @@ async def say_what_is_wrong(request: Request, error: RequestValidationError) -> 
 
 
 class Start(BaseModel, extra="forbid"):
-    """The first observation of an episode, and the return that it is asked for."""
+    """The first observation of an episode, and the return that it is asked for: by itself what is recommended."""
 
     observation: list[float]
-    target_return: TargetReturn | Literal["auto"]
+    target_return: TargetReturn | Literal["auto"] = AUTO
 
 
 class Step(BaseModel, extra="forbid"):

@@ -21,10 +21,10 @@ from dt_ray.jobs.training import (
     start_run,
     with_absolute_paths,
 )
-from dt_ray.learners import Policy, declaration_of
+from dt_ray.learners import declaration_of
 from dt_ray.learners.world_model import WorldModelLearner
 from dt_ray.offline.estimates import World, estimate_returns
-from dt_ray.runs.checkpoint import load_learner, load_policy
+from dt_ray.runs.checkpoint import checkpoint_fault, load_learner, load_policy, read_facts
 from dt_ray.runs.folder import RunFolder, checkpoint_at, run_of
 from dt_ray.runs.offline_report import OfflineReport
 from dt_ray.runs.storage import Folder
@@ -65,21 +65,41 @@ def train_and_estimate(
 
 
 def _estimate_finished(config: RunConfig, step: int, *, watch: Watch, **options: Any) -> OfflineReport | None:
-    """The estimates for a training that has finished; what prevents them is said, and fails nothing."""
+    """The estimates for a training that has finished; what prevents them is said, and fails nothing.
+
+    Without an environment the earlier checkpoints that are kept are estimated too, and those of the recommended one are
+    returned.
+    """
     run = RunFolder.of(config)
-    if (report := run.read_offline(step)) is not None:
-        return report
+    last, earlier = run.read_offline(step), _earlier_checkpoints(run, step) if config.env_id is None else []
     try:
-        return estimate_run(
-            run.checkpoint(step),
-            config=config,
-            overwrite=options.get("overwrite", False),
-            watch=watch,
-            verbose=options.get("verbose", False),
-        )
+        if last is None or earlier:
+            shown = {"overwrite": options.get("overwrite", False), "verbose": options.get("verbose", False)}
+            world = _world_for(run.checkpoint(step), config, None, watch=watch, **shown)
+            last = last or estimate_in(world, run.checkpoint(step))
+            for checkpoint in earlier:
+                _estimate_earlier(world, checkpoint, last)
     except UserError as error:
         log.warning("the training is finished; what its policy will reach was not estimated: %s", error)
         return None
+    run.renew_summary()
+    return run.recommended_offline() or last
+
+
+def _earlier_checkpoints(run: RunFolder, step: int) -> list[Folder]:
+    """The complete checkpoints before a step that have no estimates."""
+    missing = [
+        run.checkpoint(each) for each in run.checkpoint_steps() if each < step and run.read_offline(each) is None
+    ]
+    return [checkpoint for checkpoint in missing if checkpoint_fault(checkpoint) is None]
+
+
+def _estimate_earlier(world: World, checkpoint: Folder, last: OfflineReport) -> None:
+    """Estimates an earlier checkpoint, at the target return only that is recommended for the last one, if one is."""
+    evaluation = read_facts(checkpoint).evaluation
+    if last.best_target is not None:
+        evaluation = replace(evaluation, target_returns=(last.best_target,))
+    estimate_in(world, checkpoint, evaluation, explores=False)
 
 
 def estimate_run(
@@ -87,37 +107,40 @@ def estimate_run(
     *,
     evaluation: EvaluationConfig | None = None,
     log_path: str | None = None,
-    config: RunConfig | None = None,
-    overwrite: bool = False,
     watch: Watch = nullcontext,
     verbose: bool = False,
 ) -> OfflineReport:
     """Estimates what a checkpoint's policy will reach, and writes the report into its run if it lies in one.
 
-    `log_path` is another log than the one it was trained on; `config` has settings that replace the run's own.
+    `log_path` is another log than the one it was trained on.
 
     Raises:
         ConfigError: the log has other observations or actions than the policy, or no episode to hold out.
         RunError: there is no complete checkpoint, or a world model of other settings has the name that is needed.
     """
-    policy, facts = load_policy(checkpoint, evaluation)
     run = run_of(checkpoint)
-    if config is None:
-        config = run.read_config() if run is not None else load_learner(checkpoint)[1]
-        config = replace(config, scaling=replace(config.scaling, num_workers=0))
+    config = run.read_config() if run is not None else load_learner(checkpoint)[1]
+    config = replace(config, scaling=replace(config.scaling, num_workers=0))
+    world = _world_for(checkpoint, config, log_path, watch=watch, verbose=verbose)
+    return estimate_in(world, checkpoint, evaluation)
+
+
+def _world_for(checkpoint: Folder, config: RunConfig, log_path: str | None, **options: Any) -> World:
+    """The world model for a checkpoint of a run with this configuration."""
+    run = run_of(checkpoint)
     place = checkpoint if run is None else run.folder
     if run is not None and run.folder.parent.name == "trials":
         place = run.folder.parent.parent  # the sweep: its trials share a world model
-    found = world_checkpoint(config, place, log_path, overwrite=overwrite, watch=watch, verbose=verbose)
-    return estimate_in(load_world(found, facts.spec), policy, evaluation or facts.evaluation, checkpoint, facts.step)
+    return load_world(world_checkpoint(config, place, log_path, **options), read_facts(checkpoint).spec)
 
 
 def estimate_in(
-    world: World, policy: Policy, evaluation: EvaluationConfig, checkpoint: Folder, step: int
+    world: World, checkpoint: Folder, evaluation: EvaluationConfig | None = None, *, explores: bool = True
 ) -> OfflineReport:
-    """`estimate_run` of a policy that was loaded from a checkpoint, in a world model that was loaded for its spaces."""
-    log.info("estimating returns in the world model %s", world.place)
-    report = estimate_returns(policy, world, evaluation, step=step)
+    """`estimate_run` in a world model that was loaded for the checkpoint's spaces."""
+    policy, facts = load_policy(checkpoint, evaluation)
+    log.info("estimating returns after %d updates in the world model %s", facts.step, world.place)
+    report = estimate_returns(policy, world, evaluation or facts.evaluation, step=facts.step, explores=explores)
     if (run := run_of(checkpoint)) is not None:
         run.write_offline(report)
     return report

@@ -18,7 +18,7 @@ from dt_ray.jobs.execution import prepared_cluster
 from dt_ray.jobs.offline import estimate_in, load_world, world_checkpoint
 from dt_ray.jobs.training import check_inputs_are_there, check_run, name_run
 from dt_ray.learners import check_settings
-from dt_ray.runs.checkpoint import load_policy, read_facts
+from dt_ray.runs.checkpoint import read_facts
 from dt_ray.runs.lease import Lease
 from dt_ray.runs.writing import to_json
 from dt_ray.sweeps.config import ESTIMATE, SweepConfig, configure
@@ -102,9 +102,7 @@ def estimate_trials(sweep: SweepConfig, folder: SweepFolder, *, verbose: bool) -
         if report is None or run.read_offline(report.step) is not None:
             continue
         log.info("estimating trial %s (%s)", name, status)
-        checkpoint, evaluation = run.checkpoint(report.step), run.read_config().evaluation
-        policy, facts = load_policy(checkpoint, evaluation)
-        estimate_in(world, policy, evaluation, checkpoint, facts.step)
+        estimate_in(world, run.checkpoint(report.step), run.read_config().evaluation)
 
 
 def named_code(sweep: SweepConfig) -> list[Mapping[str, str | None]]:

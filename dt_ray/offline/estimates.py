@@ -61,8 +61,10 @@ class World:
         return cls(model=model, normalizer=normalizer, held_out=held_out, calibration=calibration, place=place, log=log)
 
 
-def estimate_returns(policy: Policy, world: World, config: EvaluationConfig, *, step: int) -> OfflineReport:
-    """What a policy will reach at the target returns of `config`, and at some that the log supports.
+def estimate_returns(
+    policy: Policy, world: World, config: EvaluationConfig, *, step: int, explores: bool = True
+) -> OfflineReport:
+    """What a policy will reach at the target returns of `config`, and, if it `explores`, at some that the log supports.
 
     Of a policy that looks at no target return there is one estimate.
     """
@@ -71,7 +73,7 @@ def estimate_returns(policy: Policy, world: World, config: EvaluationConfig, *, 
     starts = choose_starts(world.held_out.starts.observations, config)
     quantiles = return_quantiles(world, starts)
     supported = supported_targets(quantiles)
-    targets = list(dict.fromkeys([*config.target_returns, *(candidates(supported) if is_asked else ())]))
+    targets = list(dict.fromkeys([*config.target_returns, *(candidates(supported) if is_asked and explores else ())]))
     if not is_asked:
         targets = targets[:1] or [0.0]
     found = [

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import platform
-import subprocess
-import sys
 import time
 from dataclasses import replace
-from importlib import metadata
 from typing import Any
 
 from pyarrow import fs
@@ -21,10 +16,11 @@ from dt_ray.runs.checkpoint import checkpoint_fault, checkpoint_name
 from dt_ray.runs.evaluation_report import EvaluationReport, best_of
 from dt_ray.runs.lease import Lease, check_new, clear
 from dt_ray.runs.offline_report import OfflineReport
+from dt_ray.runs.provenance import describe_environment
 from dt_ray.runs.storage import Folder, Stamp
 from dt_ray.runs.writing import to_json
 
-PACKAGES = ("torch", "ray", "gymnasium", "numpy", "pyarrow")
+RECOMMENDED = "recommended"  # among the checkpoints: the one whose estimates from the log are highest
 
 
 class RunFolder:
@@ -145,11 +141,10 @@ class RunFolder:
         for later in self.checkpoint_steps():
             if later > step:
                 self.checkpoint(later).delete()
-        for name in self._evaluation_names():
-            if name > f"{checkpoint_name(step)}.json":
+        for name in self.evaluations.names():
+            if name.removeprefix("offline-") > f"{checkpoint_name(step)}.json":
                 self._reports.pop(name, None)
                 (self.evaluations / name).delete()
-                (self.evaluations / f"offline-{name}").delete()
 
     def evaluation(self, step: int) -> Folder:
         """The file of the evaluation at a step."""
@@ -179,9 +174,6 @@ class RunFolder:
                 reports.append(report)
         return [report for report in reports if up_to is None or report.step <= up_to]
 
-    def _evaluation_names(self) -> list[str]:
-        return [name for name in self.evaluations.names() if _is_evaluation(name)]
-
     def read_offline(self, step: int) -> OfflineReport | None:
         """The estimates from the log alone for the policy at a step, if they were made."""
         try:
@@ -191,8 +183,17 @@ class RunFolder:
 
     def newest_offline(self) -> OfflineReport | None:
         """The estimates for the policy at the latest step that has some."""
+        return max(self._offline_reports(), key=lambda report: report.step, default=None)
+
+    def recommended_offline(self) -> OfflineReport | None:
+        """The estimates with the highest score, the newest of equal ones, of those whose checkpoints are there."""
+        scored = [(report.score, report.step, report) for report in self._offline_reports() if report.score is not None]
+        there = [each for each in scored if self.checkpoint(each[1]).exists()]
+        return max(there, key=lambda each: each[:2])[2] if there else None
+
+    def _offline_reports(self) -> list[OfflineReport]:
         names = [name for name in self.evaluations.names() if name.startswith("offline-step-")]
-        return OfflineReport.from_json((self.evaluations / max(names)).read_text()) if names else None
+        return [OfflineReport.from_json((self.evaluations / name).read_text()) for name in names]
 
     def write_offline(self, report: OfflineReport) -> None:
         self.offline(report.step).write_text(report.to_json())
@@ -206,9 +207,9 @@ class RunFolder:
         return best_of(self.read_evaluations(up_to=up_to))
 
     def write_summary(self, *, status: str, step: int, **values: Any) -> dict[str, Any]:
-        """Writes `summary.json` with the last and the best evaluation beside `values`."""
+        """Writes `summary.json` with the last and the best evaluation beside `values`, and what estimates recommend."""
         reports = self.read_evaluations(up_to=step)
-        best = best_of(reports)
+        best, recommended = best_of(reports), self.recommended_offline()
         summary = {
             "status": status,
             "step": step,
@@ -216,8 +217,15 @@ class RunFolder:
             "last": reports[-1].to_dict() if reports else None,
             "best": best.to_dict() if best else None,
         }
+        if recommended is not None:
+            summary["recommended"] = recommended.to_recommendation()
         (self.folder / "summary.json").write_text(to_json(summary, indent=1))
         return summary
+
+    def renew_summary(self) -> dict[str, Any]:
+        """Writes `summary.json` again, with the evaluations and estimates that are there now."""
+        found = self.read_summary() or {}
+        return self.write_summary(**{key: found[key] for key in found if key not in ("last", "best", "recommended")})
 
     def read_summary(self) -> dict[str, Any] | None:
         """The content of `summary.json`; None while there is none."""
@@ -236,41 +244,25 @@ def default_name(config_name: str) -> str:
     return f"{config_name.rpartition('/')[2].removesuffix('.yaml')}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
-def describe_environment(config: RunConfig) -> dict[str, Any]:
-    """The content of `environment.json`: versions, seeds, command line and machine, but no environment variables."""
-    revision = None
-    with contextlib.suppress(OSError, subprocess.SubprocessError):
-        git = ["git", "rev-parse", "HEAD"]
-        revision = subprocess.run(git, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-    return {
-        "dt_ray": _version("dt_ray"),
-        "python": platform.python_version(),
-        "packages": {name: _version(name) for name in PACKAGES},
-        "git_revision": revision,
-        "seeds": {"training": config.seed, "evaluation": config.evaluation.seed},
-        "command_line": sys.argv,
-        "machine": {"system": platform.platform(), "processor": platform.machine(), "host": platform.node()},
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-    }
-
-
-def _version(package: str) -> str | None:
-    with contextlib.suppress(metadata.PackageNotFoundError):
-        return metadata.version(package)
-    return None
-
-
 def run_of(checkpoint: Folder) -> RunFolder | None:
     """The run that a checkpoint lies in, if it lies in one."""
     return RunFolder(checkpoint.parent.parent) if checkpoint.parent.name == "checkpoints" else None
 
 
 def checkpoint_at(place: Folder) -> Folder:
-    """The checkpoint meant by a run's folder (its newest complete one) or by a checkpoint's own.
+    """The checkpoint meant by a run's folder (its newest complete one), by a checkpoint's own or by `recommended`.
 
     Raises:
         RunError: there is none.
     """
+    if place.name == RECOMMENDED and (run := run_of(place)) is not None:
+        report = run.recommended_offline()
+        if report is None:
+            raise RunError(
+                f"no checkpoint of {run} is recommended: none was estimated, or no estimate can be believed; see "
+                f"python -m dt_ray.evaluate {run} --offline"
+            )
+        return run.checkpoint(report.step)
     if (place / "policy").exists() or (place / "MANIFEST.json").exists():
         return place
     if not place.exists():

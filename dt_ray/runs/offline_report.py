@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from dt_ray.config.targets import TargetReturn
+from dt_ray.config.targets import TargetReturn, as_json
 from dt_ray.runs.evaluation_report import Number
 from dt_ray.runs.writing import to_json
 
@@ -86,10 +86,24 @@ class OfflineReport:
         return to_json(self.to_dict(), indent=1)
 
     @property
+    def best(self) -> OfflineTarget | None:
+        """What is expected at `best_target`."""
+        return next((each for each in self.targets if each.target_return == self.best_target), None)
+
+    @property
     def score(self) -> float | None:
-        """The estimate at `best_target`: what runs are compared by without an environment."""
-        found = [each.estimated_return for each in self.targets if each.target_return == self.best_target]
-        return found[0] if found else None
+        """The estimate at `best_target`: what checkpoints and runs are compared by without an environment."""
+        return None if self.best is None else self.best.estimated_return
+
+    def to_recommendation(self) -> dict[str, Any]:
+        """Which target return to ask this policy for, and what is expected then, as `summary.json` has it."""
+        assert self.best is not None, "something is recommended"
+        return {
+            "step": self.step,
+            "target_return": as_json(self.best.target_return),
+            "estimated_return": self.best.estimated_return,
+            "interval90": self.best.interval90,
+        }
 
 
 @cache

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from dt_ray.config.schema import EvaluationConfig
+from dt_ray.config.targets import as_json
 from dt_ray.errors import RunError
 from dt_ray.runs.evaluation_report import EvaluationReport
 from dt_ray.runs.folder import RunFolder
@@ -84,7 +85,8 @@ def _estimate(report: OfflineReport | None, target_return: float | None = None) 
     if report is None:
         return {}
     if target_return is None:
-        return {"offline_estimate": report.score, "recommended_target_return": report.best_target}
+        best = None if report.best_target is None else as_json(report.best_target)
+        return {"offline_estimate": report.score, "recommended_target_return": best}
     found = [each.estimated_return for each in report.targets if each.target_return == target_return]
     return {"offline_estimate": found[0] if found else None}
 
@@ -148,6 +150,7 @@ def find_best(rows: Sequence[Row], sweep: SweepConfig) -> dict[str, Any] | None:
     most = max(len(each.rows) for each in groups)  # seeds: a setting whose other trials failed is not the best
     found = max((each for each in groups if len(each.rows) == most), key=lambda each: sign * each.mean)
     row = max(found.rows, key=lambda row: sign * row[metric])
+    recommended = {key: row[key] for key in ("recommended_target_return",) if row.get(key) is not None}
     return {
         "metric": metric,
         "mode": sweep.settings.direction,
@@ -160,6 +163,7 @@ def find_best(rows: Sequence[Row], sweep: SweepConfig) -> dict[str, Any] | None:
         "seed": row["seed"],
         "updates": row["updates"],
         "checkpoint": row["checkpoint"],
+        **recommended,
     }
 
 

@@ -198,7 +198,8 @@ class Recorder:
     def prune_checkpoints(self) -> None:
         """Deletes old checkpoints, after everything submitted before is written.
 
-        The newest, the best, the one that this process began with and those with unfinished evaluations are kept.
+        The newest, the best, the one that estimates recommend, the one that this process began with and those with
+        unfinished evaluations are kept.
         """
         self.writer.submit(partial(self._prune, self.learner.step, spared=set(self.evaluations)))
 
@@ -288,6 +289,6 @@ class Recorder:
         self.written.append(report)
 
     def _prune(self, step: int, *, spared: set[int]) -> None:
-        best = self.run.best_evaluation(up_to=step)
-        kept = {step, self.clock.first_step} | ({best.step} if best else set())
+        chosen = self.run.best_evaluation(up_to=step), self.run.recommended_offline()
+        kept = {step, self.clock.first_step} | {report.step for report in chosen if report is not None}
         self.run.prune_checkpoints(keep=self.config.checkpoint.keep, spared=spared | kept)

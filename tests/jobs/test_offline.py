@@ -9,7 +9,7 @@ import pytest
 from support.examples import make_episodes, write_episodes
 from support.reports import make_offline_report
 
-from dt_ray import evaluate, report, serve, train
+from dt_ray import evaluate, export, report, serve, train
 from dt_ray.api import DecisionTransformer
 from dt_ray.config.loading import load_config
 from dt_ray.config.schema import RunConfig
@@ -59,6 +59,44 @@ def test_a_training_without_an_environment_ends_with_estimates(run: RunFolder) -
     world = RunFolder(run.folder.parent / "hall-world").read_config()
     assert world.algorithm == "world_model"
     assert world.total_timesteps == 48  # in proportion to the policy's 20
+
+
+def test_every_kept_checkpoint_is_estimated_where_there_is_no_environment(run: RunFolder) -> None:
+    last = run.read_offline(20)
+    assert last is not None
+    asked = [last.best_target] if last.best_target is not None else list(run.read_config().evaluation.target_returns)
+    assert len(run.checkpoint_steps()) >= 3
+    for step in run.checkpoint_steps()[:-1]:
+        found = run.read_offline(step)
+        assert found is not None
+        assert [target.target_return for target in found.targets] == asked
+        assert found.world_model == last.world_model
+
+
+def test_the_recommended_checkpoint_is_the_one_with_the_highest_estimate_wherever_a_checkpoint_is_taken(
+    log_file: Path, tmp_path: Path
+) -> None:
+    settings = [f"data.path={log_file}", f"storage_path={tmp_path}", "name=hall", *SMALL]
+    train.main([*settings, "evaluation.offline=false", "checkpoint.keep=2", "checkpoint.every=5"])
+    run = RunFolder(Folder.at(tmp_path / "hall"))
+    place = f"{run}/checkpoints/recommended"
+    with pytest.raises(RunError, match=r"no checkpoint of .*hall is recommended.* --offline"):
+        evaluate.main([place])
+    assert "recommended" not in (run.read_summary() or {})
+    kept = run.checkpoint_steps()
+    assert len(kept) > 1
+    assert 5 not in kept
+    for step, estimate in {5: 9.0, kept[0]: 4.0, 20: 3.0}.items():
+        run.write_offline(make_offline_report(step=step, best_target=1.5, supported=(1.0, 2.0), estimate=estimate))
+    train.main(["--resume", str(run), "total_timesteps=35"])
+    assert kept[0] in run.checkpoint_steps()
+    assert (run.read_summary() or {})["recommended"] == {
+        "step": kept[0], "target_return": 1.5, "estimated_return": 4.0, "interval90": [3.0, 5.0]
+    }  # fmt: skip
+    model, first = DecisionTransformer.load(place), np.zeros(3)
+    same = DecisionTransformer.load(run.checkpoint(kept[0]).uri)
+    np.testing.assert_array_equal(model.predict(first, target_return="auto"), same.predict(first, target_return=1.5))
+    export.main([place, "--format", "torch", "--out", str(tmp_path / "policy.pt2")])
 
 
 def test_the_command_uses_the_world_model_that_is_there_and_asks_for_what_it_is_told(

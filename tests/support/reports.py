@@ -1,7 +1,7 @@
 """Evaluation reports of a given mean."""
 
 from dt_ray.runs.evaluation_report import EvaluationReport, TargetResult
-from dt_ray.runs.offline_report import OfflineReport
+from dt_ray.runs.offline_report import Diagnostics, OfflineReport, OfflineTarget
 
 
 def make_report(step: int, *means: float, env_id: str | None = "Pendulum-v1") -> EvaluationReport:
@@ -23,8 +23,22 @@ def make_report(step: int, *means: float, env_id: str | None = "Pendulum-v1") ->
     )
 
 
-def make_offline_report(*, step: int, best_target: float | None, supported: tuple[float, float]) -> OfflineReport:
-    """Estimates that recommend a target return."""
+def make_offline_report(
+    *, step: int, best_target: float | None, supported: tuple[float, float], estimate: float = 0.0
+) -> OfflineReport:
+    """Estimates that recommend a target return, where `estimate` is reached."""
+    target = OfflineTarget(
+        target_return=0.0 if best_target is None else best_target,
+        estimated_return=None if best_target is None else estimate,
+        interval90=None if best_target is None else (estimate - 1.0, estimate + 1.0),
+        supported_share=1.0,
+        nearest_episodes=(),
+        nearest_returns=(),
+        doubts=("nothing is known",) if best_target is None else (),
+        diagnostics=Diagnostics(
+            estimate=estimate, half_width=1.0, disagreement=1.0, fragility=0.0, share_cut=0.0, mean_length=9.0
+        ),
+    )
     return OfflineReport(
         step=step,
         log=("log",),
@@ -33,6 +47,6 @@ def make_offline_report(*, step: int, best_target: float | None, supported: tupl
         logged_returns=supported,
         supported=supported,
         best_target=best_target,
-        targets=(),
+        targets=(target,),
         wall_s=0.5,
     )
