@@ -7,7 +7,8 @@ One thread. Sides that are compared take turns in one run; a ratio is the median
 - resident: batches as a training worker gets them, against `view[anchors]` of one float array that has every window as
   a contiguous run, anchors drawn anew for each batch: nothing can be less.
 - streaming: the same from files, against Ray Data's plain way, windows cut in `map_batches` and read by
-  `iter_torch_batches`, with and without a local shuffle.
+  `iter_torch_batches`, with and without a local shuffle; and from blocks of shuffled episodes that Ray Data holds
+  (`data.residency=dataset`), which one pass makes before the first update.
 - memory: resident set size of a run on data ten times larger than `data.memory_mb`, beside one that holds it.
 - start: preparing a run on 100 files on Ray, resident, and streaming for the first time and again.
 - import: `python -m dt_ray.data import`, against pyarrow reading the same files and writing them again.
@@ -46,6 +47,7 @@ from dt_ray.jobs.training import name_run, start_run
 from dt_ray.play.collection import flatten
 from dt_ray.training.file_facts import FileFacts
 from dt_ray.training.resident import BatchSource, ResidentData, ResidentSource
+from dt_ray.training.sharded import ShardedData, ShardedSource
 from dt_ray.training.stream_facts import StreamingData
 from dt_ray.training.streaming import StreamingSource
 
@@ -122,6 +124,7 @@ def streaming(config: RunConfig, steps: int) -> dict[str, float]:
     import ray.data
 
     from dt_ray.distributed.cluster import connection
+    from dt_ray.distributed.preparing import prepare_data
 
     config = replace(config, data=replace(config.data, residency="streaming", memory_mb=steps * ROW_BYTES // 2**20))
     source = StreamingSource(stream_data(config), config)
@@ -144,16 +147,30 @@ def streaming(config: RunConfig, steps: int) -> dict[str, float]:
 
     with connection():
         ray.data.DataContext.get_current().enable_progress_bars = False
+        on_ray = replace(config, data=replace(config.data, residency="dataset"), scaling=ScalingConfig(num_workers=1))
+        prepare_data(on_ray, SPEC)  # processes start
+        began = time.perf_counter()
+        shared = prepare_data(on_ray, SPEC)
+        took = time.perf_counter() - began
+        refs = [ref for shard in shared.shards for ref in shard.to_arrow_refs()]
+        data = shared.fetch()
+        assert isinstance(data, ShardedData)
+        shards = ShardedSource(data, on_ray, lambda blocks: ray.get([refs[at] for at in blocks]))
         found = rounds(
             {
                 "streaming, windows/s": batches(source, steps // BATCH),
+                "dataset, windows/s": batches(shards, steps // BATCH),
                 "map_batches, no shuffle, windows/s": plain(None),
                 "map_batches, local shuffle, windows/s": plain(10_000),
             },
             num=2,
         )
-    shuffled = {name: found[name] for name in found if "no shuffle" not in name}
-    return medians(found) | {"streaming / map_batches with local shuffle (at least 5)": ratio(shuffled)}
+    figures = medians(found) | {"dataset, transitions/s into blocks": steps / took}
+    plain_way = found["map_batches, local shuffle, windows/s"]
+    for name in ("streaming", "dataset"):
+        pair = {"ours": found[f"{name}, windows/s"], "plain": plain_way}
+        figures[f"{name} / map_batches with local shuffle (at least 5)"] = ratio(pair)
+    return figures
 
 
 def starting(config: RunConfig, folder: Path) -> dict[str, float]:

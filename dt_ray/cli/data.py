@@ -199,8 +199,9 @@ def _parts(options: argparse.Namespace, spec: SpaceSpec | None) -> Iterator[Iter
     from dt_ray.data.logs.files import find_files
 
     config = data_config_of(options)
-    if options.workers is None and sum(file.size for file in find_files(config.path, config.format)) < SMALL:
-        options.workers = 0
+    if options.workers is None and not config.is_function:
+        size = sum(file.size for file in find_files(config.path, config.format))
+        options.workers = 0 if size < SMALL else None
     with _cluster(options):
         if options.workers == 0:
             yield read_parts(config, spec)

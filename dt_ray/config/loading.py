@@ -12,6 +12,7 @@ from typing import Any, Literal, cast, get_args, get_type_hints
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from dt_ray.config.conflicts import conflicts_in
 from dt_ray.config.derived import AUTO, without_auto
 from dt_ray.config.schema import (
     DEFAULT_CONFIG,
@@ -19,7 +20,6 @@ from dt_ray.config.schema import (
     EvaluationConfig,
     ModelConfig,
     RunConfig,
-    conflicts_in,
 )
 from dt_ray.errors import ConfigError
 

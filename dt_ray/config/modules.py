@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from dt_ray.config.schema import names_function
 from dt_ray.errors import RunError
 
-KEYS = ("algorithm", "env_id", "data.collect.behavior")  # whose values may be `module:name`
+KEYS = ("algorithm", "env_id", "data.collect.behavior", "data.path")  # whose values may be `module:name`
 _allowed: set[str] = set()
 
 
@@ -22,8 +23,9 @@ def allow_modules(*names: str | None) -> None:
 def allow_overrides(overrides: Iterable[str]) -> None:
     """Allows the modules that `section.key=value` overrides name: the user has typed them."""
     for key, _, value in (override.partition("=") for override in overrides):
-        if key.strip() in KEYS and ":" in value:
-            allow_modules(value.strip().strip("'\""))
+        name = value.strip().strip("'\"")
+        if key.strip() in KEYS and ":" in name and (key.strip() != "data.path" or names_function(name)):
+            allow_modules(name)
 
 
 def allowed_modules() -> tuple[str, ...]:

@@ -1,12 +1,12 @@
 """Every setting of a run, with its meaning, unit, default and range: one frozen tree.
 
-Plain data, decoded strictly from YAML and `section.key=value` by `config.loading`. `conflicts_in` holds the rules
-that span several fields; those of a single learner are its own (`learners.check_settings`).
+Plain data, decoded strictly from YAML and `section.key=value` by `config.loading`. The rules that span several fields
+are in `config.conflicts`; those of a single learner are its own (`learners.check_settings`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -24,7 +24,14 @@ ActionBounds = Literal["environment", "data"] | tuple[tuple[float, ...], tuple[f
 # Settings of `data` that the source of batches reads, after the data is laid out, with the values that change nothing.
 BATCH_SETTINGS: dict[str, float] = {"return_noise": 0.0, "balance": 0.0}
 
+FUNCTION = re.compile(r"(?!minari:)[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")  # module:function
+
 WINDOW_OVER_BAND = 2  # training windows are so many bands long, so that most of their steps see a full band
+
+
+def names_function(path: str) -> bool:
+    """Whether a dataset's path is `module:function`."""
+    return FUNCTION.fullmatch(path) is not None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,12 +45,13 @@ class CollectConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    path: str = ""  # a file or folder in a known format, its URI, or minari:ID
+    path: str = ""  # a file or folder in a known format, its URI, minari:ID, or module:function, a Ray Dataset's maker
     mix: dict[str, Annotated[float, Gt(0)]] = field(default_factory=dict[str, float])
     # instead of `path`, several datasets: path -> its share of the windows; shares need not add up to 1
     collect: CollectConfig | None = None
     format: str | None = None  # one of `data.logs.files.FORMATS`; null: found out by itself
-    residency: Literal["auto", "resident", "streaming"] = "auto"  # in memory, streamed from disk, or by size
+    residency: Literal["auto", "resident", "streaming", "dataset"] = "auto"  # in memory, streamed from disk, or by size
+    # dataset: in Ray's object store, which spills to disk, after Ray Data has read and shuffled it
     memory_mb: Annotated[int, Ge(1)] = 4096  # memory for the decoded data on each node, or for the pools of its workers
     on_corrupt: Literal["stop", "skip"] = "stop"  # at a file that is not usable; skip: leave it out and count it
     out_of_bounds: Literal["stop", "clip"] = "stop"  # at actions outside of the bounds; clip: move them to the bounds
@@ -68,6 +76,16 @@ class DataConfig:
     def paths(self) -> tuple[str, ...]:
         """The datasets that are read."""
         return tuple(self.mix) or ((self.path,) if self.path else ())
+
+    @property
+    def is_function(self) -> bool:
+        """Whether `path` names code that makes a Ray Dataset."""
+        return names_function(self.path)
+
+    @property
+    def needs_ray(self) -> bool:
+        """Whether the data can't be read without Ray."""
+        return self.is_function or self.residency == "dataset"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,7 +226,9 @@ class RunConfig:
     def named_code(self) -> dict[str, str | None]:
         """The settings that may name code, as `module:name`, by their keys."""
         behavior = None if self.data.collect is None else self.data.collect.behavior
-        return {"algorithm": self.algorithm, "env_id": self.env_id, "data.collect.behavior": behavior}
+        path = self.data.path if self.data.is_function else None
+        names = {"algorithm": self.algorithm, "env_id": self.env_id, "data.collect.behavior": behavior}
+        return {**names, "data.path": path}
 
     @property
     def takes_max(self) -> bool:
@@ -219,84 +239,3 @@ class RunConfig:
     def relabels(self) -> bool:
         """Whether learned values take the place of logged returns-to-go."""
         return self.data.return_source == "value"
-
-
-def conflicts_in(config: RunConfig) -> Iterator[str]:
-    """One line for each rule between fields that the configuration breaks."""
-    if config.data.mix and config.data.residency == "streaming":
-        yield "data.mix: windows are drawn by shares from resident data only, got data.residency=streaming"
-    if config.data.episode_per_file and config.data.episodes_across_files is True:
-        yield "data.episode_per_file: a file is an episode, and data.episodes_across_files=true joins files: give one"
-    if config.data.mix and config.data.balance:
-        yield f"data.balance: the windows of data.mix are drawn by its shares, got {config.data.balance}"
-    yield from _value_conflicts(config)
-    yield from _environment_conflicts(config)
-    model, evaluation = config.model, config.evaluation
-    if model.width % model.num_heads:
-        yield f"model.num_heads: must divide model.width={model.width}, got {model.num_heads}"
-    if model.attention == "band" and model.token_layout != "step":
-        yield f"model.attention: band needs model.token_layout=step, got {model.token_layout}"
-    if model.conditioning == "head" and model.token_layout != "step":
-        yield f"model.conditioning: head needs model.token_layout=step, got {model.token_layout}"
-    if (length := config.data.window_length) is not None:
-        if model.attention == "window" and length != model.context_length:
-            yield (
-                f"data.window_length: under model.attention=window a training window is model.context_length="
-                f"{model.context_length} steps, got {length}; set model.attention=band, or leave it null"
-            )
-        elif length < model.context_length:
-            yield (
-                f"data.window_length: must be at least model.context_length={model.context_length}, so that some steps "
-                f"see a full band, got {length}"
-            )
-    if (context := evaluation.context_length) and context > model.context_length:
-        yield (
-            f"evaluation.context_length: the model was given model.context_length={model.context_length} steps "
-            f"and can't see more, got {context}"
-        )
-    if evaluation.max_timesteps > model.max_timesteps and not model.clamp_timesteps:
-        yield (
-            f"evaluation.max_timesteps: the timestep table has model.max_timesteps={model.max_timesteps} rows, "
-            f"got {evaluation.max_timesteps}; raise model.max_timesteps or shorten the episodes"
-        )
-    if (last := evaluation.seed + evaluation.num_episodes) > NUM_EVALUATION_SEEDS:
-        yield (
-            f"evaluation.seed: evaluation may use the seeds 0..{NUM_EVALUATION_SEEDS - 1}, "
-            f"got seed + num_episodes = {last}"
-        )
-    if (evaluation.random_return is None) != (evaluation.reference_return is None):
-        yield "evaluation.random_return: set it together with evaluation.reference_return, or neither"
-    elif evaluation.random_return is not None and evaluation.random_return == evaluation.reference_return:
-        yield f"evaluation.reference_return: must differ from random_return, got {evaluation.reference_return} for both"
-    if config.scaling.accelerator_type is not None and not config.scaling.use_gpu:
-        yield f"scaling.accelerator_type: set scaling.use_gpu=true with it, got {config.scaling.accelerator_type}"
-    if config.optim.precision == "tf32" and not config.scaling.use_gpu:
-        yield "optim.precision: tf32 is a format of GPUs, and scaling.use_gpu is not set"
-    if config.scaling.min_workers > config.scaling.max_workers:
-        yield f"scaling.num_workers: [min, max], got [{config.scaling.min_workers}, {config.scaling.max_workers}]"
-    if config.scaling.max_workers > config.optim.batch_size:
-        yield f"scaling.num_workers: at most one per window of optim.batch_size={config.optim.batch_size}"
-    if config.name is not None and (not config.name.strip() or "/" in config.name or config.name.startswith(".")):
-        yield f"name: the name of a folder, without '/' and not starting with '.', got {config.name!r}"
-
-
-def _environment_conflicts(config: RunConfig) -> Iterator[str]:
-    if config.env_id is None:
-        if config.data.collect is not None:
-            yield "data.collect: episodes are collected in an environment; set env_id=ID, or data.collect=null"
-        if config.env_kwargs:
-            yield f"env_kwargs: they are arguments of an environment; set env_id=ID, got {config.env_kwargs}"
-    elif not config.evaluation.target_returns:
-        yield f"evaluation.target_returns: what a policy is asked for in {config.env_id}; give at least one, or auto"
-
-
-def _value_conflicts(config: RunConfig) -> Iterator[str]:
-    data = config.data
-    if not config.relabels:
-        if data.values is not None:
-            yield f"data.values: only data.return_source=value looks at it, got {data.values!r}"
-        return
-    if data.values is None:
-        yield "data.return_source: value needs data.values, a run of iql or a configuration like iql/pendulum_values"
-    if data.residency == "streaming":
-        yield "data.return_source: value relabels resident data only, got data.residency=streaming"

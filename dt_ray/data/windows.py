@@ -169,16 +169,21 @@ class WindowTable:
 
     @classmethod
     def build(
-        cls, data: TransitionDataset | Sequence[TransitionDataset], *, length: int, discount: float = 1.0
+        cls,
+        data: TransitionDataset | Sequence[TransitionDataset],
+        *,
+        length: int,
+        discount: float = 1.0,
+        is_relabeled: bool = False,
     ) -> WindowTable:
         """Lays out episodes, of one dataset or of several, for windows of up to `length` steps."""
         pieces = [data] if isinstance(data, TransitionDataset) else data
         lengths = np.concatenate([piece.lengths for piece in pieces])
         firsts = [piece.first_timesteps for piece in pieces]
         zeros = [np.zeros(piece.num_episodes, np.int64) for piece in pieces]
-        dims = pieces[0].observations.shape[1], pieces[0].actions.shape[1]
+        dims, size = (pieces[0].observations.shape[1], pieces[0].actions.shape[1]), (int(lengths.sum()), len(lengths))
         return cls(
-            parts=(write_part(pieces, int(lengths.sum()), len(lengths), length=length, discount=discount),),
+            parts=(write_part(pieces, *size, length=length, discount=discount, is_relabeled=is_relabeled),),
             part_episodes=np.zeros(1, np.int64),
             bounds=np.append(0, np.cumsum(lengths)),
             endings=np.concatenate([endings_of(piece) for piece in pieces]),
@@ -188,6 +193,7 @@ class WindowTable:
             length=length,
             observation_dim=dims[0],
             action_dim=dims[1],
+            relabeled_with=discount if is_relabeled else None,
         )
 
     @property

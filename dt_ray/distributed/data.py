@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
-from typing import Literal
+from dataclasses import asdict, replace
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +15,7 @@ from dt_ray.config.schema import DataConfig, RunConfig
 from dt_ray.data.description.clocks import FileClock, read_clock
 from dt_ray.data.formats import has_rows, is_flat
 from dt_ray.data.logs.episodes import from_table, to_table
-from dt_ray.data.logs.files import DatasetFile
+from dt_ray.data.logs.files import DatasetFile, find_files
 from dt_ray.data.logs.looks import FileShape, look_into, read_shape_of
 from dt_ray.data.logs.outline import outline_rows
 from dt_ray.data.logs.plan import FileEpisodes
@@ -25,6 +25,7 @@ from dt_ray.data.spaces import SpaceSpec, read_spaces
 from dt_ray.data.transitions import chosen_episodes, held_out_episodes
 from dt_ray.data.windows import slice_windows
 from dt_ray.distributed.cluster import user_errors
+from dt_ray.distributed.functions import blocks_of_function
 from dt_ray.distributed.usage import saying_when_full
 from dt_ray.errors import ConfigError
 from dt_ray.learners import return_source_of
@@ -54,23 +55,37 @@ def episode_dataset(
             shape_of=lambda file: ray.get(_shape_of.remote(file, config)),
         )
 
-    def read(units: pa.Table) -> Iterator[pa.Table]:
-        for index in units["index"].to_pylist():
-            yield reader.read_to_join(index) if reader.joins else to_table(reader.read(index).data)
+    joiner = replace(reader, files=())
 
     def join(fragments: pa.Table) -> pa.Table:
-        return to_table(reader.join(fragments)) if len(fragments) else fragments
+        return to_table(joiner.join(fragments)) if len(fragments) else fragments
 
-    units = [{"index": index} for index in range(len(files))]
-    dataset = ray.data.from_items(units, override_num_blocks=min(len(units), 4 * MAX_PARTITIONS))
-    dataset.context.enable_progress_bars = False
-    dataset.context.execution_options.preserve_order = True  # episodes keep the order of their files
-    dataset = dataset.map_batches(read, batch_format="pyarrow", batch_size=None)
+    dataset = _fragments_of(reader)
     if reader.joins:
         dataset.context.target_max_block_size = None  # a partition cut into blocks could cut an episode
         dataset = dataset.repartition(min(len(files), MAX_PARTITIONS), keys=["episode_id"])
         dataset = dataset.map_batches(join, batch_format="pyarrow", batch_size=None)
     return dataset
+
+
+def _fragments_of(reader: EpisodeReader) -> ray.data.Dataset:
+    """The episodes of each file, or its fragments of them, in the order of the files."""
+
+    def read(units: pa.Table) -> Iterator[pa.Table]:
+        for index in units["index"].to_pylist():
+            yield _read(reader, index)
+
+    num_files = len(reader.files)
+    if reader.files[0].block is not None:  # Ray would keep the rows for ever as a part of `read`, but not of a task
+        tables: list[Any] = [_read_file.remote(reader.for_file(index)) for index in range(num_files)]
+        dataset = ray.data.from_arrow_refs(tables)
+    else:
+        units = [{"index": index} for index in range(num_files)]
+        dataset = ray.data.from_items(units, override_num_blocks=min(num_files, 4 * MAX_PARTITIONS))
+    dataset.context.enable_progress_bars = False
+    dataset.context.execution_options.preserve_order = True
+    is_read = reader.files[0].block is not None
+    return dataset if is_read else dataset.map_batches(read, batch_format="pyarrow", batch_size=None)
 
 
 def episode_tables(config: DataConfig, spec: SpaceSpec | None) -> Iterator[pa.Table]:
@@ -144,6 +159,7 @@ def sound_files_on_ray(config: DataConfig, spec: SpaceSpec | None) -> tuple[list
         config,
         lambda files: ray.get([_fault_in_file.remote(file, config, spec) for file in files]),
         lambda files: ray.get([_episode_ids.remote(file) for file in files]),
+        find=blocks_of_function if config.is_function else find_files,
     )
     warn_of_small_log(files, config)
     return files, num_skipped
@@ -154,6 +170,13 @@ def warn_of_small_log(files: Sequence[DatasetFile], config: DataConfig) -> None:
     doubtful = len(files) == 1 or not is_flat(files[0], config)  # for others the plan warns
     if doubtful and has_rows(files[0]) and sum(file.size for file in files) < MAX_LOOKED_AT:
         warn_of(look.doubt for look in ray.get([_look_into.remote(file, config) for file in files]))
+
+
+def _read(reader: EpisodeReader, index: int = 0) -> pa.Table:
+    return reader.read_to_join(index) if reader.joins else to_table(reader.read(index).data)
+
+
+_read_file = ray.remote(_read)
 
 
 def _episode_returns(table: pa.Table) -> pa.Table:

@@ -31,8 +31,9 @@ from dt_ray.distributed.usage import saying_when_full
 from dt_ray.runs.storage import Folder
 from dt_ray.training.file_facts import SETTINGS_READ_LATER, FileFacts
 from dt_ray.training.layout import Layout, plan_layout
-from dt_ray.training.preparing import streams
+from dt_ray.training.preparing import residency_of
 from dt_ray.training.resident import ResidentData
+from dt_ray.training.sharded import ShardedData
 from dt_ray.training.stream_facts import StreamingData
 
 log = logging.getLogger("dt_ray")
@@ -46,10 +47,11 @@ READ_ALIKE: dict[str, Any] = {name: getattr(DataConfig(), name) for name in SETT
 class SharedData:
     """The data of a run in the object store, which the processes of a node map without a copy."""
 
-    head: ray.ObjectRef  # `StreamingData`, or `ResidentData` whose training table's rows lie in `parts`
+    head: ray.ObjectRef  # `StreamingData`, `ShardedData`, or `ResidentData` whose training table's rows lie in `parts`
     parts: tuple[ray.ObjectRef, ...] = ()  # none: they are in `head`
+    shards: tuple[Any, ...] = ()  # the Ray Datasets with the blocks of `ShardedData`
 
-    def fetch(self) -> ResidentData | StreamingData:
+    def fetch(self) -> ResidentData | StreamingData | ShardedData:
         data, *parts = ray.get([self.head, *self.parts])
         return replace(data, train=replace(data.train, parts=tuple(parts))) if parts else data
 
@@ -86,22 +88,32 @@ def prepare_layouts(
         alike.setdefault(repr(replace(config.data, **READ_ALIKE)), []).append(at)
     found: dict[int, SharedData] = {}
     notes: dict[str, None] = {}  # each once, in order
-    from dt_ray.distributed.data import episode_dataset, warn_of_small_log  # workers start without Ray Data
+    # Workers start without Ray Data.
+    from dt_ray.distributed.data import episode_dataset, sound_files_on_ray, warn_of_small_log
 
     with user_errors(), saying_when_full("data tasks"):
         for group in alike.values():
             settings = configs[group[0]].data
             known = read if read is not None and read.suits(settings, spec) else None
             facts = {at: FileFacts(configs[at], spec, for_each=_for_each) for at in group}
-            files, num_skipped = known.sound_files if known is not None else facts[group[0]].sound_files()
-            if known is None:
+            if known is not None:
+                files, num_skipped = known.sound_files
+            elif settings.is_function:
+                files, num_skipped = sound_files_on_ray(settings, spec)
+            else:
+                files, num_skipped = facts[group[0]].sound_files()
                 warn_of_small_log(files, settings)
-            streamed = [at for at in group if streams(files, configs[at])]
-            for at in streamed:
+            residencies = {at: residency_of(files, configs[at]) for at in group}
+            held = [at for at in group if residencies[at] != "resident"]
+            for at in held:
+                if residencies[at] == "dataset":
+                    found[at], warnings = _shard(configs[at], spec, files, num_skipped)
+                    notes |= dict.fromkeys(warnings)
+                    continue
                 data = StreamingData.build(files, facts[at], num_skipped_files=num_skipped)
                 notes |= dict.fromkeys(data.notes)
                 found[at] = SharedData(ray.put(data))
-            if len(streamed) == len(group):
+            if len(held) == len(group):
                 if known is not None:
                     known.let_go()
                 continue
@@ -109,7 +121,7 @@ def prepare_layouts(
                 blocks = list(_put(known.take()))
             else:
                 blocks = episode_dataset(settings, spec, files=files).materialize().to_arrow_refs()
-            for at in sorted(set(group) - set(streamed)):
+            for at in sorted(set(group) - set(held)):
                 found[at], warnings = _share(configs[at], spec, num_skipped, blocks)
                 notes |= dict.fromkeys(warnings)
             del blocks  # only the tasks that write parts hold them now
@@ -130,6 +142,18 @@ def _put(parts: Iterable[TransitionDataset]) -> Iterator[ray.ObjectRef]:
             tables = []
     if tables:
         yield ray.put(pa.concat_tables(tables))
+
+
+def _shard(
+    config: RunConfig, spec: SpaceSpec, files: Sequence[DatasetFile], num_skipped_files: int
+) -> tuple[SharedData, Sequence[str]]:
+    """The data in shuffled blocks of episodes, and what looks wrong with it."""
+    from dt_ray.distributed.data import episode_dataset
+    from dt_ray.distributed.shards import shard_episodes
+
+    episodes = episode_dataset(config.data, spec, files=files)
+    data, shards = shard_episodes(episodes, config, spec, num_skipped_files=num_skipped_files, for_each=_for_each)
+    return SharedData(ray.put(data), shards=shards), data.notes
 
 
 def _share(
@@ -211,7 +235,7 @@ def check_checkpoint_on_ray(checkpoint: Folder, config: RunConfig, data: SharedD
 
 
 @ray.remote
-def _check_checkpoint(checkpoint: Folder, config: RunConfig, data: ResidentData | StreamingData) -> None:
+def _check_checkpoint(checkpoint: Folder, config: RunConfig, data: ResidentData | StreamingData | ShardedData) -> None:
     from dt_ray.training.loop import check_checkpoint
 
     check_checkpoint(checkpoint, config, data.spec, data.normalizer, getattr(data, "values", None))

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -39,6 +40,7 @@ from dt_ray.training.interrupts import stops_asked_of
 from dt_ray.training.loop import run_training
 from dt_ray.training.preparing import make_source
 from dt_ray.training.recorder import TrainResult
+from dt_ray.training.sharded import ReadBlocks, ShardedData
 
 WATCHES_FOR_PREEMPTION = os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "1") != "0"
 LISTEN_EVERY_S = 1.0  # while the board is being restarted
@@ -167,7 +169,9 @@ def train_on_ray(
     board: Any = ray.remote(num_cpus=0, max_restarts=-1, scheduling_strategy=_driver_node())(RunBoard).remote()
     trainer = ray.train.torch.TorchTrainer(
         _work,
-        train_loop_config={"config": config, "data": data, "plan": plan, "board": board},
+        train_loop_config={"config": config, "data": replace(data, shards=()), "plan": plan, "board": board},
+        datasets={shard_name(number): shard for number, shard in enumerate(data.shards)},
+        dataset_config=ray.train.DataConfig(datasets_to_split=[]),  # a pass is split anew, by `PoolPlan`
         torch_config=NodeTorchConfig(),
         scaling_config=ray.train.ScalingConfig(
             num_workers=plan.num_workers if plan.max_workers is None else (plan.num_workers, plan.max_workers),
@@ -207,6 +211,18 @@ def train_on_ray(
     return outcome
 
 
+def shard_name(number: int) -> str:
+    """The name by which the workers get the episodes of a dataset of the run."""
+    return f"episodes-{number}"
+
+
+def read_shards(num_datasets: int) -> ReadBlocks:
+    """Reads the blocks of a run's datasets, in a worker: each can read all of them."""
+    shards: list[Any] = [ray.train.get_dataset_shard(shard_name(number)) for number in range(num_datasets)]
+    refs: list[Any] = [ref for shard in shards for ref in shard.materialize().to_arrow_refs()]
+    return lambda blocks: ray.get([refs[block] for block in blocks])
+
+
 def _driver_node() -> Any:
     """Places an actor on the driver's node, so that it is lost only together with the driver."""
     return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
@@ -222,7 +238,8 @@ def _work(settings: dict[str, Any]) -> TrainResult | UserError:
     shape = {"rank": context.rank, "world_size": context.world_size, "device": context.device}
     shape["workers_on_node"] = ray.train.get_context().get_local_world_size()
     try:
-        source = together(context, lambda: make_source(data, config, **shape))
+        read = read_shards(len(config.data.paths)) if isinstance(data, ShardedData) else None
+        source = together(context, lambda: make_source(data, config, read=read, **shape))
         return run_training(config, source, context)
     except UserError as error:
         context.board.note.remote(failure=error)  # in case the other workers do not end

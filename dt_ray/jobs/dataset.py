@@ -19,7 +19,7 @@ log = logging.getLogger("dt_ray")
 
 def needs_dataset(config: RunConfig) -> bool:
     """Whether the dataset is not there and the configuration says how to make it."""
-    if config.data.mix or config.data.collect is None or not config.data.path:
+    if config.data.mix or config.data.collect is None or not config.data.path or config.data.is_function:
         return False
     filesystem, path = resolve(config.data.path)
     return filesystem.get_file_info(path).type == fs.FileType.NotFound

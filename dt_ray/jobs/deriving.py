@@ -129,15 +129,18 @@ def _collect_command(config: RunConfig, keys: list[str]) -> str:
 
 def _look_at_log(config: RunConfig, *, verbose: bool) -> tuple[LogOutline, ReadEpisodes | None]:
     """The outline of the log, and its episodes where this process read them and a run may take them from memory."""
-    size = sum(file.size for path in config.data.paths for file in find_files(path, config.data.format))
-    if size < LARGE or config.scaling.num_workers == 0:
-        source, read = return_source_of(config), ReadEpisodes()
-        outline = make_outline((outline_rows(part, config, source) for part in read.read(config.data)), config)
-        return outline, read if config.data.residency != "streaming" else None
+    if config.data.is_function:
+        log.info("looking at what %s makes", config.data.path)
+    else:
+        size = sum(file.size for path in config.data.paths for file in find_files(path, config.data.format))
+        if size < LARGE or config.scaling.num_workers == 0:
+            source, read = return_source_of(config), ReadEpisodes()
+            outline = make_outline((outline_rows(part, config, source) for part in read.read(config.data)), config)
+            return outline, read if config.data.residency in ("auto", "resident") else None
+        log.info("looking at %.0f MB of data", size / 2**20)
     from dt_ray.distributed.cluster import connection
     from dt_ray.distributed.data import outline_tables
 
-    log.info("looking at %.0f MB of data", size / 2**20)
     with connection(verbose=verbose):
         return make_outline(outline_tables(config), config), None
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from dt_ray.config.loading import read_settings, to_plain
+from dt_ray.config.modules import check_names
 from dt_ray.config.schema import BATCH_SETTINGS, DataConfig, EvaluationConfig, OptimConfig, RunConfig
 from dt_ray.data.spaces import SpaceSpec
 from dt_ray.errors import ConfigError, RunError, UserError
@@ -120,7 +121,9 @@ def estimate_run(
     """
     run = run_of(checkpoint)
     config = run.read_config() if run is not None else load_learner(checkpoint)[1]
-    config = replace(config, scaling=replace(config.scaling, num_workers=0))
+    check_names(config.named_code, source=str(run or checkpoint))
+    num_workers = 1 if config.data.needs_ray and log_path is None else 0
+    config = replace(config, scaling=replace(config.scaling, num_workers=num_workers))
     world = _world_for(checkpoint, config, log_path, watch=watch, verbose=verbose)
     return estimate_in(world, checkpoint, evaluation)
 
@@ -242,5 +245,5 @@ def world_data(data: DataConfig, log_path: str | None) -> DataConfig:
         "collect": None,
     }
     if log_path is not None:
-        everything |= {"path": log_path, "mix": {}, "format": None}
+        everything |= {"path": log_path, "mix": {}, "format": None, "residency": "auto"}
     return with_absolute_paths(replace(data, **everything))

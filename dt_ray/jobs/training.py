@@ -73,12 +73,13 @@ def start_run(
     """
     run = RunFolder.of(config)
     allow_modules(*config.named_code.values())
-    spec = check_run(config)
     if overwrite:
         run.check_writable()
     else:
         run.check_free()
-    with one_connection(config, needed=config.relabels, verbose=verbose, dashboard=dashboard):
+    needed = config.relabels or config.data.is_function
+    with one_connection(config, needed=needed, verbose=verbose, dashboard=dashboard):
+        spec = check_run(config)
         if config.relabels:
             values = _learn_values(config, overwrite=overwrite, verbose=verbose, watch=watch)
             config = with_values_checkpoint(replace(config, data=replace(config.data, values=values)))
@@ -206,8 +207,12 @@ def resume_run(config: RunConfig, *, verbose: bool = False, dashboard: bool = Fa
         lease.acquire()
         run.write_config(config)
 
-    spec = check_run(config, is_new=False)
-    with closing(Lease(run.folder)) as lease:
+    needed = config.data.is_function
+    with (
+        one_connection(config, needed=needed, verbose=verbose, dashboard=dashboard),
+        closing(Lease(run.folder)) as lease,
+    ):
+        spec = check_run(config, is_new=False)
         return train(config, spec, prepare_folder, checkpoint=checkpoint, verbose=verbose, dashboard=dashboard)
 
 
@@ -215,7 +220,7 @@ def check_inputs_are_there(config: RunConfig, resumed: str) -> None:
     """Raises:
     RunError: the data or the values that a run or sweep was trained with are no longer there.
     """
-    missing = {} if needs_dataset(config) else {"data.path": config.data.paths}
+    missing = {} if needs_dataset(config) or config.data.is_function else {"data.path": config.data.paths}
     missing["data.values"] = (config.data.values,) if config.relabels and config.data.values else ()
     for key, paths in missing.items():
         for path in paths:
@@ -251,8 +256,17 @@ def check_run(config: RunConfig, *, is_new: bool = True) -> SpaceSpec:
     check_trackers(config)
     if not config.data.paths:
         raise ConfigError("data.path: there is no log to train on; name one by data.path=LOG")
-    spec = read_log_spaces(config.data) if config.env_id is None else read_spaces(config.env_id, config.env_kwargs)
+    spec = _log_spaces(config) if config.env_id is None else read_spaces(config.env_id, config.env_kwargs)
     return choose_bounds(spec, config.data.action_bounds, env_id=config.env_id)
+
+
+def _log_spaces(config: RunConfig) -> SpaceSpec:
+    if not config.data.is_function:
+        return read_log_spaces(config.data)
+    from dt_ray.distributed.functions import spaces_of_function
+
+    with one_connection(config, needed=True):
+        return spaces_of_function(config.data)
 
 
 def read_held_out(config: RunConfig) -> HeldOutEpisodes:
@@ -261,7 +275,14 @@ def read_held_out(config: RunConfig) -> HeldOutEpisodes:
     Raises:
         ConfigError: no episode was held out.
     """
-    held_out = read_held_out_here(config, check_run(config, is_new=False))
+    with one_connection(config, needed=config.data.needs_ray):
+        spec = check_run(config, is_new=False)
+        if config.data.needs_ray:
+            from dt_ray.distributed.preparing import prepare_data
+
+            held_out = prepare_data(config, spec).fetch().held_out
+        else:
+            held_out = read_held_out_here(config, spec)
     if held_out is None:
         raise ConfigError(
             f"no episode of {', '.join(config.data.paths)} was held out (data.validation_fraction="

@@ -5,7 +5,7 @@ Legend: B windows, T window length, S observation, A action dimension.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -60,3 +60,12 @@ class WindowBatch:
         tensors = {name: torch.as_tensor(each, device=device) for name, each in columns.items() if each is not None}
         tensors["returns_to_go"] = tensors["returns_to_go"].float()
         return cls(**tensors)
+
+
+def join_batches(parts: Sequence[WindowBatch]) -> WindowBatch:
+    """The windows of all parts, of which none knows its number of real steps."""
+    first, *others = parts
+    if not others:
+        return first
+    known = [name for name, tensor in vars(first).items() if tensor is not None]
+    return WindowBatch(**{name: torch.cat([getattr(part, name) for part in parts]) for name in known})

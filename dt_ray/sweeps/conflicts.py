@@ -100,7 +100,10 @@ def problems_of_trials(sweep: SweepConfig) -> list[str]:
 
 def _problems_of(sweep: SweepConfig, chosen: Mapping[str, Any]) -> list[str]:
     try:
-        sweep.evaluations(configure(sweep.base, chosen))
+        config = configure(sweep.base, chosen)
+        sweep.evaluations(config)
     except ConfigError as error:
         return [line.strip() for line in str(error).splitlines()[1:]]
+    if config.data.needs_ray:
+        return ["data.residency: trials share files, resident or streamed; got dataset, or a function in data.path"]
     return []

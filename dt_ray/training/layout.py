@@ -149,7 +149,8 @@ def plan_layout(blocks: EpisodeBlocks, spec: SpaceSpec, config: RunConfig) -> tu
     notes = notes_on_data(ranges, spec, config, num_known=num_known, num_transitions=int(lengths.sum())) + notes
     values, length = None, window_length_of(config)
     if learned is not None:
-        values = learned.inside(normalizer, blocks.take(train), length=length, discount=settings.discount)
+        above = learned.above(blocks.take(train), length=length, discount=settings.discount)
+        values = learned.inside(normalizer, above)
     layout = Layout(
         spec=spec,
         normalizer=normalizer,

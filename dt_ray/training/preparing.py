@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Literal
 
 import pyarrow as pa
 import torch
@@ -22,8 +23,11 @@ from dt_ray.errors import DataError
 from dt_ray.training.file_facts import FileFacts
 from dt_ray.training.layout import plan_layout
 from dt_ray.training.resident import BatchSource, ResidentData, ResidentSource
+from dt_ray.training.sharded import ReadBlocks, ShardedData, ShardedSource
 from dt_ray.training.stream_facts import StreamingData
 from dt_ray.training.streaming import StreamingSource
+
+Residency = Literal["resident", "streaming", "dataset"]
 
 log = logging.getLogger("dt_ray")
 
@@ -38,7 +42,7 @@ def prepare_here(config: RunConfig, spec: SpaceSpec, read: ReadEpisodes | None =
         known = read if read is not None and read.suits(config.data, spec) else None
         facts = FileFacts(config, spec)
         files, num_skipped = known.sound_files if known is not None else facts.sound_files()
-        if streams(files, config):
+        if residency_of(files, config) == "streaming":
             if known is not None:
                 known.let_go()
             return StreamingData.build(files, facts, num_skipped_files=num_skipped)
@@ -55,7 +59,7 @@ def read_held_out_here(config: RunConfig, spec: SpaceSpec) -> HeldOutEpisodes | 
     with _memory_of_the_system():
         facts = FileFacts(config, spec)
         files, num_skipped = facts.sound_files()
-        if streams(files, config):
+        if residency_of(files, config) == "streaming":
             return StreamingData.build(files, facts, num_skipped_files=num_skipped).held_out
         return plan_layout(EpisodeBlocks(read_blocks(config.data, spec, files)), spec, config)[0].held_out
 
@@ -71,42 +75,48 @@ def _memory_of_the_system() -> Iterator[None]:
         pa.set_memory_pool(usual)
 
 
-def streams(files: Sequence[DatasetFile], config: RunConfig) -> bool:
-    """Whether the data is streamed, by `data.residency` and its size in memory; logs the reason.
+def residency_of(files: Sequence[DatasetFile], config: RunConfig) -> Residency:
+    """Where the data is held, by `data.residency` and its size in memory; logs the reason.
 
     Raises:
         DataError: it should be streamed, but an episode's rows may lie in several files.
     """
     path, settings = ", ".join(config.data.paths), config.data
     size = decoded_size(files, settings) / 2**20
-    streaming = settings.residency == "streaming" or (
-        settings.residency == "auto" and size > settings.memory_mb and not settings.mix and not config.relabels
-    )
+    residency = settings.residency
+    if residency == "auto":
+        is_large = size > settings.memory_mb and not settings.mix and not config.relabels
+        residency = "resident" if not is_large else "dataset" if settings.is_function else "streaming"
     log.info(
         "data: %.0f MB in memory, from %d file(s), %s (data.residency=%s, data.memory_mb=%d)",
-        *(size, len(files), "streaming" if streaming else "resident", settings.residency, settings.memory_mb),
+        *(size, len(files), residency, settings.residency, settings.memory_mb),
     )
-    if not streaming:
-        return False
-    if is_flat(files[0], settings):
+    if residency == "streaming" and is_flat(files[0], settings):
         raise DataError(
             f"{path} has a row per step; streaming reads whole episodes: pack it once with "
-            f"`python -m dt_ray.data import {path} --out DIR`, or set data.residency=resident"
+            f"`python -m dt_ray.data import {path} --out DIR`, or set data.residency=resident, or dataset on Ray"
         )
-    return True
+    return residency
 
 
 def make_source(
-    data: ResidentData | StreamingData,
+    data: ResidentData | StreamingData | ShardedData,
     config: RunConfig,
     *,
+    read: ReadBlocks | None = None,
     rank: int = 0,
     world_size: int = 1,
     device: torch.device | str = "cpu",
     workers_on_node: int = 1,
 ) -> BatchSource:
-    """One worker's batches; `workers_on_node` share the memory that `data.memory_mb` allows."""
+    """One worker's batches; `workers_on_node` share the memory that `data.memory_mb` allows.
+
+    Of data in blocks `read` has the blocks.
+    """
     place = {"rank": rank, "world_size": world_size, "device": device}
     if isinstance(data, ResidentData):
         return ResidentSource(data, config, **place)
+    if isinstance(data, ShardedData):
+        assert read is not None, "data in blocks comes with a function that reads them"
+        return ShardedSource(data, config, read, **place, workers_on_node=workers_on_node)
     return StreamingSource(data, config, **place, workers_on_node=workers_on_node)

@@ -1,6 +1,6 @@
 """Replaces returns-to-go by learned values, so that good steps of bad episodes count as good (Yamagata et al. 2023).
 
-Legend: N transitions, S observation.
+Legend: N transitions, S observation, R returns-to-go of windows.
 """
 
 from __future__ import annotations
@@ -65,8 +65,14 @@ class LearnedValues:
         relabeled = replace(data, returns_to_go=(data.rewards + discount * next_values).astype(np.float32))
         return relabeled.without_last_steps(~known)
 
-    def inside(self, normalizer: Normalizer, shown: TransitionDataset, *, length: int, discount: float) -> StateValues:
-        """The values in the units of a model, with bounds from the windows of relabelled data that it is trained on."""
+    def above(self, shown: TransitionDataset, *, length: int, discount: float) -> Float[ndarray, "R"]:
+        """How far the returns-to-go in all windows of relabelled data are above the values of their states."""
+        worth = self(shown.observations)
+        places = places_in_windows(shown, length=length, discount=discount)
+        return np.concatenate([returns - worth[rows] for rows, returns in places])
+
+    def inside(self, normalizer: Normalizer, above: Float[ndarray, "R"]) -> StateValues:
+        """The values in the units of a model, with bounds from what `above` has of the data that it is trained on."""
         values = StateValues(len(normalizer.observation_mean), self.config)
         values.network.load_state_dict(self.network.state_dict())
         first, last = values.network[0], values.network[-1]
@@ -79,8 +85,5 @@ class LearnedValues:
             first.weight.mul_(torch.from_numpy(stretch))
             last.weight.mul_(normalizer.return_scale / self.scale)
             last.bias.mul_(normalizer.return_scale / self.scale)
-        worth = self(shown.observations)
-        places = places_in_windows(shown, length=length, discount=discount)
-        above = np.concatenate([returns - worth[rows] for rows, returns in places]) * normalizer.return_scale
-        values.bounds.copy_(torch.from_numpy(np.quantile(above, BOUND_QUANTILES)))
+        values.bounds.copy_(torch.from_numpy(np.quantile(above * normalizer.return_scale, BOUND_QUANTILES)))
         return values

@@ -137,7 +137,8 @@ def in_units(data: TransitionDataset, config: RunConfig, normalizer: Normalizer)
 
 
 def lay_out(parts: Sequence[TransitionDataset], config: RunConfig) -> WindowTable:
-    return WindowTable.build(parts, length=window_length_of(config), discount=config.data.discount)
+    length, discount = window_length_of(config), config.data.discount
+    return WindowTable.build(parts, length=length, discount=discount, is_relabeled=config.relabels)
 
 
 def _check_dimensions(files: Sequence[DatasetFile], statistics: pa.Table) -> None:

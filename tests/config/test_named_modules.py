@@ -13,9 +13,10 @@ from dt_ray.cli import data
 from dt_ray.config import modules
 from dt_ray.config.schema import RunConfig
 from dt_ray.errors import RunError
+from dt_ray.jobs.offline import estimate_run
 from dt_ray.jobs.training import resumed_config, start_run
 from dt_ray.runs.checkpoint import FILES, FileFacts, load_learner, load_policy, read_facts
-from dt_ray.runs.folder import checkpoint_at
+from dt_ray.runs.folder import RunFolder, checkpoint_at
 from dt_ray.runs.storage import Folder
 
 PAYLOAD = """
@@ -89,6 +90,21 @@ def test_a_dataset_is_not_collected_by_what_a_run_names(downloaded: Path) -> Non
     (downloaded / "config.yaml").write_text(text.replace("collect: null", collect))
     with pytest.raises(RunError, match="data.collect.behavior=payload:behave"):
         resumed_config(str(downloaded))
+
+
+def test_no_dataset_is_made_by_what_a_run_names(downloaded: Path) -> None:
+    before = RunFolder(Folder.at(downloaded)).read_config()
+    text = (downloaded / "config.yaml").read_text()
+    text = text.replace(f"path: {before.data.path}", "path: payload:make").replace("num_workers: 0", "num_workers: 1")
+    (downloaded / "config.yaml").write_text(text)
+    for read in (
+        lambda: resumed_config(str(downloaded)),
+        lambda: estimate_run(checkpoint_at(Folder.at(downloaded))),
+    ):
+        with pytest.raises(RunError, match="data.path=payload:make, which would run the module payload"):
+            read()
+    assert not (downloaded.parent.parent / "HAS RUN").exists()
+    assert resumed_config(str(downloaded), ["data.path=payload:make"]).data.path == "payload:make"
 
 
 def test_an_override_that_names_the_module_allows_it(downloaded: Path) -> None:

@@ -99,7 +99,7 @@ def test_a_model_holds_the_values_in_its_own_units(
     # Other units than those of the values' own run.
     settings = replace(tiny_config.data, return_scale=0.37, validation_fraction=0.5)
     train, _, normalizer = split_and_fit(data, pendulum_spec, replace(tiny_config, data=settings))
-    inside = values.inside(normalizer, values.relabel(train), length=1, discount=1.0)
+    inside = values.inside(normalizer, values.above(values.relabel(train), length=1, discount=1.0))
     with torch.no_grad():
         found = inside(torch.from_numpy(normalizer.normalize_observations(data.observations)))
     np.testing.assert_allclose(found.numpy() / 0.37, values(data.observations), rtol=1e-3, atol=1e-3)
@@ -200,7 +200,10 @@ def test_the_sizes_of_values_are_not_the_users(tiny_config: RunConfig) -> None:
     [
         ({"return_source": "value"}, "needs data.values"),
         ({"values": "iql/pendulum_values"}, "only data.return_source=value looks at it"),
-        ({"return_source": "value", "values": "runs/x", "residency": "streaming"}, "resident data only"),
+        (
+            {"return_source": "value", "values": "runs/x", "residency": "streaming"},
+            "data that is resident or a dataset",
+        ),
     ],
 )
 def test_settings_that_do_not_go_together_are_refused(tiny_config: RunConfig, data: dict, message: str) -> None:

@@ -27,7 +27,7 @@ from dt_ray.jobs.training import resume_run, resumed_config, start_run
 from dt_ray.runs.folder import RunFolder
 from dt_ray.training import streaming
 from dt_ray.training.file_facts import FileFacts
-from dt_ray.training.preparing import streams
+from dt_ray.training.preparing import residency_of
 from dt_ray.training.stream_facts import StreamingData, cut_long, lengths_cut_long
 from dt_ray.training.streaming import StreamingSource
 
@@ -131,7 +131,7 @@ def test_what_cannot_stream_is_refused_with_a_way_out(
 ) -> None:
     flat = write_flat(make_episodes([4, 5]), tmp_path / "flat", num_files=2)
     with pytest.raises(DataError, match=r"has a row per step; .*`python -m dt_ray.data import .*residency=resident"):
-        streams(find_files(flat.path), config)
+        residency_of(find_files(flat.path), config)
     scaling = replace(config.scaling, num_workers=7)
     with pytest.raises(DataError, match=r"6 file\(s\) to train on for 7 workers"):
         build(replace(config, scaling=scaling), pendulum_spec)
@@ -151,9 +151,10 @@ def test_residency_goes_by_what_the_data_takes_in_memory(
     assert path.stat().st_size < 50_000
     auto = replace(config, data=replace(config.data, path=str(path.parent), residency="auto", memory_mb=1))
     caplog.set_level("INFO", logger="dt_ray")
-    assert streams(find_files(auto.data.path), auto)
+    assert residency_of(find_files(auto.data.path), auto) == "streaming"
     assert "data: 1 MB in memory, from 1 file(s), streaming (data.residency=auto, data.memory_mb=1)" in caplog.text
-    assert not streams(find_files(auto.data.path), replace(auto, data=replace(auto.data, memory_mb=2)))
+    larger = replace(auto, data=replace(auto.data, memory_mb=2))
+    assert residency_of(find_files(auto.data.path), larger) == "resident"
 
 
 def test_the_workers_of_a_node_share_its_memory(config: RunConfig, pendulum_spec: SpaceSpec) -> None:

@@ -9,13 +9,15 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from dt_ray.data.logs.files import DatasetFile
+from dt_ray.data.logs.files import Block, DatasetFile
 from dt_ray.errors import DataError
 
 SEPARATORS = ",;\t|"
 
 
 def read_schema(file: DatasetFile) -> pa.Schema:
+    if file.block is not None:
+        return file.block.schema
     with file.open() as stream:
         return pq.read_schema(stream)
 
@@ -35,6 +37,8 @@ def _names_in(name: str, kind: pa.DataType) -> Iterator[str]:
 
 def read_parquet(file: DatasetFile, columns: Sequence[str] | None = None, *, num_rows: int | None = None) -> pa.Table:
     """The rows, or the first `num_rows` of them."""
+    if file.block is not None:
+        return _of_block(file.block, columns, num_rows)
     with file.open() as stream:
         # The file's own schema, so that no reader guesses types (extension types of other libraries among them).
         parquet = pq.ParquetFile(stream, page_checksum_verification=True)
@@ -46,6 +50,15 @@ def read_parquet(file: DatasetFile, columns: Sequence[str] | None = None, *, num
             rows = parquet.read(wanted)
         else:
             rows = parquet.read_row_groups(file.row_groups, wanted)
+    return _flattened(rows)
+
+
+def _of_block(block: Block, columns: Sequence[str] | None, num_rows: int | None) -> pa.Table:
+    rows = _flattened(block.load().slice(0, num_rows))
+    return rows if columns is None else rows.select(list(columns))
+
+
+def _flattened(rows: pa.Table) -> pa.Table:
     while any(pa.types.is_struct(field.type) for field in rows.schema):
         rows = rows.flatten()
     return rows

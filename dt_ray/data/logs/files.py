@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
+from dt_ray.config.schema import names_function
 from dt_ray.data.filesystems import reach
 from dt_ray.errors import DataError, StorageError
 
@@ -31,6 +32,15 @@ EXPANSION = 4  # times a file's size is the most that it takes in memory: small 
 FORMATS = ("minari", "lerobot", *EXTENSIONS)
 
 
+@dataclass(frozen=True)
+class Block:
+    """A table in memory, or in an object store, which is read like a Parquet file."""
+
+    schema: pa.Schema
+    load: Callable[[], pa.Table]
+    is_checked: bool = False  # its episodes were read before, and are taken as they are
+
+
 @dataclass(frozen=True, kw_only=True)
 class DatasetFile:
     """A file of a dataset, or a part of a large file; for Minari, whose library reads all files, the folder."""
@@ -44,6 +54,7 @@ class DatasetFile:
     stamp: tuple[int, int] | None = None  # size and time (ns) of the last change of the whole file; None: not known
     row_groups: tuple[int, ...] | None = None  # of a large Parquet file those that are read; None: all
     is_numbered: bool = False  # its episode ids occur in other files too: the file's number is added to them
+    block: Block | None = None  # the table that stands for the file
 
     @property
     def filesystem(self) -> fs.FileSystem:
@@ -75,7 +86,12 @@ class DatasetFile:
 
 
 def absolute(path: str) -> str:
-    """The absolute path, or the URI; `minari:ID` becomes the folder in which Minari keeps that dataset."""
+    """The absolute path, or the URI; `minari:ID` becomes the folder in which Minari keeps that dataset.
+
+    `module:function` stays as it is.
+    """
+    if names_function(path):
+        return path
     if path.startswith("minari:"):
         path = os.path.join(os.environ.get("MINARI_DATASETS_PATH", "~/.minari/datasets"), path.removeprefix("minari:"))
     return path.rstrip("/") if "://" in path else os.path.abspath(os.path.expanduser(path))
@@ -99,6 +115,8 @@ def find_files(path: str, format: str | None = None) -> list[DatasetFile]:
         DataError: nothing there, or nothing in a format that is known.
         StorageError: the storage doesn't answer.
     """
+    if names_function(path):
+        raise DataError(f"{path} makes a Ray Dataset, and there is no file to read: what trains on it needs Ray")
     if format is not None and format not in FORMATS:
         raise DataError(f"data.format: one of {', '.join(FORMATS)}, got {format!r}")
     filesystem, root = resolve(path)

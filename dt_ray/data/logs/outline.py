@@ -100,6 +100,8 @@ def named_environment(config: RunConfig) -> tuple[str | None, dict[str, Any]]:
     Raises:
         DataError: datasets that are mixed name different ones.
     """
+    if config.data.is_function:
+        return None, {}
     files = [find_files(path, config.data.format)[0] for path in config.data.paths]
     named = {file.dataset: _environment_of(file) for file in files}
     first, *others = named

@@ -65,6 +65,10 @@ class EpisodeReader:
             plans = plan_files(files, looks, config.episodes_across_files)
         return cls(files=files, plans=plans, first=shape_of(files[0]), config=config, spec=spec)
 
+    def for_file(self, index: int) -> EpisodeReader:
+        """The reader of one file alone, as its first one."""
+        return replace(self, files=self.files[index : index + 1], plans=self.plans[index : index + 1])
+
     @property
     def joins(self) -> bool:
         """Whether episodes lie in several files: then files give fragments, which `join` puts together."""
@@ -140,6 +144,8 @@ def read_fragments(
     Raises:
         DataError: the file is unreadable or empty, or has faults: each named by file, episode and step.
     """
+    if file.block is not None and file.block.is_checked:
+        return Fragments(from_table(file.block.load(), source=file.path), None, {}, None)
     if has_rows(file):
         rows, names = read_rows(file, config)
         found = cut_fragments(

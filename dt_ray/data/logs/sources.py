@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -26,16 +26,17 @@ def sound_files(
     config: DataConfig,
     faults_of_files: Callable[[list[DatasetFile]], list[str | None]],
     ids_of: Callable[[list[DatasetFile]], list[Int[ndarray, "E"]]],
+    find: Callable[[str, str | None], Sequence[DatasetFile]] = find_files,
 ) -> tuple[list[DatasetFile], int]:
     """The files to train on, and how many `data.on_corrupt=skip` leaves out; their faults are logged.
+
+    `find` has the files of a path and a format.
 
     Raises:
         DataError: there is no file, no sound file, or files with a row per step are to be left out.
     """
     all_files = [
-        replace(file, source=source)
-        for source, path in enumerate(config.paths)
-        for file in find_files(path, config.format)
+        replace(file, source=source) for source, path in enumerate(config.paths) for file in find(path, config.format)
     ]
     if config.episode_per_file:
         all_files = join_parts(all_files)
