@@ -29,6 +29,7 @@ EXTENSIONS = {  # in the order in which a folder's files are looked for
 TABLES = ("parquet", "hdf5", "npz", "csv")  # of which a folder has one format, or the log would be read in part
 PART_BYTES = 2**27  # of a Parquet file that one task reads, uncompressed
 EXPANSION = 4  # times a file's size is the most that it takes in memory: small files need no look at their footer
+MINARI = "minari:"  # before the id of a dataset that Minari keeps
 FORMATS = ("minari", "lerobot", *EXTENSIONS)
 
 
@@ -92,8 +93,8 @@ def absolute(path: str) -> str:
     """
     if names_function(path):
         return path
-    if path.startswith("minari:"):
-        path = os.path.join(os.environ.get("MINARI_DATASETS_PATH", "~/.minari/datasets"), path.removeprefix("minari:"))
+    if path.startswith(MINARI):
+        path = os.path.join(os.environ.get("MINARI_DATASETS_PATH", "~/.minari/datasets"), path.removeprefix(MINARI))
     return path.rstrip("/") if "://" in path else os.path.abspath(os.path.expanduser(path))
 
 
@@ -103,8 +104,9 @@ def resolve(path: str) -> tuple[fs.FileSystem, str]:
 
 
 def _how_to_get(path: str) -> str:
-    if path.startswith("minari:"):
-        return f"`minari download {path.removeprefix('minari:')}` puts it there (pip install 'dt-ray[formats]')"
+    kept = f"{absolute(MINARI)}/"
+    if (place := absolute(path)).startswith(kept):
+        return f"`minari download {place.removeprefix(kept)}` puts it there (pip install 'dt-ray[formats]')"
     return f"make one with `python -m dt_ray.data collect --out {path}`"
 
 
