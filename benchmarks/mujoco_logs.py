@@ -51,6 +51,7 @@ D3RLPY = ("d3rlpy_decision_transformer", "d3rlpy_iql")
 IQL = (
     *("algorithm=iql", "data.return_source=rewards", "model.width=256", "optim.batch_size=256"),
     *("iql.temperature=3", "iql.expectile=0.7", "iql.discount=0.99", "optim.learning_rate=3e-4"),
+    *("optim.gradient_clip=null", "optim.weight_decay=0", "optim.warmup_steps=0"),
 )
 # One step of context: chosen on the ladders, training seed 7, episodes from 2000 on (docs/mujoco.md).
 TRANSFORMER = ("model.context_length=1", "model.dropout=0", "optim.batch_size=256")
