@@ -21,17 +21,21 @@ from typing import Any
 
 import numpy as np
 import torch
+from fitted_q import fitted_q
 from kept import kept, trained
 from rich.console import Console
 from rich.table import Table
 from scipy.stats import spearmanr
 
 from dt_ray.config.loading import read_settings
-from dt_ray.config.schema import EvaluationConfig, RunConfig
+from dt_ray.config.schema import EvaluationConfig, OptimConfig, RunConfig
+from dt_ray.data.logs.datasets import read_parts
+from dt_ray.data.transitions import join_episodes
 from dt_ray.jobs.deriving import resolve_settings
 from dt_ray.jobs.offline import load_world
 from dt_ray.learners.base import Policy
 from dt_ray.offline.estimates import (
+    MAX_DISAGREEMENT,
     World,
     choose_starts,
     estimate_return,
@@ -41,9 +45,10 @@ from dt_ray.offline.estimates import (
 )
 from dt_ray.play.held_out import evaluate_held_out
 from dt_ray.play.rollout import rollout
-from dt_ray.runs.checkpoint import load_policy, read_facts
+from dt_ray.runs.checkpoint import load_learner, load_policy, read_facts
 from dt_ray.runs.folder import checkpoint_at
-from dt_ray.runs.offline_report import Diagnostics
+from dt_ray.runs.offline_report import MOSTLY, Diagnostics
+from dt_ray.runs.storage import Folder
 
 NUM_NEIGHBOURS = 20  # logged episodes with returns nearest to the target: a baseline
 NUM_TESTED, NUM_DRAWS = (1, 5, 20), 500  # real episodes of each policy; how often they are drawn
@@ -62,6 +67,7 @@ class Log:
     public: str = ""  # the prefix of the public policies' files
     num_episodes: int = 100  # of the truth
     judges: str = ""  # the name of another log, whose policies are estimated from this one; else its own are
+    runs_of: str = ""  # the name of another log, whose runs and world model are taken instead of own ones
 
 
 LOGS = {
@@ -104,6 +110,13 @@ LOGS = {
         env_id="Walker2d-v5", path="mujoco/Walker2d/ladder.parquet", targets=(4500, 3000, 1500, 500), public="Walker2d"
     ),
 }
+# One of many is chosen: all checkpoints of the runs above, asked for more target returns.
+for name, targets in {
+    "pendulum-mixed": (-50, -100, -130, -170, -200, -250, -300, -400, -500, -600, -750, -900),
+    "pendulum-medium": (-50, -100, -130, -170, -200, -250, -300, -400, -500, -600, -750, -900),
+    "pendulum-random": (-200, -300, -400, -500, -600, -700, -800, -900, -1000, -1100, -1200, -1300),
+}.items():
+    LOGS[f"{name}-choice"] = replace(LOGS[name], targets=targets, num_episodes=200, runs_of=name)
 
 # Of each kind: the configuration to start from, and settings; all checkpoints of a run are policies.
 PENDULUM: dict[str, tuple[str | None, ...]] = {
@@ -190,7 +203,7 @@ def policies_on(name: str, log: Log, setting: Setting) -> Iterator[tuple[str, Po
         yield from policies_on(log.judges, LOGS[log.judges], setting)
         return
     for kind, (config, *settings) in (MUJOCO if log.public else PENDULUM).items():
-        run = trained(setting.configured(f"{name}-{kind}", log, config, *settings))
+        run = trained(setting.configured(f"{log.runs_of or name}-{kind}", log, config, *settings))
         targets = log.targets if kind == "decision_transformer" else log.targets[:1]
         for step in run.checkpoint_steps():
             policy, facts = load_policy(run.checkpoint(step))
@@ -222,9 +235,14 @@ def measure_truth(name: str, log: Log, setting: Setting) -> dict[str, list[float
     return found
 
 
+def world_checkpoint(name: str, log: Log, setting: Setting) -> Folder:
+    """The newest checkpoint of a log's world model, which is trained where it isn't there."""
+    config = setting.configured(f"{log.runs_of or name}-world", log, "world_model/neutral")
+    return checkpoint_at(trained(config).folder)
+
+
 def world_of(name: str, log: Log, setting: Setting) -> World:
-    """The world model of a log, trained where it isn't there."""
-    checkpoint = checkpoint_at(trained(setting.configured(f"{name}-world", log, "world_model/neutral")).folder)
+    checkpoint = world_checkpoint(name, log, setting)
     return load_world(checkpoint, read_facts(checkpoint).spec)
 
 
@@ -260,6 +278,45 @@ def estimate_all(name: str, log: Log, setting: Setting) -> dict[str, dict[str, A
         file.write_text(json.dumps(found, indent=1))
         print(f"{name}: {policy_name}: estimated {estimated.diagnostics.estimate:.1f} in {wall_s:.1f} s", flush=True)
     return found
+
+
+def fit_all(name: str, log: Log, setting: Setting) -> dict[str, dict[str, Any]]:
+    """What fitted Q evaluation estimates of the same policies, by policy."""
+    file = setting.folder / f"{name}-{setting.seed}-fitted-q.json"
+    found = kept(file)
+    learner, config = load_learner(world_checkpoint(name, log, setting), optim=OptimConfig())
+    episodes = join_episodes(list(read_parts(config.data, learner.spec)))
+    for policy_name, policy, evaluation in policies_on(name, log, setting):
+        if policy_name in found:
+            continue
+        began, target = time.perf_counter(), evaluation.target_returns[0]
+        longest = evaluation.max_timesteps
+        fitted = fitted_q(policy, episodes, learner.normalizer, target_return=target, max_timesteps=longest)
+        found[policy_name] = {**asdict(fitted), "wall_s": round(time.perf_counter() - began, 2)}
+        file.write_text(json.dumps(found, indent=1))
+        print(f"{name}: {policy_name}: fitted {fitted.estimate:.1f} ± {fitted.half_width:.1f}", flush=True)
+    return found
+
+
+def show_fitted(
+    name: str, truth: Mapping[str, list[float]], fitted: Mapping[str, dict[str, Any]], width: float
+) -> None:
+    """The figures of `figures_of` for fitted Q evaluation, of all policies and of those on which its members agree."""
+    agreed = [policy for policy in fitted if fitted[policy]["disagreement"] <= MAX_DISAGREEMENT]
+    for kind, policies in {"all": list(fitted), "agreed on": agreed}.items():
+        if len(policies) < 2:
+            continue
+        true = np.array([np.mean(truth[policy]) for policy in policies])
+        values, halves, seconds = (
+            np.array([fitted[policy][key] for policy in policies]) for key in ("estimate", "half_width", "wall_s")
+        )
+        errors = np.abs(values - true)
+        print(
+            f"{name}, fitted Q evaluation, {kind} ({len(policies)}): "
+            f"rank correlation {spearmanr(values, true)[0]:.3f}; mean error {errors.mean() / width:.1%} of the range; "
+            f"interval covers {(errors <= halves).mean():.0%}; "
+            f"regret of its choice {(true.max() - true[values.argmax()]) / width:.1%}; {seconds.mean():.1f} s a policy"
+        )
 
 
 def show(name: str, truth: Mapping[str, list[float]], estimates: Mapping[str, Mapping[str, Any]]) -> None:
@@ -311,6 +368,23 @@ def figures_of(
         f"interval covers {(errors <= columns['half_width']).mean():.0%}; regret of its choice "
         f"{(best - chosen) / width:.1%}; {columns['wall_s'].mean():.1f} s a policy"
     )
+
+
+def regret_of_estimates(truth: Mapping[str, list[float]], estimates: Mapping[str, Mapping[str, Any]]) -> str:
+    """What choosing the policy with the highest estimate costs, as a share of the log's range."""
+    true = {policy: float(np.mean(returns)) for policy, returns in truth.items() if policy in estimates}
+    believed = [policy for policy in true if not doubts_of(estimates[policy])]
+    shares = {policy: found["supported_share"] for policy, found in estimates.items()}
+    backed = [policy for policy in believed if shares[policy] is None or shares[policy] >= MOSTLY]
+    found = []
+    for kind, policies in {"any": list(true), "believed": believed, "believed and backed": backed}.items():
+        if not policies:
+            found.append(f"{kind}: none")
+            continue
+        chosen = max(policies, key=lambda policy: estimates[policy]["estimate"])
+        regret = (max(true.values()) - true[chosen]) / estimates[chosen]["range"]
+        found.append(f"{kind} ({len(policies)}): {regret:.1%} ({chosen})")
+    return ", ".join(found)
 
 
 def regret_of_testing(truth: Mapping[str, list[float]], width: float) -> str:
@@ -378,6 +452,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, metavar="FOLDER")
     parser.add_argument("--logs", nargs="+", choices=LOGS, default=list(LOGS), metavar="NAME")
     parser.add_argument("--folder", type=Path, default=Path("offline"))
+    parser.add_argument("--fitted-q", action="store_true", help="also by fitted Q evaluation: a fit for each policy")
     parser.add_argument("--development", action="store_true", help="the seeds that settings were chosen by")
     options = parser.parse_args()
     torch.set_num_threads(1)  # small models: a second thread only waits
@@ -389,10 +464,13 @@ def main() -> None:
         estimates = estimate_all(name, LOGS[name], setting)
         show(name, truth, estimates)
         width = next(iter(estimates.values()))["range"]
+        if options.fitted_q:
+            show_fitted(name, truth, fit_all(name, LOGS[name], setting), width)
+        print(f"{name}: regret of choosing one of {len(truth)} by estimates: {regret_of_estimates(truth, estimates)}")
         print(f"{name}: regret of choosing by real episodes of each policy: {regret_of_testing(truth, width)}")
         world = world_of(name, LOGS[name], setting)
         show_support(name, world)
-        if not LOGS[name].judges:
+        if not LOGS[name].judges and not LOGS[name].runs_of:
             show_recommended(name, LOGS[name], setting, world)
 
 
