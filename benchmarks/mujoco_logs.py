@@ -27,6 +27,7 @@ import gymnasium as gym
 import numpy as np
 import torch
 from kept import kept, trained
+from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
@@ -37,6 +38,7 @@ from dt_ray.data.spaces import read_spaces
 from dt_ray.environments.reference_returns import reference_returns
 from dt_ray.jobs.deriving import resolve_settings
 from dt_ray.play.evaluation import evaluate
+from dt_ray.reports.figures import draw_obedience, save_figure
 from dt_ray.runs.checkpoint import load_policy
 from dt_ray.runs.folder import checkpoint_at
 
@@ -120,6 +122,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="training seeds")
     parser.add_argument("--updates", type=int, default=12_000)
     parser.add_argument("--folder", type=Path, default=Path("mujoco"))
+    parser.add_argument("--plot", metavar="FILE", help="the scores that are asked for and reached")
     parser.add_argument("--speed", action="store_true", help="evaluation's environment steps a second, and no scores")
     options = parser.parse_args()
     torch.set_num_threads(1)  # small models: a second thread only waits
@@ -141,9 +144,11 @@ def main() -> None:
             for learner in log.trains(learners):
                 measure(log, learner, seed, setting)
     show_scores(chosen, learners, setting)
-    for log in chosen:
-        if "decision_transformer" in learners:
+    if "decision_transformer" in learners:
+        for log in chosen:
             show_obedience(log, setting)
+        if options.plot:
+            save_figure(draw_scores(chosen, setting), options.plot)
 
 
 def named_logs(options: argparse.Namespace) -> Iterator[Log]:
@@ -261,6 +266,20 @@ def show_obedience(log: Log, setting: Setting) -> None:
             target, f"{returns.mean():.0f}", f"{score(log, returns):.1f}", *(f"{each:.0f}" for each in off), *shares
         )
     Console(width=120).print(shown)
+
+
+def draw_scores(logs: Sequence[Log], setting: Setting) -> Figure:
+    """The scores that are reached against those that are asked for; dots are training seeds."""
+    found: dict[str, dict[float, np.ndarray]] = {}
+    for log in logs:
+        results = [measure(log, "decision_transformer", seed, setting)["returns"] for seed in range(setting.num_seeds)]
+        found[log.name] = {
+            score(log, [float(target)]): np.array([[score(log, [each]) for each in one[target]] for one in results])
+            for target in results[0]
+        }
+    figure = draw_obedience(found)
+    figure.axes[0].set(xlabel="target return (D4RL score)", ylabel="return reached (D4RL score)")
+    return figure
 
 
 def show_speed(log: Log, setting: Setting) -> None:
