@@ -11,6 +11,7 @@ One thread. Sides that are compared take turns in one run; a ratio is the median
   (`data.residency=dataset`), which one pass makes before the first update.
 - memory: resident set size of a run on data ten times larger than `data.memory_mb`, beside one that holds it.
 - start: preparing a run on 100 files on Ray, resident, and streaming for the first time and again.
+- one file: peak memory of a process that reads the episodes of one HDF5, NPZ or CSV file part by part, over its size.
 - import: `python -m dt_ray.data import`, against pyarrow reading the same files and writing them again.
 """
 
@@ -32,6 +33,7 @@ from typing import Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv
 import pyarrow.parquet as pq
 import torch
 from ours import SPEC, configure, make_dataset
@@ -41,6 +43,7 @@ from work import ACTION, CONTEXT, EPISODE_STEPS, STATE, Measure, rate, watching
 
 from dt_ray.config.schema import DataConfig, EvaluationConfig, ModelConfig, OptimConfig, RunConfig, ScalingConfig
 from dt_ray.data import slice_windows
+from dt_ray.data.logs.datasets import read_parts
 from dt_ray.data.logs.episodes import from_table, to_table
 from dt_ray.data.logs.files import find_files
 from dt_ray.jobs.training import name_run, start_run
@@ -63,6 +66,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1_000_000, help="transitions of the datasets")
     parser.add_argument("--import-steps", type=int, default=10_000_000)
     parser.add_argument("--start-steps", type=int, default=10_000_000)
+    parser.add_argument("--file-steps", type=int, default=3_000_000)
     parser.add_argument("--memory-steps", type=int, default=4_000_000)
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the memory of the runs (PNG)")
     parser.add_argument("--json", type=Path, metavar="FILE")
@@ -78,6 +82,8 @@ def main() -> None:
         figures |= memory(write(Path(folder), steps), steps, options.plot)
     with tempfile.TemporaryDirectory() as folder:
         figures |= starting(write(Path(folder), options.start_steps, num_files=NUM_FILES), Path(folder))
+    with tempfile.TemporaryDirectory() as folder:
+        figures |= one_file(Path(folder), options.file_steps)
     with tempfile.TemporaryDirectory() as folder:
         figures |= importing(Path(folder), options.import_steps)
     table = Table("what", "figure")
@@ -191,6 +197,72 @@ def starting(config: RunConfig, folder: Path) -> dict[str, float]:
                 seconds += [time.perf_counter() - began] if number else []
                 del data
     return {f"start, {name}, s": value for name, value in medians(found).items()}
+
+
+def one_file(folder: Path, steps: int) -> dict[str, float]:
+    """One file in each format, in D4RL's arrangement, and next to nothing in it, whose reading is not counted."""
+    figures: dict[str, float] = {}
+    for name, write_rows in {"HDF5": write_hdf5, "NPZ": write_npz, "CSV": write_csv}.items():
+        peaks: list[float] = []
+        for num in (EPISODE_STEPS, steps):
+            place = folder / f"{name}-{num}"
+            place.mkdir()
+            file = write_rows(place / "log", num)
+            command = [sys.executable, __file__, "--read", str(file)]
+            found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+            peaks.append(found["peak"])
+            size, seconds = file.stat().st_size / 2**20, found["seconds"]
+            file.unlink()
+        above = peaks[1] - peaks[0]
+        figures |= {f"{name}, MB": size, f"{name}, peak, MB": above, f"{name}, peak / file": above / size}
+        figures[f"{name}, MB/s"] = size / seconds
+    return figures
+
+
+def columns_of_file(steps: int) -> dict[str, np.ndarray]:
+    episodes = make_dataset(steps // EPISODE_STEPS)
+    ends = np.zeros(episodes.num_transitions, bool)
+    ends[episodes.ends - 1] = True
+    return {
+        "observations": episodes.observations,
+        "actions": episodes.actions,
+        "rewards": episodes.rewards,
+        "terminals": np.zeros_like(ends),
+        "timeouts": ends,
+        "next_observations": np.roll(episodes.observations, -1, axis=0),
+    }
+
+
+def write_hdf5(file: Path, steps: int) -> Path:
+    import h5py
+
+    with h5py.File(file.with_suffix(".hdf5"), "w") as content:
+        for name, values in columns_of_file(steps).items():
+            content[name] = values
+    return file.with_suffix(".hdf5")
+
+
+def write_npz(file: Path, steps: int) -> Path:
+    np.savez(file.with_suffix(".npz"), **columns_of_file(steps))  # type: ignore[arg-type]
+    return file.with_suffix(".npz")
+
+
+def write_csv(file: Path, steps: int) -> Path:
+    columns: dict[str, np.ndarray] = {}
+    for name, values in columns_of_file(steps).items():
+        columns |= {f"{name}_{i}": each for i, each in enumerate(values.T)} if values.ndim == 2 else {name: values}
+    pyarrow.csv.write_csv(pa.table(columns), file.with_suffix(".csv"))
+    return file.with_suffix(".csv")
+
+
+def read(path: str) -> None:
+    """Reads all episodes in this process, part by part, and prints its peak memory above the start's and the time."""
+    before, began = resident_set(), time.perf_counter()
+    steps = sum(part.num_transitions for part in read_parts(DataConfig(path=path)))
+    seconds = time.perf_counter() - began
+    assert steps
+    peak = int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1024
+    print(json.dumps({"peak": peak - before, "seconds": seconds}))
 
 
 def memory(config: RunConfig, steps: int, plot: Path | None) -> dict[str, float]:
@@ -335,7 +407,9 @@ def ratio(found: dict[str, list[float]]) -> float:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--train"]:
+    if sys.argv[1:2] == ["--read"]:
+        read(sys.argv[2])
+    elif sys.argv[1:2] == ["--train"]:
         train(
             sys.argv[2], int(sys.argv[3]), "streaming" if sys.argv[4] == "streaming" else "resident", int(sys.argv[5])
         )

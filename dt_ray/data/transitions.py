@@ -143,17 +143,26 @@ class TransitionDataset:
         terminated[cut], truncated[cut] = False, True
         return replace(self, terminated=terminated, truncated=truncated)
 
-    def with_next_observations(self, next_observations: Float[ndarray, "N S"]) -> TransitionDataset:
+    def with_next_observations(
+        self,
+        next_observations: Float[ndarray, "N S"],
+        *,
+        are_single: bool | None = None,
+        after: Float[ndarray, "1 S"] | None = None,
+    ) -> TransitionDataset:
         """The observation after each episode out of those after each step.
 
         Where it is the first one of the next episode, the log shows the reset, and what came before it is unknown; but
-        not where all episodes are single steps, whose next observations are those of the step that followed.
+        not where all episodes are single steps, whose next observations are those of the step that followed. Of a part
+        of a log it is given whether all of the log's are, and the first observation `after` the part, if there is one.
         """
         finals = next_observations[self.ends - 1].astype(np.float32)
-        if (self.lengths == 1).all():
+        if (self.lengths == 1).all() if are_single is None else are_single:
             return replace(self, final_observations=finals)
-        resets = (finals[:-1] == self.observations[self.starts[1:]]).all(axis=1)
-        finals[:-1][resets] = np.nan
+        firsts = self.observations[self.starts[1:]]
+        firsts = firsts if after is None else np.concatenate([firsts, after])
+        resets = np.flatnonzero((finals[: len(firsts)] == firsts).all(axis=1))
+        finals[resets] = np.nan
         return replace(self, final_observations=finals)
 
     @property

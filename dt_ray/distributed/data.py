@@ -15,11 +15,12 @@ from dt_ray.config.schema import DataConfig, RunConfig
 from dt_ray.data.description.clocks import FileClock, read_clock
 from dt_ray.data.formats import has_rows, is_flat
 from dt_ray.data.logs.episodes import from_table, to_table
-from dt_ray.data.logs.files import DatasetFile, find_files
+from dt_ray.data.logs.files import DatasetFile, RowRange, find_files
 from dt_ray.data.logs.looks import FileShape, look_into, read_shape_of
 from dt_ray.data.logs.outline import outline_rows
 from dt_ray.data.logs.plan import FileEpisodes
 from dt_ray.data.logs.reading import EpisodeReader, fault_in_file, warn_of
+from dt_ray.data.logs.row_ranges import find_ranges
 from dt_ray.data.logs.sources import read_episode_ids, sound_files
 from dt_ray.data.spaces import SpaceSpec, read_spaces
 from dt_ray.data.transitions import chosen_episodes, held_out_episodes
@@ -53,6 +54,7 @@ def episode_dataset(
             spec,
             look=lambda files: ray.get([_look_into.remote(file, config) for file in files]),
             shape_of=lambda file: ray.get(_shape_of.remote(file, config)),
+            ranges_of=lambda files: ray.get([_ranges_of.remote(file, config) for file in files]),
         )
 
     joiner = replace(reader, files=())
@@ -63,7 +65,7 @@ def episode_dataset(
     dataset = _fragments_of(reader)
     if reader.joins:
         dataset.context.target_max_block_size = None  # a partition cut into blocks could cut an episode
-        dataset = dataset.repartition(min(len(files), MAX_PARTITIONS), keys=["episode_id"])
+        dataset = dataset.repartition(min(len(reader.files), MAX_PARTITIONS), keys=["episode_id"])
         dataset = dataset.map_batches(join, batch_format="pyarrow", batch_size=None)
     return dataset
 
@@ -207,3 +209,8 @@ def _episode_ids(file: DatasetFile) -> np.ndarray:
 @ray.remote
 def _shape_of(file: DatasetFile, config: DataConfig) -> FileShape:
     return read_shape_of(file, config)
+
+
+@ray.remote
+def _ranges_of(file: DatasetFile, config: DataConfig) -> list[RowRange] | None:
+    return find_ranges(file, config)

@@ -95,4 +95,5 @@ class FactStore:
 
 
 def _key(file: DatasetFile) -> str:
-    return json.dumps([file.path, file.row_groups, file.stamp])
+    rows = None if file.rows is None else (file.rows.begin, file.rows.num_rows)
+    return json.dumps([file.path, file.row_groups, rows, file.stamp])

@@ -17,7 +17,9 @@ from numpy import ndarray
 
 from dt_ray.config.schema import BATCH_SETTINGS, DataConfig, RunConfig
 from dt_ray.data.logs.files import DatasetFile
-from dt_ray.data.logs.reading import fault_in_file, own_ids, read_episodes, read_fragments
+from dt_ray.data.logs.numbering import own_ids
+from dt_ray.data.logs.reading import fault_in_file, read_episodes, read_fragments
+from dt_ray.data.logs.row_ranges import divided, find_ranges, may_have_ranges
 from dt_ray.data.logs.sources import read_episode_ids, sound_files
 from dt_ray.data.ranges import Ranges
 from dt_ray.data.returns import bounds_by_timestep, join_bounds
@@ -60,17 +62,19 @@ class FileFacts:
         """
         return sound_files(self.config.data, self._faults_of, self._ids_of)
 
+    def divided(self, files: Sequence[DatasetFile]) -> list[DatasetFile]:
+        """The files, large ones by ranges of their rows."""
+        return divided(files, self.config.data, partial(self.for_each, partial(find_ranges, config=self.config.data)))
+
     def of_episodes(self, files: Sequence[DatasetFile]) -> pa.Table:
-        """A row for each episode with the facts of `episode_facts`, and the columns `file` and `episode_id`.
+        """A row for each episode with the facts of `episode_facts`, the place of its `file` among these, and its id.
 
         Raises:
             DataError: a file can't be trained on, or an episode is longer than the model's timestep table.
         """
         look = partial(episode_facts, config=self.config, spec=self.spec)
-        tables = [
-            _numbered(facts, file, self.config.data)
-            for file, facts in zip(files, self._episodes.gather(files, partial(self.for_each, look)), strict=True)
-        ]
+        found = self._episodes.gather(files, partial(self.for_each, look))
+        tables = [_numbered(facts, place, files[place], self.config.data) for place, facts in enumerate(found)]
         table = pa.concat_tables(tables)
         lengths = table["length"].to_numpy()
         longest = int(lengths.argmax())
@@ -96,11 +100,14 @@ class FileFacts:
 
     def _faults_of(self, files: Sequence[DatasetFile]) -> list[str | None]:
         settings = self.config.data
+        find_fault = partial(fault_in_file, config=settings, spec=self.spec)
         if settings.residency == "resident" or settings.mix or self.config.relabels:
-            look = partial(fault_in_file, config=settings, spec=self.spec)
-            return list(self.for_each(look, files))
+            return list(self.for_each(find_fault, files))
+        at_once = [file for file in files if not may_have_ranges(file, settings)]
         look = partial(_facts_or_fault, config=self.config, spec=self.spec)
-        found = self._episodes.gather(files, partial(self.for_each, look))
+        known = iter(self._episodes.gather(at_once, partial(self.for_each, look)))
+        by_ranges = iter(self.for_each(find_fault, [file for file in files if may_have_ranges(file, settings)]))
+        found = [next(by_ranges if may_have_ranges(file, settings) else known) for file in files]
         return [each if isinstance(each, str) else None for each in found]
 
     def _ids_of(self, files: Sequence[DatasetFile]) -> list[Int[ndarray, "E"]]:
@@ -155,11 +162,11 @@ def _facts_of(data: TransitionDataset, config: RunConfig) -> pa.Table:
     )
 
 
-def _numbered(facts: pa.Table, file: DatasetFile, config: DataConfig) -> pa.Table:
+def _numbered(facts: pa.Table, place: int, file: DatasetFile, config: DataConfig) -> pa.Table:
     """The facts of a file as one of several: with its place among them, and ids that no other has."""
-    ids = own_ids(facts["episode_id"].to_numpy(), file, config)
+    ids = own_ids(facts["episode_id"].to_numpy(), file, config) if file.rows is None else file.rows.ids
     at = facts.column_names.index("episode_id")
-    places = pa.array(np.full(len(facts), file.index))
+    places = pa.array(np.full(len(facts), place))
     return facts.set_column(at, "episode_id", pa.array(ids)).append_column("file", places)
 
 

@@ -58,6 +58,7 @@ class StreamingData:
             DataError: a file can't be trained on, too few episodes to hold any out, or fewer files than workers.
         """
         config, spec, settings = facts.config, facts.spec, facts.config.data
+        files = facts.divided(files)
         statistics = facts.of_episodes(files)
         _check_dimensions(files, statistics)
         ids, lengths, places = (statistics[name].to_numpy() for name in ("episode_id", "length", "file"))
@@ -147,17 +148,15 @@ def _check_dimensions(files: Sequence[DatasetFile], statistics: pa.Table) -> Non
     """
     dimensions = statistics["mean"].combine_chunks().value_lengths().to_numpy(zero_copy_only=False)
     if len(wrong := np.flatnonzero(dimensions != dimensions[0])):
-        paths = {file.index: file.path for file in files}
-        first, other = (paths[statistics["file"][int(at)].as_py()] for at in (0, wrong[0]))
+        first, other = (files[statistics["file"][int(at)].as_py()].path for at in (0, wrong[0]))
         raise DataError(
             f"{first} has observations of {dimensions[0]} dimension(s) but {other} of {dimensions[wrong[0]]}; "
             f"a dataset has files of one kind"
         )
 
 
-def _files_at(files: Sequence[DatasetFile], indices: Int[ndarray, "*any"]) -> list[DatasetFile]:
-    wanted = set(indices.tolist())
-    return [file for file in files if file.index in wanted]
+def _files_at(files: Sequence[DatasetFile], places: Int[ndarray, "*any"]) -> list[DatasetFile]:
+    return [files[place] for place in np.unique(places).tolist()]
 
 
 def _rows_by_file(places: Int[ndarray, "E"], rows: Int[ndarray, "T"]) -> list[Int[ndarray, "_"]]:

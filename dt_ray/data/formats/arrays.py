@@ -5,7 +5,7 @@ The column `UNIT` numbers the groups, trajectories or entries of a leading axis 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,9 +21,16 @@ Arrays = Mapping[str, Any]  # by name
 
 
 def rows_of_parts(
-    parts: Sequence[tuple[str, Arrays]], config: DataConfig, *, source: str, are_apart: bool | None = None
+    parts: Sequence[tuple[str, Arrays]],
+    config: DataConfig,
+    *,
+    source: str,
+    are_apart: bool | None = None,
+    only: Collection[str] | None = None,
 ) -> pa.Table:
     """The rows of the parts of a file, each given by its place and its arrays. No episode spans two parts.
+
+    Columns besides `only` are checked and left out.
 
     Raises:
         DataError: as `align`, no parts, or parts with different arrays.
@@ -46,7 +53,8 @@ def rows_of_parts(
                 f"{source}: {name} has {found[0].shape[1:] or 1} numbers a step in the first part and "
                 f"{found[at].shape[1:] or 1} in part {at} ({parts[at][0] or 'of the file'}); all steps need the same"
             )
-        columns[name] = found[0] if len(found) == 1 else np.concatenate(found)
+        if only is None or name in only or name == UNIT:
+            columns[name] = found[0] if len(found) == 1 else np.concatenate(found)
     units = columns.pop(UNIT, None)
     if len(parts) > 1 if are_apart is None else are_apart:
         lengths = [len(next(iter(each.values()))) for each in aligned]
@@ -90,7 +98,7 @@ def align(arrays: Arrays, config: DataConfig, *, source: str, time_limit: int | 
     num = len(plain[names["reward"][0]])
     result: dict[str, ndarray] = {}
     for column, values in plain.items():
-        if roles[column] == "episode_start" and _are_places(values, num):
+        if roles[column] == "episode_start" and are_places(values, num):
             marks = np.zeros(num, bool)
             marks[_checked_places(values, num, f"{source}, {column}")] = True
             plain[column] = values = marks
@@ -108,7 +116,8 @@ def align(arrays: Arrays, config: DataConfig, *, source: str, time_limit: int | 
     for column, values in plain.items():
         result[column] = _shaped(values, roles[column], f"{source}, {column}")
     if extra:
-        whole = np.concatenate([_as_matrix(result[column]) for column in names["observation"]], axis=1)
+        matrices = [_as_matrix(result[column]) for column in names["observation"]]
+        whole = matrices[0] if len(matrices) == 1 else np.concatenate(matrices, axis=1)
         for column in extra:
             result[column] = result[column][:num]
         if "next_observation" not in names:
@@ -179,7 +188,7 @@ def _unstack(
     return result
 
 
-def _are_places(values: ndarray, num: int) -> bool:
+def are_places(values: ndarray, num: int) -> bool:
     """Whether starts of episodes are given by their places, and not by a mark for each step."""
     if values.dtype.kind == "b":
         return False

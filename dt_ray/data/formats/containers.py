@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -11,13 +13,39 @@ import pyarrow as pa
 
 from dt_ray.config.schema import DataConfig
 from dt_ray.data.formats.arrays import Arrays, rows_of_parts
+from dt_ray.data.formats.lazy_arrays import (
+    LazyParts,
+    ScannedRows,
+    ZippedArray,
+    first_rows,
+    range_of,
+    scan_parts,
+    whole,
+    zipped_arrays,
+)
 from dt_ray.data.logs.files import DatasetFile
 from dt_ray.data.logs.names import column_names, has_reward_column
 from dt_ray.errors import DataError
 
+IMITATION = {"obs", "acts", "rews", "indices", "terminal"}  # the arrays of imitation's trajectories
 
-def read_hdf5(file: DatasetFile, config: DataConfig) -> pa.Table:
-    """D4RL, d3rlpy in either version, or a group for each episode."""
+
+def read_hdf5(file: DatasetFile, config: DataConfig, *, num_rows: int | None = None) -> pa.Table:
+    """D4RL, d3rlpy in either version, or a group for each episode; the first `num_rows` are enough."""
+    with _open_hdf5(file, config) as parts:
+        chosen = _choose(parts, file, config, num_rows=num_rows)
+        are_apart = any(place for place, _ in parts)
+    return rows_of_parts(chosen, config, source=file.path, are_apart=are_apart)
+
+
+def scan_hdf5(file: DatasetFile, config: DataConfig) -> ScannedRows | None:
+    """What says where episodes begin; None: the file has to be read whole."""
+    with _open_hdf5(file, config) as parts:
+        return scan_parts(parts, config, source=file.path, are_apart=any(place for place, _ in parts))
+
+
+@contextmanager
+def _open_hdf5(file: DatasetFile, config: DataConfig) -> Generator[LazyParts]:
     try:
         import h5py
     except ImportError:
@@ -25,15 +53,25 @@ def read_hdf5(file: DatasetFile, config: DataConfig) -> pa.Table:
     with file.open() as stream:
         try:
             with h5py.File(stream, "r") as content:
-                parts = list(_read_parts(content, config, source=file.path))
+                yield list(_find_parts(content, config, source=file.path))
         except (DataError, OSError):
             raise
         except Exception as error:  # the library raises other errors for each kind of damage
             raise DataError(f"{file.path} is not a readable HDF5 file: {error}") from None
-    return rows_of_parts(parts, config, source=file.path, are_apart=any(place for place, _ in parts))
 
 
-def _read_parts(content: Any, config: DataConfig, *, source: str) -> Iterator[tuple[str, Arrays]]:
+def _choose(
+    parts: LazyParts, file: DatasetFile, config: DataConfig, *, num_rows: int | None
+) -> list[tuple[str, Arrays]]:
+    """Those rows that are wanted of a file."""
+    if num_rows is not None and file.is_large:
+        return first_rows(parts, config, num_rows)
+    if (rows := file.rows) is not None:
+        return range_of(parts, config, chosen=rows.parts, begin=rows.begin, num_rows=rows.num_rows)
+    return whole(parts)
+
+
+def _find_parts(content: Any, config: DataConfig, *, source: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
     import h5py
 
     if "columns" in content and "num_episodes" in content:
@@ -53,7 +91,7 @@ def _read_parts(content: Any, config: DataConfig, *, source: str) -> Iterator[tu
         where = f"{source}, {group.name}" if groups and group is not content else source
         chosen = column_names(names, config.columns, source=where)
         wanted = {name for columns in chosen.values() for name in columns}
-        yield ("" if group is content else group.name), {name: group[name][()] for name in names if name in wanted}
+        yield ("" if group is content else group.name), {name: group[name] for name in names if name in wanted}
 
 
 def _has_rewards(group: Any, config: DataConfig) -> bool:
@@ -74,16 +112,21 @@ def _episode_groups(group: Any, config: DataConfig) -> Iterator[Any]:
                 yield from _episode_groups(item, config)
 
 
-def read_npz(file: DatasetFile, config: DataConfig) -> pa.Table:
+def read_npz(file: DatasetFile, config: DataConfig, *, num_rows: int | None = None) -> pa.Table:
     """imitation's trajectories, or arrays by their names; arrays of objects that aren't needed are left unread."""
+    if file.rows is not None or (num_rows is not None and file.is_large):
+        with _open_npz(file, config) as arrays:
+            chosen = None if arrays is None else _choose([("", arrays)], file, config, num_rows=num_rows)
+        if chosen is not None:
+            return rows_of_parts(chosen, config, source=file.path)
     with file.open() as stream:
         try:
             arrays = np.load(stream, allow_pickle=False)
             if not isinstance(arrays, np.lib.npyio.NpzFile):
                 raise DataError(f"{file.path} is no NPZ of plain arrays: it holds one array without a name")
             known = arrays.files
-            if {"obs", "acts", "rews", "indices", "terminal"} <= set(known):
-                wanted = {"obs", "acts", "rews", "indices", "terminal"}
+            if set(known) >= IMITATION:
+                wanted = IMITATION
             else:
                 chosen = column_names(known, config.columns, source=file.path)
                 wanted = {name for columns in chosen.values() for name in columns}
@@ -97,7 +140,33 @@ def read_npz(file: DatasetFile, config: DataConfig) -> pa.Table:
     return rows_of_parts([("", named)], config, source=file.path)
 
 
-def _read_d3rlpy(content: Any, *, source: str) -> Iterator[tuple[str, Arrays]]:
+def scan_npz(file: DatasetFile, config: DataConfig) -> ScannedRows | None:
+    """What says where episodes begin; None: the file has to be read whole."""
+    with _open_npz(file, config) as arrays:
+        if arrays is None:
+            return None
+        for array in arrays.values():
+            array.check()
+        return scan_parts([("", arrays)], config, source=file.path, are_apart=None)
+
+
+@contextmanager
+def _open_npz(file: DatasetFile, config: DataConfig) -> Generator[dict[str, ZippedArray] | None]:
+    """The arrays that a log needs; None: the file, which may be damaged, has to be read whole."""
+    with file.open() as stream:
+        try:
+            with zipped_arrays(stream) as known:
+                if set(known) >= IMITATION:
+                    yield None
+                    return
+                names = column_names(list(known), config.columns, source=file.path)
+                wanted = {name: known[name] for columns in names.values() for name in columns}
+                yield wanted if all(array.has_rows for array in wanted.values()) else None
+        except (zipfile.BadZipFile, ValueError, EOFError, NotImplementedError, RuntimeError) as error:
+            raise DataError(f"{file.path} is no NPZ of plain arrays: {error}") from None
+
+
+def _read_d3rlpy(content: Any, *, source: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
     names = [name.decode() for name in content["columns"][()]]
     if {"observations", "actions", "rewards", "terminated"} - set(names):
         raise DataError(
@@ -113,9 +182,9 @@ def _read_d3rlpy(content: Any, *, source: str) -> Iterator[tuple[str, Arrays]]:
         yield (
             f"episode {i}",
             {
-                "observations": content[f"observations_{i}"][()],
-                "actions": content[f"actions_{i}"][()],
-                "rewards": content[f"rewards_{i}"][()],
+                "observations": content[f"observations_{i}"],
+                "actions": content[f"actions_{i}"],
+                "rewards": content[f"rewards_{i}"],
                 "terminated": ended & bool(content[f"terminated_{i}"][()]),
             },
         )

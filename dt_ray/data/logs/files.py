@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from jaxtyping import Int
+from numpy import ndarray
 from pyarrow import fs
 
 from dt_ray.config.schema import names_function
@@ -27,7 +29,7 @@ EXTENSIONS = {  # in the order in which a folder's files are looked for
     "trajectories": ("pkl", "pickle"),
 }
 TABLES = ("parquet", "hdf5", "npz", "csv")  # of which a folder has one format, or the log would be read in part
-PART_BYTES = 2**27  # of a Parquet file that one task reads, uncompressed
+PART_BYTES = 2**27  # of a file that one task reads, uncompressed
 EXPANSION = 4  # times a file's size is the most that it takes in memory: small files need no look at their footer
 MINARI = "minari:"  # before the id of a dataset that Minari keeps
 FORMATS = ("minari", "lerobot", *EXTENSIONS)
@@ -43,6 +45,31 @@ class Block:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RowRange:
+    """Consecutive rows of a large file, which are whole episodes, and what was found out about these.
+
+    Where it isn't the last of its file, one row more is read: the first one of the next episode.
+    """
+
+    begin: int  # row
+    episodes: Int[ndarray, "E"]  # their numbers among those of the file, where it is read whole
+    lengths: Int[ndarray, "E"]
+    ids: Int[ndarray, "E"]  # that no other episode of the dataset has
+    logged_ids: Sequence[str]
+    is_last: bool
+    are_single: bool  # all episodes of the file are single steps
+    doubt: str | None  # what looks wrong with the file
+    parts: range | None = None  # of a container those that hold the rows, where it has several
+    text: tuple[int, int, int] | None = None  # of a CSV file the bytes that hold the rows, and how many rows to skip
+    schema: pa.Schema | None = None  # of a CSV file: the types that hold the values of all its rows
+
+    @property
+    def num_rows(self) -> int:
+        """That are read."""
+        return int(self.lengths.sum()) + (not self.is_last)
+
+
+@dataclass(frozen=True, kw_only=True)
 class DatasetFile:
     """A file of a dataset, or a part of a large file; for Minari, whose library reads all files, the folder."""
 
@@ -54,8 +81,19 @@ class DatasetFile:
     size: int = 0  # bytes
     stamp: tuple[int, int] | None = None  # size and time (ns) of the last change of the whole file; None: not known
     row_groups: tuple[int, ...] | None = None  # of a large Parquet file those that are read; None: all
+    rows: RowRange | None = field(default=None, compare=False)  # of another large file those that are read; None: all
     is_numbered: bool = False  # its episode ids occur in other files too: the file's number is added to them
     block: Block | None = None  # the table that stands for the file
+
+    @property
+    def order(self) -> int:
+        """A number by which the files of a dataset, and the ranges of a file, are in the order of their rows."""
+        return (self.index << 40) + (0 if self.rows is None else self.rows.begin)
+
+    @property
+    def is_large(self) -> bool:
+        """Whether it may take more than `PART_BYTES` in memory."""
+        return self.size > PART_BYTES / EXPANSION
 
     @property
     def filesystem(self) -> fs.FileSystem:
@@ -170,7 +208,7 @@ def join_parts(files: Sequence[DatasetFile]) -> list[DatasetFile]:
 
 def _parts_of(file: DatasetFile) -> Iterator[DatasetFile]:
     """Parts of a Parquet file that take about `PART_BYTES` in memory, or one row group; other files are read whole."""
-    if file.size <= PART_BYTES / EXPANSION or file.format not in ("parquet", "lerobot"):
+    if not file.is_large or file.format not in ("parquet", "lerobot"):
         yield file
         return
     try:

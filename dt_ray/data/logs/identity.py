@@ -76,11 +76,11 @@ def _group_in_order(
     times: ndarray | None, ends: Ends, *, units: ndarray | None, time_limit: int | None, source: str
 ) -> Episodes:
     num = len(ends.terminated)
-    parts = np.zeros(num, np.int64) if units is None else units
+    is_other_part = np.zeros(num - 1, bool) if units is None else np.diff(units) != 0
     first = np.ones(num, bool)
-    first[1:] = ends.ended[:-1] | (np.diff(parts) != 0)
+    first[1:] = ends.ended[:-1] | is_other_part
     if ends.starts is not None:
-        missing = np.flatnonzero(first[1:] & (np.diff(parts) == 0) & ~ends.starts[1:])
+        missing = np.flatnonzero(first[1:] & ~is_other_part & ~ends.starts[1:])
         if len(missing):
             raise DataError(
                 f"{source}: row {missing[0]} ends an episode and row {missing[0] + 1} is not marked as the start of one"
@@ -89,7 +89,7 @@ def _group_in_order(
     restarts = False
     if times is not None:
         back = np.flatnonzero((np.diff(times) < 0) & ~first[1:]) + 1
-        origins = times[np.searchsorted(parts, parts[back])] if len(back) else times[:0]
+        origins = times[:1] if units is None else times[np.searchsorted(units, units[back])]
         if len(wrong := back[times[back] != origins]):
             raise DataError(
                 f"{source}: timestep {times[wrong[0] - 1]:g} is followed by {times[wrong[0]]:g} in row {wrong[0]}, and "

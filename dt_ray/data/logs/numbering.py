@@ -11,6 +11,9 @@ import numpy as np
 from jaxtyping import Int
 from numpy import ndarray
 
+from dt_ray.config.schema import DataConfig
+from dt_ray.data.logs.files import DatasetFile
+
 # Where ids of several files are the same, the upper bits of an episode's id are the number of its file.
 FILE_BITS = 32  # the bits below them
 
@@ -26,3 +29,10 @@ def numbers_in_file(labels: Sequence[int | str] | ndarray, file_index: int) -> I
     small = ids.dtype.kind in "iu" and ids.min(initial=0) >= 0 and ids.max(initial=0) < 2**FILE_BITS
     within = unique_ids(ids) if small else np.arange(len(labels))
     return within.astype(np.int64) + (file_index << FILE_BITS)
+
+
+def own_ids(ids: Int[ndarray, "E"], file: DatasetFile, config: DataConfig) -> Int[ndarray, "E"]:
+    """An id of its own for each episode of a file, by the logged ones."""
+    if config.episode_per_file:
+        return np.array([file.index])
+    return numbers_in_file(ids, file.index) if file.is_numbered else unique_ids(ids)

@@ -9,19 +9,19 @@ from itertools import islice
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Int
-from numpy import ndarray
 
 from dt_ray.config.schema import DataConfig
 from dt_ray.data.formats import has_rows, is_flat, read_minari, read_rows
 from dt_ray.data.formats.tables import read_parquet
 from dt_ray.data.logs.checks import NOT_FINITE, OUT_OF_BOUNDS, faults_in
 from dt_ray.data.logs.episodes import from_table
-from dt_ray.data.logs.files import DatasetFile
-from dt_ray.data.logs.flat import Fragments, cut_fragments, fragment_table, join_fragments
+from dt_ray.data.logs.files import DatasetFile, RowRange
+from dt_ray.data.logs.flat import Fragments, cut_fragments
+from dt_ray.data.logs.joining import fragment_table, join_fragments
 from dt_ray.data.logs.looks import FileShape, look_into, read_shape_of
-from dt_ray.data.logs.numbering import numbers_in_file, unique_ids
+from dt_ray.data.logs.numbering import own_ids
 from dt_ray.data.logs.plan import FileEpisodes, FilePlan, plan_files
+from dt_ray.data.logs.row_ranges import divided, divided_plans, find_ranges
 from dt_ray.data.spaces import SpaceSpec
 from dt_ray.data.transitions import SOURCE_BITS, TransitionDataset
 from dt_ray.errors import DataError
@@ -52,8 +52,9 @@ class EpisodeReader:
         *,
         look: Callable[[Sequence[DatasetFile]], list[FileEpisodes]],
         shape_of: Callable[[DatasetFile], FileShape],
+        ranges_of: Callable[[Sequence[DatasetFile]], Iterable[Sequence[RowRange] | None]],
     ) -> EpisodeReader:
-        """Gathers what reading needs to know of the files; `look` and `shape_of` gather it, here or on a cluster.
+        """Gathers what reading needs to know of the files, here or on a cluster; large ones are divided into ranges.
 
         Raises:
             DataError: files of both kinds, or timesteps that don't go together.
@@ -63,7 +64,9 @@ class EpisodeReader:
             looks = look(files)
             warn_of(found.doubt for found in looks)
             plans = plan_files(files, looks, config.episodes_across_files)
-        return cls(files=files, plans=plans, first=shape_of(files[0]), config=config, spec=spec)
+        first = shape_of(files[0])
+        files = divided(files, config, ranges_of)
+        return cls(files=files, plans=divided_plans(plans, files), first=first, config=config, spec=spec)
 
     def for_file(self, index: int) -> EpisodeReader:
         """The reader of one file alone, as its first one."""
@@ -88,7 +91,7 @@ class EpisodeReader:
 
     def read_to_join(self, index: int) -> pa.Table:
         """The fragments of a file as a table, for `join`."""
-        return fragment_table(self.read(index), file_index=self.files[index].index)
+        return fragment_table(self.read(index), file_index=self.files[index].order)
 
     def join(self, fragments: pa.Table) -> TransitionDataset:
         """Joins fragments that together hold whole episodes.
@@ -115,12 +118,14 @@ def read_blocks(
         spec,
         look=lambda files: [look_into(file, config) for file in files],
         shape_of=lambda file: read_shape_of(file, config),
+        ranges_of=lambda files: [find_ranges(file, config) for file in files],
     )
+    indices = range(len(reader.files))
     if reader.joins:
-        yield reader.join(pa.concat_tables([reader.read_to_join(index) for index in range(len(files))]))
+        yield reader.join(pa.concat_tables([reader.read_to_join(index) for index in indices]))
         return
     doubts: list[str | None] = []
-    for index in range(len(files)):
+    for index in indices:
         found = reader.read(index)
         doubts.append(found.doubt if reader.plans[index] is None else None)
         yield found.data
@@ -152,6 +157,7 @@ def read_fragments(
             rows,
             names,
             ids=None if plan is None else plan.ids,
+            known=file.rows,
             joins=plan is not None and plan.joins,
             time_limit=config.time_limit,
             is_one=config.episode_per_file,
@@ -175,7 +181,7 @@ def read_fragments(
         raise DataError(f"{file.path} is empty: there is no episode in it")
     data = _with_actions(data, config, spec)
     raise_faults(data, spec, source=file.path, labels=found.labels, may_be_skipped=not is_flat(file, config))
-    if (plan is None and with_own_ids) or config.episode_per_file:
+    if (plan is None and with_own_ids and file.rows is None) or config.episode_per_file:
         data = replace(data, episode_ids=own_ids(data.episode_ids, file, config))
     return found._replace(data=_marked(data, file.source) if config.mix else data)
 
@@ -192,13 +198,6 @@ def with_clipped_actions(data: TransitionDataset, config: DataConfig, spec: Spac
     if config.out_of_bounds != "clip" or len(spec.action_low) != data.actions.shape[1]:
         return data
     return replace(data, actions=np.clip(data.actions, spec.action_low, spec.action_high).astype(np.float32))
-
-
-def own_ids(ids: Int[ndarray, "E"], file: DatasetFile, config: DataConfig) -> Int[ndarray, "E"]:
-    """An id of its own for each episode of a file, by the logged ones."""
-    if config.episode_per_file:
-        return np.array([file.index])
-    return numbers_in_file(ids, file.index) if file.is_numbered else unique_ids(ids)
 
 
 def _marked(data: TransitionDataset, source: int) -> TransitionDataset:
@@ -221,7 +220,8 @@ def read_episodes(file: DatasetFile, config: DataConfig, spec: SpaceSpec | None)
 def fault_in_file(file: DatasetFile, config: DataConfig, spec: SpaceSpec | None) -> str | None:
     """Why a file can't be trained on; None where it can."""
     try:
-        read_episodes(file, config, spec)
+        for part in divided([file], config, lambda files: [find_ranges(file, config) for file in files]):
+            read_episodes(part, config, spec)
     except DataError as error:
         return str(error)
     return None
