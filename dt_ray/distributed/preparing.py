@@ -95,7 +95,7 @@ def prepare_layouts(
         for group in alike.values():
             settings = configs[group[0]].data
             known = read if read is not None and read.suits(settings, spec) else None
-            facts = {at: FileFacts(configs[at], spec, for_each=_for_each) for at in group}
+            facts = {at: FileFacts(configs[at], spec, for_each=for_each_on_ray) for at in group}
             if known is not None:
                 files, num_skipped = known.sound_files
             elif settings.is_function:
@@ -152,7 +152,7 @@ def _shard(
     from dt_ray.distributed.shards import shard_episodes
 
     episodes = episode_dataset(config.data, spec, files=files)
-    data, shards = shard_episodes(episodes, config, spec, num_skipped_files=num_skipped_files, for_each=_for_each)
+    data, shards = shard_episodes(episodes, config, spec, num_skipped_files=num_skipped_files, for_each=for_each_on_ray)
     return SharedData(ray.put(data), shards=shards), data.notes
 
 
@@ -215,7 +215,7 @@ def _write_part(part: Part, *tables: pa.Table) -> ndarray:
     return part.layout.write_chunks(blocks, part.chunks, part.tails)
 
 
-def _for_each(function: Callable[[DatasetFile], Any], files: Sequence[DatasetFile]) -> list[Any]:
+def for_each_on_ray(function: Callable[[DatasetFile], Any], files: Sequence[DatasetFile]) -> list[Any]:
     """What the function finds of each file, by a task each."""
     shared = ray.put(function)  # once, and not with each task
     return ray.get([_of_file.remote(shared, file) for file in files])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,17 @@ from dt_ray.config.derived import (
 from dt_ray.config.loading import decode_config, with_values
 from dt_ray.config.modules import allow_modules, check_names
 from dt_ray.config.schema import RunConfig
+from dt_ray.data.formats import is_flat
 from dt_ray.data.logs.datasets import ReadEpisodes
-from dt_ray.data.logs.files import find_files
+from dt_ray.data.logs.files import DatasetFile, find_files
 from dt_ray.data.logs.outline import make_outline, outline_rows
+from dt_ray.data.logs.sizes import decoded_size
 from dt_ray.environments.batched import read_environment
 from dt_ray.errors import ConfigError, UnsupportedSpaceError
 from dt_ray.jobs.dataset import needs_dataset
 from dt_ray.learners import declaration_of, return_source_of
+from dt_ray.training.file_facts import FileFacts
+from dt_ray.training.preparing import residency_by_size
 
 log = logging.getLogger("dt_ray")
 
@@ -132,7 +136,10 @@ def _look_at_log(config: RunConfig, *, verbose: bool) -> tuple[LogOutline, ReadE
     if config.data.is_function:
         log.info("looking at what %s makes", config.data.path)
     else:
-        size = sum(file.size for path in config.data.paths for file in find_files(path, config.data.format))
+        files = [file for path in config.data.paths for file in find_files(path, config.data.format)]
+        size = sum(file.size for file in files)
+        if _will_stream(files, config):
+            return _outline_of_files(config, verbose=verbose), None
         if size < LARGE or config.scaling.num_workers == 0:
             source, read = return_source_of(config), ReadEpisodes()
             outline = make_outline((outline_rows(part, config, source) for part in read.read(config.data)), config)
@@ -143,6 +150,26 @@ def _look_at_log(config: RunConfig, *, verbose: bool) -> tuple[LogOutline, ReadE
 
     with connection(verbose=verbose):
         return make_outline(outline_tables(config), config), None
+
+
+def _will_stream(files: Sequence[DatasetFile], config: RunConfig) -> bool:
+    """Whether the run will stream the files, as far as that can be told before it is known which of them are sound."""
+    if config.data.on_corrupt == "skip" or is_flat(files[0], config.data):
+        return False
+    return residency_by_size(decoded_size(files, config.data), config) == "streaming"
+
+
+def _outline_of_files(config: RunConfig, *, verbose: bool) -> LogOutline:
+    """The outline of a log that will be streamed: files that were seen before are not read."""
+    if config.scaling.num_workers == 0:
+        facts = FileFacts(config, None)
+        return make_outline(facts.outline(facts.sound_files()[0]), config)
+    from dt_ray.distributed.cluster import connection, user_errors
+    from dt_ray.distributed.preparing import for_each_on_ray
+
+    with connection(verbose=verbose), user_errors():
+        facts = FileFacts(config, None, for_each=for_each_on_ray)
+        return make_outline(facts.outline(facts.sound_files()[0]), config)
 
 
 def _environment(

@@ -17,8 +17,10 @@ from numpy import ndarray
 
 from dt_ray.config.schema import BATCH_SETTINGS, DataConfig, RunConfig
 from dt_ray.data.logs.files import DatasetFile
+from dt_ray.data.logs.looks import FileShape
 from dt_ray.data.logs.numbering import own_ids
-from dt_ray.data.logs.reading import fault_in_file, read_episodes, read_fragments
+from dt_ray.data.logs.outline import outline_rows
+from dt_ray.data.logs.reading import check_alike, fault_in_file, read_episodes, read_fragments, warn_of
 from dt_ray.data.logs.row_ranges import divided, find_ranges, may_have_ranges
 from dt_ray.data.logs.sources import read_episode_ids, sound_files
 from dt_ray.data.ranges import Ranges
@@ -42,7 +44,7 @@ SETTINGS_WITHOUT_EFFECT = ("collect", "residency", "memory_mb", "on_corrupt", "a
 class FileFacts:
     """Reads files for their facts, by `for_each`; facts that an earlier run gathered are not gathered again."""
 
-    def __init__(self, config: RunConfig, spec: SpaceSpec, *, for_each: ForEach = map) -> None:
+    def __init__(self, config: RunConfig, spec: SpaceSpec | None, *, for_each: ForEach = map) -> None:
         self.config, self.spec, self.for_each = config, spec, for_each
         names = (*SETTINGS_READ_LATER, *SETTINGS_WITHOUT_EFFECT)
         settings = replace(config.data, **{name: getattr(DataConfig(), name) for name in names})
@@ -81,6 +83,24 @@ class FileFacts:
         check_length(table["episode_id"][longest].as_py(), int(lengths[longest]), self.config)
         return table
 
+    def outline(self, files: Sequence[DatasetFile]) -> list[pa.Table]:
+        """The rows of each file for `make_outline`; logs what looks wrong with the files.
+
+        Raises:
+            DataError: a file can't be read, or the files hold vectors of different dimensions.
+        """
+        store = FactStore(self.config.storage_path, "outline", *self._read_by, self.config.relabels)
+        files = self.divided(files)
+        found = store.gather(files, partial(self.for_each, partial(_outline_of, config=self.config)))
+        shapes = [
+            FileShape(file.path, (facts["observation_dim"][0].as_py(), len(facts["lowest_action"][0])), False)
+            for file, facts in zip(files, found, strict=True)
+        ]
+        for shape in shapes:
+            check_alike(shapes[0], shape)
+        warn_of(facts["doubt"][0].as_py() for facts in found)
+        return [_numbered(facts, place, files[place], self.config.data) for place, facts in enumerate(found)]
+
     def bounds(self, files: Sequence[DatasetFile], ids: Int[ndarray, "E"]) -> Float[ndarray, "2 K"]:
         """`bounds_by_timestep` of the files' episodes among these ids, in the environment's units.
 
@@ -101,7 +121,7 @@ class FileFacts:
     def _faults_of(self, files: Sequence[DatasetFile]) -> list[str | None]:
         settings = self.config.data
         find_fault = partial(fault_in_file, config=settings, spec=self.spec)
-        if settings.residency == "resident" or settings.mix or self.config.relabels:
+        if settings.residency in ("resident", "dataset") or settings.mix or self.config.relabels:
             return list(self.for_each(find_fault, files))
         at_once = [file for file in files if not may_have_ranges(file, settings)]
         look = partial(_facts_or_fault, config=self.config, spec=self.spec)
@@ -117,7 +137,7 @@ class FileFacts:
         return [next(found) if facts is None else facts["episode_id"].to_numpy() for facts in known]
 
 
-def episode_facts(file: DatasetFile, config: RunConfig, spec: SpaceSpec) -> pa.Table:
+def episode_facts(file: DatasetFile, config: RunConfig, spec: SpaceSpec | None) -> pa.Table:
     """A row for each episode of a file, with what a run needs to know of all episodes; ids are the logged ones.
 
     Raises:
@@ -126,7 +146,13 @@ def episode_facts(file: DatasetFile, config: RunConfig, spec: SpaceSpec) -> pa.T
     return _facts_of(read_fragments(file, config.data, spec, with_own_ids=False).data, config)
 
 
-def _facts_or_fault(file: DatasetFile, config: RunConfig, spec: SpaceSpec) -> pa.Table | str:
+def _outline_of(file: DatasetFile, config: RunConfig) -> pa.Table:
+    found = read_fragments(file, config.data, None, with_own_ids=False)
+    rows = outline_rows(found.data, config, return_source_of(config))
+    return rows.append_column("doubt", pa.array([found.doubt] * len(rows), pa.string()))
+
+
+def _facts_or_fault(file: DatasetFile, config: RunConfig, spec: SpaceSpec | None) -> pa.Table | str:
     """`episode_facts`, or why the file can't be trained on."""
     try:
         data = read_fragments(file, config.data, spec, with_own_ids=False).data
@@ -170,14 +196,16 @@ def _numbered(facts: pa.Table, place: int, file: DatasetFile, config: DataConfig
     return facts.set_column(at, "episode_id", pa.array(ids)).append_column("file", places)
 
 
-def _bounds_of(file: DatasetFile, ids: Int[ndarray, "E"], config: RunConfig, spec: SpaceSpec) -> pa.Table:
+def _bounds_of(file: DatasetFile, ids: Int[ndarray, "E"], config: RunConfig, spec: SpaceSpec | None) -> pa.Table:
     data = read_chosen(file, ids, config, spec)
     shown = [(data.to_go(config.data.discount), data.timesteps)]
     bounds = bounds_by_timestep(shown, max_timesteps=config.model.max_timesteps)
     return pa.table({"lowest": bounds[0], "highest": bounds[1]})
 
 
-def read_chosen(file: DatasetFile, ids: Int[ndarray, "E"], config: RunConfig, spec: SpaceSpec) -> TransitionDataset:
+def read_chosen(
+    file: DatasetFile, ids: Int[ndarray, "E"], config: RunConfig, spec: SpaceSpec | None
+) -> TransitionDataset:
     """The file's episodes among these sorted ids."""
     data = read_episodes(file, config.data, spec)
     places = np.minimum(np.searchsorted(ids, data.episode_ids), len(ids) - 1)

@@ -82,14 +82,11 @@ def residency_of(files: Sequence[DatasetFile], config: RunConfig) -> Residency:
         DataError: it should be streamed, but an episode's rows may lie in several files.
     """
     path, settings = ", ".join(config.data.paths), config.data
-    size = decoded_size(files, settings) / 2**20
-    residency = settings.residency
-    if residency == "auto":
-        is_large = size > settings.memory_mb and not settings.mix and not config.relabels
-        residency = "resident" if not is_large else "dataset" if settings.is_function else "streaming"
+    size = decoded_size(files, settings)
+    residency = residency_by_size(size, config)
     log.info(
         "data: %.0f MB in memory, from %d file(s), %s (data.residency=%s, data.memory_mb=%d)",
-        *(size, len(files), residency, settings.residency, settings.memory_mb),
+        *(size / 2**20, len(files), residency, settings.residency, settings.memory_mb),
     )
     if residency == "streaming" and is_flat(files[0], settings):
         raise DataError(
@@ -97,6 +94,15 @@ def residency_of(files: Sequence[DatasetFile], config: RunConfig) -> Residency:
             f"`python -m dt_ray.data import {path} --out DIR`, or set data.residency=resident, or dataset on Ray"
         )
     return residency
+
+
+def residency_by_size(num_bytes: int, config: RunConfig) -> Residency:
+    """`data.residency`, or what `auto` means for data that takes so many bytes in memory."""
+    settings = config.data
+    if settings.residency != "auto":
+        return settings.residency
+    is_large = num_bytes > settings.memory_mb * 2**20 and not settings.mix and not config.relabels
+    return "resident" if not is_large else "dataset" if settings.is_function else "streaming"
 
 
 def make_source(

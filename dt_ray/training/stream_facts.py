@@ -58,6 +58,7 @@ class StreamingData:
             DataError: a file can't be trained on, too few episodes to hold any out, or fewer files than workers.
         """
         config, spec, settings = facts.config, facts.spec, facts.config.data
+        assert spec is not None
         files = facts.divided(files)
         statistics = facts.of_episodes(files)
         _check_dimensions(files, statistics)

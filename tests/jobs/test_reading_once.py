@@ -1,7 +1,9 @@
 """A log that is read to derive settings is not read again to train on, and what is trained is the same."""
 
+import os
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from dt_ray.jobs.deriving import ResolvedSettings, resolve_settings
 from dt_ray.jobs.training import name_run, start_run
 from dt_ray.runs.folder import RunFolder
 from dt_ray.runs.storage import Folder
+from dt_ray.training import file_facts
 
 SMALL = ["total_timesteps=6", "logging.every=1", "model.width=16", "scaling.num_workers=0", "evaluation.num_episodes=1"]
 
@@ -95,6 +98,32 @@ def test_more_than_is_kept_is_read_again(tmp_path: Path, reads: Counter[str], mo
     streamed = settings(log, tmp_path, "data.residency=streaming")
     assert streamed.read is None
     train(streamed, "streamed")
+
+
+def test_a_log_that_streams_is_looked_at_once_for_settings_like_those_of_resident_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reads: Counter[str]
+) -> None:
+    monkeypatch.setattr(file_facts, "read_fragments", reading.read_fragments)  # which counts
+    for number in range(3):
+        data = make_episodes([9, 12 + number, 7], seed=number)
+        path = write_episodes(
+            replace(data, episode_ids=data.episode_ids + 3 * number), tmp_path / f"log/{number}.parquet"
+        )
+        os.utime(path, (1e9, 1e9))
+    resident = settings(tmp_path / "log", tmp_path)
+    reads.clear()
+    for _ in range(2):
+        streamed = settings(tmp_path / "log", tmp_path, "data.residency=streaming")
+        assert [each.value for each in streamed.derived] == [each.value for each in resident.derived]
+        assert reads == {f"{number}.parquet": 1 for number in range(3)}
+    train(streamed, "one")
+
+
+def test_files_of_different_dimensions_are_refused_before_anything_is_derived(tmp_path: Path) -> None:
+    for number, dimension in enumerate((3, 4)):
+        write_episodes(make_episodes([5, 6], observation_dim=dimension), tmp_path / f"log/{number}.parquet")
+    with pytest.raises(DataError, match=r"0.parquet has \(observation, action\) dimensions \(3, 1\) but .*1.parquet"):
+        settings(tmp_path / "log", tmp_path, "data.residency=streaming")
 
 
 @pytest.mark.ray
