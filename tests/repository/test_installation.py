@@ -47,7 +47,7 @@ def test_the_readmes_first_commands_train_in_a_fresh_clone(clone: Path) -> None:
     """The main job with fewer updates and episodes; at its full length it is a nightly test."""
     make_train, make_test = first_commands()[0]
     assert (make_train, make_test) == ('make train ARGS="name=pendulum"', "make test")
-    less = "total_timesteps=300 evaluation.num_episodes=10 data.collect.num_episodes=100"
+    less = "total_timesteps=50 evaluation.num_episodes=5 data.collect.num_episodes=50"
     done = run_in(clone, f'{make_train[:-1]} {less}"')
     assert "target return" in done.stdout
     assert (clone / "runs/pendulum/summary.json").exists()

@@ -7,14 +7,17 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.commands import blocks_of, lines_of, run_lines, run_script
+from support.commands import blocks_of, lines_of, run_lines, run_script, with_less_to_do
 from support.examples import ROOT
 
 README = (ROOT / "README.md").read_text()
 SHORTER = {  # the same command with less to do
-    "python -m dt_ray.train name=pendulum": "total_timesteps=300 data.collect.num_episodes=100",
+    # On Ray in a fresh clone: test_installation.py.
+    "python -m dt_ray.train name=pendulum": "total_timesteps=100 data.collect.num_episodes=50 scaling.num_workers=0",
     "python -m dt_ray.evaluate runs/pendulum": "--episodes 10",
-    "python -m dt_ray.train name=hall": "total_timesteps=50",
+    "python -m dt_ray.train name=hall": "total_timesteps=50 scaling.cpus_per_worker=1",
+    "python -m dt_ray.train name=own": "scaling.num_workers=0",  # and resumed on Ray
+    "python -m dt_ray.sweep": "max_concurrent=1 scaling.cpus_per_worker=1",  # in one process
 }
 
 
@@ -56,10 +59,7 @@ def test_every_file_that_the_documents_name_is_there() -> None:
 @pytest.mark.usefixtures("ray_cluster")
 def test_the_readmes_commands_do_what_they_say(folder: Path) -> None:
     """With less to do, on the cluster of the tests."""
-    lines = commands()
-    for command, less in SHORTER.items():
-        (place,) = [place for place, line in enumerate(lines) if command in line]
-        lines[place] += f" {less}"
+    lines = with_less_to_do(commands(), SHORTER)
     check(folder, run_lines(lines, cwd=folder, environment=environment()))
 
 

@@ -36,6 +36,15 @@ def lines_of(page: str) -> list[str]:
     return [line for line in lines if line and not line.startswith("#")]
 
 
+def with_less_to_do(lines: Sequence[str], settings: Mapping[str, str]) -> list[str]:
+    """The same lines; the one in which a command is found gets its settings."""
+    found = list(lines)
+    for command, less in settings.items():
+        (place,) = [place for place, line in enumerate(found) if command in line]
+        found[place] += f" {less}"
+    return found
+
+
 def run_script(script: str, *, cwd: Path, environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
     """Lines of a page as a shell runs them, up to the first that fails, and none does."""
     done = subprocess.run(
