@@ -28,6 +28,8 @@ from dt_ray.sweeps.folder import SweepFolder
 from dt_ray.sweeps.loading import decode_sweep
 from dt_ray.train import main as train_main
 
+AXES = {"model.context_length": {"grid": [2, 3]}, "max_concurrent": 1}
+
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
 
@@ -106,8 +108,8 @@ def test_collecting_on_ray_opens_as_many_as_it_may(tmp_path: Path) -> None:
 def test_a_sweep_tells_an_environments_fault_before_its_trials_or_of_each(tank_data: Path, tmp_path: Path) -> None:
     def sweep_of(name: str):
         config = config_of(settings_of(tank_data, tmp_path, name))
-        config = replace(config, scaling=replace(config.scaling, num_workers=1))
-        return decode_sweep({"model.context_length": {"grid": [2, 3]}}, to_plain(config), (), default_name=name)
+        config = replace(config, scaling=replace(config.scaling, num_workers=1, cpus_per_worker=1))
+        return decode_sweep(AXES, to_plain(config), (), default_name=name)
 
     with pytest.raises(BrokenEnvironmentError, match="OldStep-v0 can't be played"):
         run_sweep(sweep_of("OldStep"))
@@ -122,9 +124,9 @@ def test_a_sweep_tells_an_environments_fault_before_its_trials_or_of_each(tank_d
 
 def test_a_sweep_goes_on_where_its_folder_and_its_data_are_now(tank_data: Path, tmp_path: Path) -> None:
     shutil.copytree(tank_data, tmp_path / "data")
-    values = settings_of(tmp_path / "data", tmp_path, "Plain", "scaling.num_workers=1")
+    values = settings_of(tmp_path / "data", tmp_path, "Plain", "scaling.num_workers=1", "scaling.cpus_per_worker=1")
     config = to_plain(config_of(values))
-    sweep = decode_sweep({"model.context_length": {"grid": [2, 3]}}, config, (), default_name="Plain")
+    sweep = decode_sweep(AXES, config, (), default_name="Plain")
     best = run_sweep(sweep)
     assert best is not None
     place = tmp_path / "elsewhere/moved"

@@ -33,7 +33,7 @@ def hardly_trained(folder: Path, monkeypatch: pytest.MonkeyPatch) -> SweepConfig
     log = write_episodes(make_episodes(list(range(5, 45)), action_dim=2), folder / "hall.parquet")
     settings = [f"data.path={log}", f"storage_path={folder}", "name=swept", "total_timesteps=20", "model.num_layers=1"]
     settings += ["optim.batch_size=8", "scaling.num_workers=0", "metric=offline_estimate", "evaluation.every=0"]
-    swept = ["model.context_length=4", "model.width={grid: [8, 16]}"]
+    swept = ["model.context_length=4", "model.width={grid: [8, 16]}", "max_concurrent=1"]
     return load_sweep(None, None, [*settings, *swept], resolve=resolve)
 
 
@@ -43,8 +43,8 @@ def test_ray_tune_runs_trials_that_are_compared_when_all_have_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sweep = hardly_trained(tmp_path, monkeypatch)
-    scaled = replace(sweep, base=replace(sweep.base, scaling=replace(sweep.base.scaling, num_workers=1)))
-    best = run_sweep(scaled)
+    scaling = replace(sweep.base.scaling, num_workers=1, cpus_per_worker=1)
+    best = run_sweep(replace(sweep, base=replace(sweep.base, scaling=scaling)))
     assert best is not None
     assert best["metric"] == "offline_estimate"
     assert math.isfinite(best["metric_mean"])
