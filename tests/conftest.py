@@ -24,6 +24,7 @@ hypothesis.settings.register_profile("dt_ray", deadline=None)  # a loaded machin
 hypothesis.settings.load_profile("dt_ray")
 torch.set_num_threads(1)  # tiny models: a second thread only waits
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # in the commands that the tests start too
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # workers of two threads, which would spin while others compute
 os.environ.setdefault("RAY_prestart_worker_first_driver", "0")  # a worker for each CPU, most of which idle
 os.environ.setdefault("RAY_num_workers_soft_limit", "8")  # keeps idle workers for the next test's tasks
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored, here and in commands, where a shell runs us with &
