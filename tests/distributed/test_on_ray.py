@@ -233,6 +233,7 @@ def test_more_actors_than_cpus_are_refused() -> None:
         check_actors(9)
 
 
+@pytest.mark.nightly
 def test_a_diverged_run_stops_once_with_one_message(tiny_config: RunConfig, tmp_path: Path) -> None:
     """Ray Train would start the workers again; a loss that is no number will not get better by that."""
     run = with_workers(tiny_config, 1, optim=replace(tiny_config.optim, learning_rate=1e30, gradient_clip=None))
@@ -315,6 +316,7 @@ def test_a_run_that_loses_its_processes_ends_like_one_that_does_not(tiny_config:
         np.testing.assert_allclose(ours[step], returns, rtol=1e-3)
 
 
+@pytest.mark.nightly
 def test_an_elastic_run_takes_the_workers_there_is_room_for(tiny_config: RunConfig) -> None:
     config = replace(tiny_config, scaling=replace(tiny_config.scaling, num_workers=(1, 4), cpus_per_worker=1.5))
     assert start_run(config).summary["status"] == "finished"
