@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.examples import free_port, tiny_overrides
+from support.examples import ANY_WORKER_PORT, free_port, tiny_overrides
 from support.processes import WAIT_S, wait_for_nodes
 
 pytestmark = pytest.mark.slow
@@ -38,6 +38,7 @@ class ScalingCluster:
         command += ["--node-ip-address=127.0.0.1", f"--port={self.address.partition(':')[2]}"]
         command += [f"--temp-dir={folder}/ray", "--include-dashboard=false", f"--autoscaling-config={config}"]
         command += [f"--ray-client-server-port={free_port()}", f"--dashboard-agent-listen-port={free_port()}"]
+        command += [f"--{name}={number}" for name, number in ANY_WORKER_PORT.items()]
         self.head = subprocess.Popen(
             command,
             env=self.environment

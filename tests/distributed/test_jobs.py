@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from pyarrow import fs
 from support.commands import succeed
-from support.examples import ROOT, free_port, tiny_overrides
+from support.examples import ANY_WORKER_PORT, ROOT, free_port, tiny_overrides
 from support.object_store import ObjectStore
 from support.processes import WAIT_S, wait_until
 
@@ -44,6 +44,7 @@ class JobCluster:
             "dashboard-port": self.dashboard,
             "dashboard-agent-listen-port": free_port(),
             "ray-client-server-port": free_port(),
+            **ANY_WORKER_PORT,
         }
         command = [BIN / "ray", "start", "--head", "--block", "--num-cpus=2", f"--temp-dir={folder}/ray"]
         command += ["--node-ip-address=127.0.0.1", "--include-dashboard=true", "--dashboard-host=127.0.0.1"]

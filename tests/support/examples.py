@@ -18,6 +18,8 @@ from dt_ray.data.logs.episodes import to_table
 from dt_ray.runs.folder import RunFolder
 
 ROOT = Path(__file__).parents[2]  # of the repository
+# `ray start` gives workers ports from one range on the whole machine, on which other test runs start Ray too.
+ANY_WORKER_PORT = {"min-worker-port": 0, "max-worker-port": 0}
 
 
 def make_episodes(
