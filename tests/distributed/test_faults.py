@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from support.campaign import Campaign
-from support.commands import start
+from support.commands import succeed
 from support.disturbed import ALGORITHM, plan_fault
 from support.examples import ROOT, losses_of, tiny_overrides
 from support.faults import KINDS
@@ -42,8 +42,7 @@ def test_a_run_goes_on_from_a_killed_driver_as_if_nothing_had_happened(
     step = run.checkpoint_steps()[-1] + 20  # its worker went on until it noticed
     resume = ["--resume", str(run), f"total_timesteps={step}", "--import", ALGORITHM.partition(":")[0]]
     resume += ["scaling.num_workers=0"]  # with as many threads: the same losses, without another start of Ray
-    done = start("train", *resume, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    succeed("train", *resume, cwd=tmp_path)
     scaling = replace(tiny_config.scaling, cpus_per_worker=1)
     whole = replace(run.read_config(), name="whole", algorithm="decision_transformer", scaling=scaling)
     start_run(whole)
