@@ -6,7 +6,7 @@
 
 Any function without arguments will do that returns a Ray Dataset: `ray.data.read_sql`, `read_delta`, `read_lance`, …,
 and any operators behind it. Its rows are steps, in columns whose names `dt_ray` knows or is told by `data.columns`, or
-whole episodes. The processes of the cluster must be able to import the module.
+whole episodes.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import ray
 import ray.data
+from ray import cloudpickle
 from ray.data.dataset import MaterializedDataset
 from ray.exceptions import RayError
 
@@ -34,11 +35,13 @@ def call_function(path: str) -> ray.data.Dataset:
     Raises:
         ConfigError: there is no such function, it fails, or it makes something else.
     """
-    module, _, name = path.partition(":")
+    place, _, name = path.partition(":")
     try:
-        function = getattr(importlib.import_module(module), name)
+        module = importlib.import_module(place)
+        function = getattr(module, name)
     except (ImportError, AttributeError) as error:
         raise ConfigError(f"data.path: can't load {path!r}: {error}") from None
+    cloudpickle.register_pickle_by_value(module)  # tasks need not find it on their nodes
     try:
         dataset = function()
     except UserError:

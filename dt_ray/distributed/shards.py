@@ -100,8 +100,9 @@ def _shuffle(
     select = partial(_to_train, ids=ids, spec=built.spec, normalizer=built.normalizer, config=config)
     num = _num_blocks(len(ids), built, config)
     rows = episodes.map_batches(select, batch_format="pyarrow", batch_size=None)
-    rows = rows.repartition(min(num, MAX_SHUFFLED)).random_shuffle(seed=config.seed)
-    return (rows.repartition(num) if num > MAX_SHUFFLED else rows).materialize()
+    if episodes.num_blocks() > MAX_SHUFFLED:
+        rows = rows.repartition(MAX_SHUFFLED)
+    return rows.random_shuffle(seed=config.seed).repartition(num).materialize()
 
 
 def _relabel(
