@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -19,6 +20,10 @@ from dt_ray.data.logs.looks import read_shape_of
 from dt_ray.data.spaces import SpaceSpec, spaces_of_log
 from dt_ray.distributed.cluster import user_errors
 from dt_ray.errors import ConfigError, DataError, UserError
+
+EXCEPTION = re.compile(
+    r"^\s*((?:\w+\.)*\w*(?:Error|Exception): .+)$", re.MULTILINE
+)  # the first line of a traceback's end
 
 
 class _Outline(NamedTuple):
@@ -64,9 +69,9 @@ def blocks_of_function(path: str, format: str | None = None) -> list[DatasetFile
     try:
         files = as_files(call_function(path).materialize(), path)
     except RayError as error:
-        cause = error.__cause__ or error
-        lines = str(cause).strip().splitlines()
-        raise DataError(f"{path} makes a Ray Dataset that can't be read: {lines[-1]}") from error
+        fault = EXCEPTION.search(str(error))
+        reason = fault.group(1) if fault else type(error).__name__
+        raise DataError(f"{path} makes a Ray Dataset that can't be read: {reason}") from error
     if not files:
         raise DataError(f"{path} is empty: there is no row in it")
     return files

@@ -47,6 +47,8 @@ def shard_episodes(
         DataError: the data can't be trained on.
     """
     episodes, learned = episodes.materialize(), None
+    usual = ray.data.DataContext.get_current().target_max_block_size
+    episodes.context.target_max_block_size = usual  # joining fragments takes blocks as they are, and shuffling does not
     if config.relabels:
         learned = LearnedValues(config.data.values or "")
         episodes = _relabel(episodes, _find_facts(episodes, config, spec, for_each), learned, config)

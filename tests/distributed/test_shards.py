@@ -163,6 +163,8 @@ def test_a_function_that_makes_no_dataset_is_refused(path: str, message: str) ->
 def test_an_empty_dataset_and_a_fault_in_a_row_are_one_message(
     config: RunConfig, data: TransitionDataset, pendulum_spec: SpaceSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    with pytest.raises(DataError, match=r"support.made:break_down makes .* can't be read: ValueError: no such sensor"):
+        prepare_data(replace(config, data=replace(config.data, path="support.made:break_down")), pendulum_spec)
     table = flatten(to_table(data))
     monkeypatch.setattr(made, "TABLES", [table.slice(0, 0)])
     with pytest.raises(DataError, match=r"support.made:make is empty"):
