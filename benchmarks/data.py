@@ -29,7 +29,7 @@ from collections.abc import Callable
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -130,7 +130,6 @@ def streaming(config: RunConfig, steps: int) -> dict[str, float]:
     import ray.data
 
     from dt_ray.distributed.cluster import connection
-    from dt_ray.distributed.preparing import prepare_data
 
     config = replace(config, data=replace(config.data, residency="streaming", memory_mb=steps * ROW_BYTES // 2**20))
     source = StreamingSource(stream_data(config), config)
@@ -153,15 +152,8 @@ def streaming(config: RunConfig, steps: int) -> dict[str, float]:
 
     with connection():
         ray.data.DataContext.get_current().enable_progress_bars = False
-        on_ray = replace(config, data=replace(config.data, residency="dataset"), scaling=ScalingConfig(num_workers=1))
-        prepare_data(on_ray, SPEC)  # processes start
-        began = time.perf_counter()
-        shared = prepare_data(on_ray, SPEC)
-        took = time.perf_counter() - began
-        refs = [ref for shard in shared.shards for ref in shard.to_arrow_refs()]
-        data = shared.fetch()
-        assert isinstance(data, ShardedData)
-        shards = ShardedSource(data, on_ray, lambda blocks: ray.get([refs[at] for at in blocks]))
+        held_by_ray(config)  # processes start
+        shards, took = held_by_ray(config)
         found = rounds(
             {
                 "streaming, windows/s": batches(source, steps // BATCH),
@@ -177,6 +169,22 @@ def streaming(config: RunConfig, steps: int) -> dict[str, float]:
         pair = {"ours": found[f"{name}, windows/s"], "plain": plain_way}
         figures[f"{name} / map_batches with local shuffle (at least 5)"] = ratio(pair)
     return figures
+
+
+def held_by_ray(config: RunConfig) -> tuple[ShardedSource, float]:
+    """The source of `data.residency=dataset` in this process, and the seconds that its blocks took."""
+    import ray
+
+    from dt_ray.distributed.preparing import prepare_data
+
+    config = replace(config, data=replace(config.data, residency="dataset"), scaling=ScalingConfig(num_workers=1))
+    began = time.perf_counter()
+    shared = prepare_data(config, SPEC)
+    took = time.perf_counter() - began
+    refs: list[Any] = [ref for shard in shared.shards for ref in shard.to_arrow_refs()]
+    data = shared.fetch()
+    assert isinstance(data, ShardedData)
+    return ShardedSource(data, config, lambda blocks: ray.get([refs[at] for at in blocks])), took
 
 
 def starting(config: RunConfig, folder: Path) -> dict[str, float]:
