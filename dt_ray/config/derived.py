@@ -161,7 +161,7 @@ def derive(
         _targets(log),
         *_time_limits(log, environment, played=played),
         *_references(environment),
-        *_size(log, num_updates=num_updates),
+        *_size(log, num_updates=num_updates, seen=_steps_seen(keys, given)),
     ]
     own = {each.key: each for each in sizes}
     return [own.get(each.key, each) for each in found if each.key in keys]
@@ -266,14 +266,21 @@ def _references(environment: EnvironmentFacts | None) -> Iterator[Derived]:
         yield Derived(key=key, value=value, why=f"score {score}, {environment.reference_source}")
 
 
-def _size(log: LogOutline, *, num_updates: int | None) -> Iterator[Derived]:
+def _steps_seen(keys: Collection[str], given: RunConfig) -> int:
+    """The steps of an update: those of the neutral configuration, or fewer if the user says so."""
+    context_length = CONTEXT_LENGTH if "model.context_length" in keys else given.model.context_length
+    return min(BATCH_SIZE * CONTEXT_LENGTH, given.optim.batch_size * context_length)
+
+
+def _size(log: LogOutline, *, num_updates: int | None, seen: int) -> Iterator[Derived]:
     is_small = log.num_steps < SMALL_LOG
     size = "fewer than" if is_small else "at least"
     for name, value in (SMALL_MODEL if is_small else MODEL).items():
         yield Derived(key=f"model.{name}", value=value, why=f"{log.num_steps} steps, {size} {SMALL_LOG}")
-    wanted = math.ceil(NUM_PASSES * log.num_steps / (BATCH_SIZE * CONTEXT_LENGTH) / FEWEST_UPDATES) * FEWEST_UPDATES
-    num = num_updates or min(max(wanted, FEWEST_UPDATES), MOST_UPDATES)
-    why = f"{NUM_PASSES} passes over the log, within {FEWEST_UPDATES} .. {MOST_UPDATES}: minutes on two cores"
+    wanted = math.ceil(NUM_PASSES * log.num_steps / seen / FEWEST_UPDATES) * FEWEST_UPDATES
+    most = MOST_UPDATES * BATCH_SIZE * CONTEXT_LENGTH // seen
+    num = num_updates or min(max(wanted, FEWEST_UPDATES), most)
+    why = f"{NUM_PASSES} passes over the log, within {FEWEST_UPDATES} .. {most}: minutes on two cores"
     yield Derived(key="total_timesteps", value=num, why=f"{why}; raise it, then model.width, for a better policy")
     for section in ("evaluation", "checkpoint"):
         why = f"{NUM_EVALUATIONS} {section}s in all"

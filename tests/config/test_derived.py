@@ -107,6 +107,24 @@ def test_what_the_user_sets_is_followed_by_what_depends_on_it() -> None:
     assert table.value == 300
 
 
+@settings(max_examples=50)
+@given(
+    num_steps=st.integers(1, 10**7), context=st.integers(1, 40), windows=st.integers(1, 1000),
+)  # fmt: skip
+def test_smaller_updates_are_as_many_more_as_the_same_work_allows(num_steps: int, context: int, windows: int) -> None:
+    log = outline([num_steps], [1.0])
+
+    def num_updates(keys: set[str], **sections: dict[str, int]) -> int:
+        found = derive({"total_timesteps", *keys}, log, TANK, given=decode_config(dict(sections)))
+        return next(each.value for each in found if each.key == "total_timesteps")
+
+    usual = num_updates({"model.context_length"})
+    assert 1000 <= usual <= 5000
+    num = num_updates(set(), model={"context_length": context}, optim={"batch_size": windows})
+    assert num >= usual
+    assert num == 1000 or num * min(context * windows, 64 * 20) <= 5000 * 64 * 20
+
+
 def test_targets_beyond_the_log_are_marked() -> None:
     log = outline([5, 5], [-3.0, 8.0])
     assert beyond_the_log([8.0, -3.0], log) is None
