@@ -1,6 +1,7 @@
 """Facts about streamed files are gathered once: a start reads a file for them only if it is new or has changed."""
 
 import os
+import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import fields, replace
@@ -11,6 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from support.examples import make_episodes, write_episodes
+from support.object_store import ObjectStore
 
 from dt_ray.config.schema import DataConfig, RunConfig
 from dt_ray.data.logs.episodes import to_table
@@ -19,8 +21,9 @@ from dt_ray.data.spaces import SpaceSpec
 from dt_ray.errors import DataError
 from dt_ray.jobs.training import resume_run, resumed_config, start_run
 from dt_ray.runs.folder import RunFolder
-from dt_ray.training import file_facts
-from dt_ray.training.fact_store import FOLDER, FactStore
+from dt_ray.runs.storage import Folder
+from dt_ray.training import fact_store, file_facts
+from dt_ray.training.fact_store import FOLDER
 from dt_ray.training.file_facts import SETTINGS_READ_LATER, SETTINGS_WITHOUT_EFFECT, FileFacts
 from dt_ray.training.stream_facts import StreamingData
 
@@ -203,11 +206,20 @@ def test_a_run_and_its_resume_use_what_is_known(config: RunConfig, reads: Counte
     assert reads.total() == NUM_FILES
 
 
-def test_facts_that_are_kept_on_an_object_store_are_used(
-    config: RunConfig, pendulum_spec: SpaceSpec, reads: Counter[str], object_store: Any
+def test_a_dataset_and_facts_on_an_object_store_are_used_alike(
+    config: RunConfig,
+    pendulum_spec: SpaceSpec,
+    reads: Counter[str],
+    object_store: ObjectStore,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    there = replace(config, storage_path="s3://bucket/facts")
-    first = build(there, pendulum_spec)
-    assert_same(build(there, pendulum_spec), first)
+    monkeypatch.setattr(fact_store, "RECENT_NS", 0)
+    there = Folder.at("s3://bucket/facts-of-files")
+    for file in Path(config.data.path).iterdir():
+        (there / "log" / file.name).write_bytes(file.read_bytes())
+    remote = replace(config, storage_path=str(there), data=replace(config.data, path=str(there / "log")))
+    time.sleep(1.1)  # such a store's times are whole seconds
+    first = build(remote, pendulum_spec)
+    assert_same(build(remote, pendulum_spec), first)
     assert reads.total() == NUM_FILES
-    assert FactStore("s3://bucket/facts", 1).place.uri.startswith(f"s3://bucket/facts/{FOLDER}/")
+    assert [name.endswith(".parquet") for name in (there / FOLDER).names()] == [True]
