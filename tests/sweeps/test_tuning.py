@@ -13,6 +13,7 @@ from support.processes import wait_until
 
 from dt_ray.config.loading import to_plain
 from dt_ray.config.schema import RunConfig
+from dt_ray.distributed import tuning
 from dt_ray.errors import ConfigError, ResourceError
 from dt_ray.jobs.sweep import run_sweep
 from dt_ray.jobs.training import start_run
@@ -80,8 +81,11 @@ def test_a_trial_that_fails_does_not_stop_the_others(tiny_config: RunConfig, tmp
     assert "the loss became nan at update" in error
 
 
-def test_a_trial_that_crashes_is_named_with_its_reason(tiny_config: RunConfig, tmp_path: Path) -> None:
+def test_a_trial_that_crashes_is_named_with_its_reason(
+    tiny_config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Not a mistake of the user's: tried again, then reported, and the rest goes on."""
+    monkeypatch.setattr(tuning, "MAX_FAILURES", 1)
     settings = ("algorithm=support.disturbed:CrashingLearner", "checkpoint.every=5", "evaluation.every=5")
     sweep = sweep_of(tiny_config, tmp_path, "crash", *settings, model__width={"grid": [8, 16]})
     best = run_sweep(sweep)
