@@ -18,7 +18,6 @@ from dt_ray.data import TransitionDataset, read_dataset
 from dt_ray.data.logs.episodes import from_table, to_table
 from dt_ray.data.spaces import SpaceSpec
 from dt_ray.data.transitions import SOURCE_BITS
-from dt_ray.distributed.data import window_dataset
 from dt_ray.distributed.functions import call_function, spaces_of_function
 from dt_ray.distributed.preparing import SharedData, prepare_data
 from dt_ray.errors import ConfigError, DataError
@@ -52,12 +51,12 @@ def blocks_of(shared: SharedData) -> list[TransitionDataset]:
     return [from_table(table, source="a block") for table in tables]
 
 
-@pytest.mark.parametrize("kind", ["rows of whole episodes", "steps, in blocks that cut episodes", "steps of one block"])
+@pytest.mark.parametrize("rows", ["episodes", "steps"])
 def test_a_functions_dataset_gives_the_episodes_and_units_of_a_file(
-    kind: str, config: RunConfig, data: TransitionDataset, pendulum_spec: SpaceSpec, monkeypatch: pytest.MonkeyPatch
+    rows: str, config: RunConfig, data: TransitionDataset, pendulum_spec: SpaceSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    table = to_table(data) if "episodes," not in kind and "rows" in kind else flatten(to_table(data))
-    edges = [0, len(table)] if "one" in kind else np.linspace(0, len(table), 6).astype(int).tolist()
+    table = to_table(data) if rows == "episodes" else flatten(to_table(data))
+    edges = np.linspace(0, len(table), 6).astype(int).tolist()  # of blocks, which cut episodes of steps
     tables = [table.slice(begin, end - begin) for begin, end in zip(edges, edges[1:], strict=False)]
     monkeypatch.setattr(made, "TABLES", tables)
     shared = prepare_data(config, pendulum_spec)
@@ -87,7 +86,7 @@ def test_two_workers_train_on_a_functions_dataset_and_a_resumed_run_goes_on(
     assert len(losses_of(run)) == 4
 
 
-def test_a_small_functions_dataset_may_be_resident_and_its_windows_feed_others(
+def test_a_small_functions_dataset_is_resident(
     config: RunConfig, data: TransitionDataset, pendulum_spec: SpaceSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(made, "TABLES", [to_table(data)])
@@ -96,7 +95,6 @@ def test_a_small_functions_dataset_may_be_resident_and_its_windows_feed_others(
     train = split_and_fit(data, pendulum_spec, config)[0]
     assert not there.shards
     assert there.fetch().train.num_transitions == train.num_transitions
-    assert window_dataset(auto).count() == train.num_transitions
 
 
 def test_the_datasets_of_a_mix_have_blocks_of_their_own(
