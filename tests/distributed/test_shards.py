@@ -18,10 +18,10 @@ from dt_ray.data import TransitionDataset, read_dataset
 from dt_ray.data.logs.episodes import from_table, to_table
 from dt_ray.data.spaces import SpaceSpec
 from dt_ray.data.transitions import SOURCE_BITS
-from dt_ray.distributed.functions import call_function, spaces_of_function
+from dt_ray.distributed.functions import call_function
 from dt_ray.distributed.preparing import SharedData, prepare_data
 from dt_ray.errors import ConfigError, DataError
-from dt_ray.jobs.training import resume_run, resumed_config, start_run
+from dt_ray.jobs.training import check_run, resume_run, resumed_config, start_run
 from dt_ray.play.collection import flatten
 from dt_ray.runs.folder import RunFolder, checkpoint_at
 from dt_ray.runs.storage import Folder
@@ -136,8 +136,8 @@ def test_the_example_reads_a_database(config: RunConfig, tmp_path: Path, monkeyp
     runpy.run_path(str(ROOT / "examples" / "log_in_a_database.py"))["main"](place)
     monkeypatch.setenv("LOG", place)
     settings = replace(config.data, path="log_in_a_database:read")
-    spec = spaces_of_function(settings)
-    built = prepare_data(replace(config, env_id=None, data=settings), spec).fetch()
+    run = replace(config, env_id=None, data=settings)
+    built = prepare_data(run, check_run(run)).fetch()
     with sqlite3.connect(place) as database:
         (num_steps,) = database.execute("SELECT COUNT(*) FROM steps").fetchone()
     held_out = round(36 * settings.validation_fraction)
