@@ -6,6 +6,7 @@
     curl -X DELETE localhost:8000/sessions/NAME
 
 A session is an episode: it starts with an observation and a target return, and each step answers with an action.
+Without a target return it asks for the one that the estimates from the log recommend.
 """  # noqa: E501
 
 from __future__ import annotations
