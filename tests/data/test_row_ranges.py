@@ -137,6 +137,18 @@ def test_containers_of_episodes_are_read_alike_by_ranges(
             assert_reads_alike(DataConfig(path=folder), num_bytes, 1000)
 
 
+def test_single_steps_with_one_observation_more_and_ids_that_go_down(tmp_path: Path) -> None:
+    log = make_episodes([1] * 8 + [2])
+    columns = columns_of(replace(log, episode_ids=np.arange(9)[::-1]), naming="d4rl", ids="numbers", times=None)
+    write_one_observation_more(columns, tmp_path / "log")
+    assert_reads_alike(DataConfig(path=str(tmp_path)), 1, 300)
+
+
+def test_a_first_block_of_names_alone_is_no_empty_file(tmp_path: Path) -> None:
+    WRITERS["csv"](columns_of(make_episodes([4, 5]), naming="d4rl", ids="numbers", times=None), tmp_path / "log")
+    assert_reads_alike(DataConfig(path=str(tmp_path)), 1, len((tmp_path / "log.csv").read_text().split("\n")[0]) + 2)
+
+
 def assert_reads_alike(config: DataConfig, num_bytes: int, block_bytes: int) -> None:
     whole, fault = read_or_refuse(config)
     with ranges_of(num_bytes, block_bytes=block_bytes):

@@ -9,14 +9,14 @@ import pyarrow as pa
 
 from dt_ray.config.schema import DataConfig
 from dt_ray.data.formats.containers import read_hdf5, read_npz, scan_hdf5, scan_npz
-from dt_ray.data.formats.lazy_arrays import ScannedRows
+from dt_ray.data.formats.lazy_arrays import SAYING, ScannedRows
 from dt_ray.data.formats.minari import read_minari
 from dt_ray.data.formats.rllib import decode_rows, is_episodes, read_episodes, read_json
 from dt_ray.data.formats.tables import flat_names, read_csv, read_parquet, read_schema, scan_csv
 from dt_ray.data.formats.trajectories import read_trajectories
 from dt_ray.data.logs.files import DatasetFile
 from dt_ray.data.logs.identity import UNIT
-from dt_ray.data.logs.names import SIGNALS, ColumnNames, column_names
+from dt_ray.data.logs.names import ColumnNames, column_names
 from dt_ray.errors import DataError
 
 __all__ = ["has_rows", "is_flat", "read_minari", "read_rows", "scan_rows"]
@@ -83,7 +83,7 @@ def scan_rows(file: DatasetFile, config: DataConfig) -> ScannedRows | None:
     Raises:
         DataError: as `read_rows`.
     """
-    chosen = _ColumnChoice(file, config, ["episode_id", "timestep", *SIGNALS], None)
+    chosen = _ColumnChoice(file, config, SAYING, None)
     if file.format in ARRAY_SCANNERS:
         scanned = ARRAY_SCANNERS[file.format](file, config)
         if scanned is None:

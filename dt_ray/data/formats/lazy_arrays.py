@@ -19,10 +19,11 @@ from numpy import ndarray
 
 from dt_ray.config.schema import DataConfig
 from dt_ray.data.formats.arrays import Arrays, are_places, rows_of_parts
-from dt_ray.data.logs.names import SIGNALS, VECTORS, ColumnNames, column_names
+from dt_ray.data.logs.names import SIGNALS, ColumnNames, column_names
 
 LOCAL_HEADER = struct.Struct("<26xHH")  # of a ZIP member: the lengths of its name and of its extra field
 CHUNK_BYTES = 2**20
+SAYING = ("episode_id", "timestep", *SIGNALS)  # where episodes begin; other columns are not read for that
 
 
 # The place and the arrays of each part. An array may be on disk: `[()]` reads all of it, a slice some of its rows.
@@ -78,7 +79,6 @@ def scan_parts(parts: LazyParts, config: DataConfig, *, source: str, are_apart: 
     lengths: list[int] = []  # of the parts
     kept: list[tuple[str, Arrays]] = []
     num_bytes = 0
-    only = {"episode_id", "timestep", *SIGNALS}
     columns: dict[str, None] = {}
     names: ColumnNames = {}
     for place, arrays in parts:
@@ -86,22 +86,21 @@ def scan_parts(parts: LazyParts, config: DataConfig, *, source: str, are_apart: 
         num = _num_rows(arrays, roles)
         if num is None:
             return None
-        read = {name: _stand_in(arrays[name]) if role in UNREAD else arrays[name][()] for name, role in roles.items()}
+        read = {name: arrays[name][()] if role in SAYING else _stand_in(arrays[name]) for name, role in roles.items()}
         starts = [np.asarray(read[name]) for name, role in roles.items() if role == "episode_start"]
         if any(values is None for values in read.values()) or any(_look_like_places(each, num) for each in starts):
             return None
         lengths.append(num)
         kept.append((place, read))
         num_bytes += sum(arrays[name].dtype.itemsize * prod(arrays[name].shape) for name in roles)
-        columns |= {name: None for name, role in roles.items() if role in only}
+        columns |= {name: None for name, role in roles.items() if role in SAYING}
         names = names or column_names(list(arrays), config.columns, source=source)
+        if any(arrays[name].shape[0] > num for name, role in roles.items() if role == "observation"):
+            names = {"next_observation": ("next_observation",), **names}  # which `align` makes of one observation more
     only_rewards = names.get("reward", ())  # where nothing else counts the rows
     rows = rows_of_parts(kept, config, source=source, are_apart=are_apart, only=columns or only_rewards)
     begins = np.cumsum([0, *lengths])[:-1] if len(parts) > 1 or are_apart else None
     return ScannedRows(rows, names, num_bytes / max(1, len(rows)), begins)
-
-
-UNREAD = (*VECTORS, "reward", "return_to_go")
 
 
 def _roles(arrays: Mapping[str, Any], config: DataConfig) -> dict[str, str]:

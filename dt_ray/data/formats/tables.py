@@ -71,20 +71,21 @@ def _flattened(rows: pa.Table) -> pa.Table:
 def read_csv(file: DatasetFile, *, num_rows: int | None = None) -> pa.Table:
     """The rows, whatever separates the columns; with semicolons between them numbers may have decimal commas.
 
-    Of a large file the first block is read where `num_rows` are enough.
+    Of a large file the first block is read where `num_rows` are enough, and it has them.
     """
     is_zipped = file.path.lower().endswith(".gz")
     with file.open() as stream:
         if not is_zipped and file.rows is not None:
             return _read_range(stream, file.rows, path=file.path)
         if not is_zipped and num_rows is not None and file.is_large:
-            content, _ = _next_block(stream)
-        else:
-            content = stream.read_buffer()
+            content, is_whole = _next_block(stream)
+            if is_whole and len(rows := _parse(content, _Dialect.of(_start_of(content), path=file.path))) >= num_rows:
+                return rows
+            stream.seek(0)
+        content = stream.read_buffer()
         if is_zipped:
             content = pa.CompressedInputStream(pa.BufferReader(content), "gzip").read_buffer()
-        start = content.slice(0, min(content.size, START_BYTES)).to_pybytes()
-        return _parse(content, _Dialect.of(start, path=file.path))
+        return _parse(content, _Dialect.of(_start_of(content), path=file.path))
 
 
 def scan_csv(file: DatasetFile, choose: Callable[[Sequence[str]], Sequence[str]]) -> CsvBlocks | None:
@@ -146,6 +147,10 @@ class _Dialect(NamedTuple):
         except UnicodeDecodeError:
             raise DataError(f"{path} is not a readable CSV file: its names are not written in UTF-8") from None
         return cls(separator, b'"' in rows, comma)
+
+
+def _start_of(content: pa.Buffer) -> bytes:
+    return content.slice(0, min(content.size, START_BYTES)).to_pybytes()
 
 
 def _next_block(stream: pa.NativeFile) -> tuple[pa.Buffer, bool]:

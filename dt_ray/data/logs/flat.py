@@ -166,43 +166,52 @@ def cut_fragments(
         rows = rows.slice(0, int(known.lengths.sum()))
         found = _take_known(rows, names, known, source=source)
         ids = known.ids if ids is None else ids
-    episodes, ends, times, doubt = found
-    starts = episodes.starts
-    terminated, truncated = episodes.of(ends.terminated), episodes.of(ends.truncated)
-    if not joins:
-        last = np.append(starts[1:], len(rows)) - 1
-        truncated = truncated.copy()
-        truncated[last] |= ~(terminated | truncated)[last]
-    data = TransitionDataset(
-        observations=episodes.of(read_vectors(rows, names, "observation", source=source)),
-        actions=episodes.of(read_vectors(rows, names, "action", source=source)),
-        rewards=episodes.of(_numbers(rows, names, "reward", source=source)),
-        terminated=terminated,
-        truncated=truncated,
-        starts=starts,
-        episode_ids=ids,
-        returns_to_go=episodes.of(_numbers(rows, names, "return_to_go", source=source))
-        if "return_to_go" in names
-        else None,
-    )
+    data = _steps_of(rows, names, found, ids=ids, joins=joins, source=source)
     if "next_observation" in names:
-        following = episodes.of(read_vectors(rows, names, "next_observation", source=source))
-        if following.shape != data.observations.shape:
-            raise DataError(
-                f"{source}: observations have {data.observations.shape[1]} dimension(s) and next observations "
-                f"{following.shape[1]}; data.columns.next_observation=null leaves them out"
-            )
         data = data.with_next_observations(
-            following,
+            found.episodes.of(_next_observations(rows, names, like=data, source=source)),
             are_single=None if known is None else known.are_single,
             after=None if after is None else read_vectors(after, names, "observation", source=source),
         )
     return Fragments(
         data if joins else data.with_time_limit(time_limit),
-        None if times is None else episodes.of(times),
-        _labels(ids, episodes) if known is None else dict(zip(ids.tolist(), known.logged_ids, strict=True)),
-        doubt,
+        None if found.times is None else found.episodes.of(found.times),
+        _labels(ids, found.episodes) if known is None else dict(zip(ids.tolist(), known.logged_ids, strict=True)),
+        found.doubt,
     )
+
+
+def _steps_of(
+    rows: pa.Table, names: ColumnNames, found: FoundEpisodes, *, ids: Int[ndarray, "E"], joins: bool, source: str
+) -> TransitionDataset:
+    episodes, ends = found.episodes, found.ends
+    terminated, truncated = episodes.of(ends.terminated), episodes.of(ends.truncated)
+    if not joins:
+        last = np.append(episodes.starts[1:], len(rows)) - 1
+        truncated = truncated.copy()
+        truncated[last] |= ~(terminated | truncated)[last]
+    return TransitionDataset(
+        observations=episodes.of(read_vectors(rows, names, "observation", source=source)),
+        actions=episodes.of(read_vectors(rows, names, "action", source=source)),
+        rewards=episodes.of(_numbers(rows, names, "reward", source=source)),
+        terminated=terminated,
+        truncated=truncated,
+        starts=episodes.starts,
+        episode_ids=ids,
+        returns_to_go=episodes.of(_numbers(rows, names, "return_to_go", source=source))
+        if "return_to_go" in names
+        else None,
+    )
+
+
+def _next_observations(rows: pa.Table, names: ColumnNames, *, like: TransitionDataset, source: str) -> ndarray:
+    following = read_vectors(rows, names, "next_observation", source=source)
+    if following.shape != like.observations.shape:
+        raise DataError(
+            f"{source}: observations have {like.observations.shape[1]} dimension(s) and next observations "
+            f"{following.shape[1]}; data.columns.next_observation=null leaves them out"
+        )
+    return following
 
 
 def _take_known(rows: pa.Table, names: ColumnNames, known: RowRange, *, source: str) -> FoundEpisodes:
