@@ -122,12 +122,11 @@ def _relabel(
     wanted = ids[chosen]
 
     def relabel(table: pa.Table) -> pa.Table:
-        if not len(table):
-            return table
-        data = from_table(table, source="a block of episodes")
-        data = data.select(np.flatnonzero(np.isin(data.episode_ids, wanted)))
+        mine = np.flatnonzero(np.isin(table["episode_id"].to_numpy(), wanted)) if len(table) else ()
         with suppress(DataError):  # none of them has a step whose successor is known
-            return to_table(learned.relabel(data, discount=settings.discount))
+            if len(mine):
+                data = from_table(table, source="a block of episodes").select(mine)
+                return to_table(learned.relabel(data, discount=settings.discount))
         return table.slice(0, 0)
 
     return episodes.map_batches(relabel, batch_format="pyarrow", batch_size=None).materialize()
