@@ -269,12 +269,12 @@ def show_obedience(log: Log, setting: Setting) -> None:
 
 
 def draw_scores(logs: Sequence[Log], setting: Setting) -> Figure:
-    """The scores that are reached against those that are asked for; dots are training seeds."""
+    """The mean scores that are reached, with 95% intervals over all episodes, against those that are asked for."""
     found: dict[str, dict[float, np.ndarray]] = {}
     for log in logs:
         results = [measure(log, "decision_transformer", seed, setting)["returns"] for seed in range(setting.num_seeds)]
         found[log.name] = {
-            score(log, [float(target)]): np.array([[score(log, [each]) for each in one[target]] for one in results])
+            score(log, [float(target)]): np.array([[score(log, [each]) for one in results for each in one[target]]])
             for target in results[0]
         }
     figure = draw_obedience(found)
