@@ -155,6 +155,7 @@ def show_plan(config: RunConfig, *, verbose: bool) -> None:
 
 def list_experiments() -> None:
     from dt_ray.config.experiments import EXPERIMENTS
+    from dt_ray.config.loading import packaged_names
     from dt_ray.config.targets import show_target
 
     for each in EXPERIMENTS:
@@ -163,6 +164,9 @@ def list_experiments() -> None:
         print(f"    expected {low:g} .. {high:g}, asked for {show_target(each.target_return)}")
         if each.baselines:
             print(f"    beside it {', '.join(each.baselines)}")
+    known = {each.config for each in EXPERIMENTS}
+    others = [name for name in packaged_names() if name not in known and not name.startswith("sweep/")]
+    print(f"other configurations, without expected returns\n    {', '.join(others)}")
 
 
 if __name__ == "__main__":

@@ -32,3 +32,4 @@ def test_the_command_lists_them(capsys: pytest.CaptureFixture[str]) -> None:
     main(["--list"])
     printed = capsys.readouterr().out
     assert all(experiment.config in printed for experiment in EXPERIMENTS)
+    assert all(name in printed for name in packaged_names() if not name.startswith("sweep/"))
