@@ -135,7 +135,7 @@ def test_the_example_reads_a_database(config: RunConfig, tmp_path: Path, monkeyp
     place = str(tmp_path / "log.sqlite")
     runpy.run_path(str(ROOT / "examples" / "log_in_a_database.py"))["main"](place)
     monkeypatch.setenv("LOG", place)
-    settings = replace(config.data, path="log_in_a_database:read")
+    settings = replace(config.data, path="log_in_a_database:read", action_bounds="data")
     run = replace(config, env_id=None, data=settings)
     built = prepare_data(run, check_run(run)).fetch()
     with sqlite3.connect(place) as database:
