@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,10 +10,13 @@ from typing import Any
 import d3rlpy
 import gymnasium as gym
 import numpy as np
+import structlog
 from numpy import ndarray
 from peers import d3rlpy_algorithm
 
 from dt_ray.data import TransitionDataset
+
+structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))  # the tables are on stdout
 
 
 def play_transformer(

@@ -57,6 +57,11 @@ IQL = (
 )
 # One step of context: chosen on the ladders, training seed 7, episodes from 2000 on (docs/mujoco.md).
 TRANSFORMER = ("model.context_length=1", "model.dropout=0", "optim.batch_size=256")
+PLAYED = {  # of which the speed of evaluation is measured
+    "context 1": (),
+    "context 20, window": ("model.context_length=20",),
+    "context 20, band": ("model.context_length=20", "model.attention=band"),
+}
 LEARNERS: dict[str, tuple[str, ...]] = {
     "decision_transformer": TRANSFORMER,
     "values": (*IQL, "iql.discount=0.999"),  # for the next; targets are not discounted, so values are as good as not
@@ -286,10 +291,8 @@ def show_speed(log: Log, setting: Setting) -> None:
     """Environment steps a second with a policy in the loop, and in the bare environment, taken in turns."""
     setting = replace(setting, num_updates=1)  # what it has learned makes no difference
     rates = {"bare environment": lambda: bare_rate(log)}
-    for attention in ("window", "band"):
-        rates[attention] = partial(
-            our_rate, log, setting.configured(log, "decision_transformer", 0, f"model.attention={attention}")
-        )
+    for name, settings in PLAYED.items():
+        rates[name] = partial(our_rate, log, setting.configured(log, "decision_transformer", 0, *settings))
     if find_spec("d3rlpy"):
         rates["d3rlpy"] = lambda: play_theirs(log, D3RLPY[0], 0, setting, num_episodes=1)["steps_per_s"]
     found = {name: [] for name in rates}
