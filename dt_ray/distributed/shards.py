@@ -27,10 +27,10 @@ from dt_ray.errors import DataError
 from dt_ray.learners import window_length_of
 from dt_ray.models.state_values import StateValues
 from dt_ray.training.file_facts import FileFacts, ForEach, read_chosen
+from dt_ray.training.pools import POOL_SHARE
 from dt_ray.training.relabeling import LearnedValues
 from dt_ray.training.sharded import ShardedData
 from dt_ray.training.stream_facts import StreamingData, capacity_of, in_units
-from dt_ray.training.streaming import POOL_SHARE
 
 BLOCK_BYTES = 2**25  # of a block of episodes, at most where its episodes are not longer
 BLOCKS_A_POOL = 8  # at least, and as many for each worker

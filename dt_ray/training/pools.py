@@ -4,7 +4,7 @@ A block is some whole episodes that are read together. A pass goes through all b
 (seed, pass), of which each worker takes every n-th. Blocks that follow one another make a pool, laid out like resident
 data. Each transition of a pool is the anchor of one window, in random order; then comes the next pool, without end.
 
-Legend: K blocks, M blocks of a pool.
+Legend: K blocks, M blocks of a pool, N transitions.
 """
 
 from __future__ import annotations
@@ -13,14 +13,24 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import count
+from typing import Protocol
 
 import numpy as np
+import torch
 from jaxtyping import Int
 from numpy import ndarray
 
+from dt_ray.config.schema import RunConfig
+from dt_ray.data.held_out import HeldOutEpisodes
+from dt_ray.data.normalizer import Normalizer
+from dt_ray.data.spaces import SpaceSpec
 from dt_ray.data.windows import UPDATES_A_DRAW, WindowTable, anchors_by_share
 from dt_ray.models.batch import WindowBatch
 from dt_ray.training.cutting import WindowCutter, WindowLocations
+from dt_ray.training.resident import ReturnNoise
+from dt_ray.training.stream_facts import capacity_of
+
+POOL_SHARE = 1 / 6  # of a node's memory, for the pools of all its workers: one in use, one being read and laid out
 
 
 @dataclass(frozen=True)
@@ -61,6 +71,59 @@ class PoolPlan:
                     if begin + int(ends[mine][-1]) > window:
                         yield Pool(self.blocks[order[mine]], pool_begin, (*self.seed, number, int(place), self.rank))
             begin += size
+
+
+class PooledData(Protocol):
+    """What a run knows before it trains on pools of its data."""
+
+    @property
+    def spec(self) -> SpaceSpec: ...
+    @property
+    def normalizer(self) -> Normalizer: ...
+    @property
+    def validation(self) -> WindowTable | None: ...
+    @property
+    def num_skipped_files(self) -> int: ...
+    @property
+    def held_out(self) -> HeldOutEpisodes | None: ...
+
+
+class PooledSource:
+    """What the sources of windows out of pools have in common; a pool holds up to `capacity` transitions."""
+
+    def __init__(
+        self,
+        data: PooledData,
+        config: RunConfig,
+        *,
+        rank: int,
+        world_size: int,
+        device: torch.device | str,
+        workers_on_node: int,
+    ) -> None:
+        self.spec, self.normalizer, self.num_skipped_files = data.spec, data.normalizer, data.num_skipped_files
+        self.held_out = data.held_out
+        self.config, self.device = config, device
+        self.rank, self.world_size = rank, world_size
+        self.noise = ReturnNoise(config, data.normalizer, rank=rank, world_size=world_size)
+        self.num_windows = self.noise.share.stop - self.noise.share.start
+        self.capacity = capacity_of(config, data.spec, share=POOL_SHARE / workers_on_node)
+        self.validation = None if data.validation is None else self.make_cutter(data.validation)
+
+    def validation_batch(self, index: int) -> WindowBatch | None:
+        return None if self.validation is None else self.validation.batch(index)
+
+    def make_cutter(self, table: WindowTable) -> WindowCutter:
+        share = self.noise.share
+        return WindowCutter(table, self.device, seed=0, batch_size=self.config.optim.batch_size, share=share)
+
+
+def anchors_of_pool(table: WindowTable, random: np.random.Generator, *, balance: float) -> Int[ndarray, "N"]:
+    """Each transition of a pool once, in random order; with a balance as many, by the shares of its episodes."""
+    if not balance:
+        return random.permutation(table.num_transitions)
+    shares = table.balanced_shares(balance)  # a pool is a sample of the episodes: its returns stand for all
+    return anchors_by_share(random, table.lengths, shares, (table.num_transitions,))
 
 
 class WindowStream:
@@ -126,12 +189,7 @@ class WindowStream:
         pool, table = self._next.result()
         self._next = self._reader.submit(self._lay_out_next, self._pools)
         self._cutter = self.make_cutter(table)
-        random = np.random.default_rng(pool.seed)
-        if self.balance:  # a pool is a sample of the episodes: its returns stand for all
-            shares = table.balanced_shares(self.balance)
-            self._anchors = anchors_by_share(random, table.lengths, shares, (table.num_transitions,))
-        else:
-            self._anchors = random.permutation(table.num_transitions)
+        self._anchors = anchors_of_pool(table, np.random.default_rng(pool.seed), balance=self.balance)
         self._used = self._found_begin = self._found_end = 0 if window is None else window - pool.begin
 
     def _lay_out_next(self, pools: Iterator[Pool]) -> tuple[Pool, WindowTable]:

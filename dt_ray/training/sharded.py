@@ -23,11 +23,8 @@ from dt_ray.data.windows import UPDATES_A_DRAW, WindowTable
 from dt_ray.errors import DataError
 from dt_ray.models.batch import WindowBatch, join_batches
 from dt_ray.models.state_values import StateValues
-from dt_ray.training.cutting import WindowCutter
-from dt_ray.training.pools import Pool, PoolPlan, WindowStream
-from dt_ray.training.resident import ReturnNoise
-from dt_ray.training.stream_facts import capacity_of, lay_out
-from dt_ray.training.streaming import POOL_SHARE
+from dt_ray.training.pools import Pool, PooledSource, PoolPlan, WindowStream
+from dt_ray.training.stream_facts import lay_out
 
 ReadBlocks = Callable[[Sequence[int]], Sequence[pa.Table]]  # the tables of these blocks
 
@@ -63,7 +60,7 @@ class ShardedData:
                 )
 
 
-class ShardedSource:
+class ShardedSource(PooledSource):
     """Cuts windows out of pools of blocks. Batch k is a function of (seed, k, rank, number of workers).
 
     Each transition is an anchor once a pass. Of a mix, the windows of each dataset come from pools of its own, and
@@ -81,27 +78,22 @@ class ShardedSource:
         device: torch.device | str = "cpu",
         workers_on_node: int = 1,
     ) -> None:
-        self.spec, self.normalizer, self.num_skipped_files = data.spec, data.normalizer, data.num_skipped_files
-        self.held_out, self.values = data.held_out, data.values
-        self.config, self.read, self.device, self.rank = config, read, device, rank
-        self.noise = ReturnNoise(config, data.normalizer, rank=rank, world_size=world_size)
-        self.num_windows = self.noise.share.stop - self.noise.share.start
+        super().__init__(data, config, rank=rank, world_size=world_size, device=device, workers_on_node=workers_on_node)
+        self.read, self.values = read, data.values
         shares = np.array(list(config.data.mix.values()) or [1.0])
         self.shares = shares / shares.sum()
-        capacity = capacity_of(config, data.spec, share=POOL_SHARE / workers_on_node)
         self.streams: list[WindowStream] = []
         for source, share in enumerate(self.shares):
             blocks = data.blocks_of(source)
             plan = PoolPlan(
                 blocks=blocks,
                 lengths=data.lengths[blocks],
-                capacity=max(1, int(capacity * share)),
+                capacity=max(1, int(self.capacity * share)),
                 seed=(config.seed, source),
                 rank=rank,
                 world_size=world_size,
             )
-            self.streams.append(WindowStream(plan, self._lay_out, self._cutter, balance=config.data.balance))
-        self.validation = None if data.validation is None else self._cutter(data.validation)
+            self.streams.append(WindowStream(plan, self._lay_out, self.make_cutter, balance=config.data.balance))
         self._draw, self._counts = -1, np.zeros((0, len(shares)), np.int64)
         self._before = np.zeros(len(shares), np.int64)  # windows of each dataset that earlier draws took
 
@@ -110,9 +102,6 @@ class ShardedSource:
         for stream, (begin, num) in zip(self.streams, self._places(step), strict=True):
             parts += stream.take(begin, num) if num else []
         return self.noise(join_batches(parts), step)
-
-    def validation_batch(self, index: int) -> WindowBatch | None:
-        return None if self.validation is None else self.validation.batch(index)
 
     def _places(self, step: int) -> list[tuple[int, int]]:
         """For each dataset, where its windows of a batch begin in its stream, and how many these are."""
@@ -135,7 +124,3 @@ class ShardedSource:
     def _lay_out(self, pool: Pool) -> WindowTable:
         tables = self.read(pool.blocks.tolist())
         return lay_out([from_table(table, source="a block of episodes") for table in tables], self.config)
-
-    def _cutter(self, table: WindowTable) -> WindowCutter:
-        share = self.noise.share
-        return WindowCutter(table, self.device, seed=0, batch_size=self.config.optim.batch_size, share=share)

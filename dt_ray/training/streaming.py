@@ -22,16 +22,14 @@ import torch
 from dt_ray.config.schema import RunConfig
 from dt_ray.data.logs.files import DatasetFile
 from dt_ray.data.transitions import TransitionDataset
-from dt_ray.data.windows import UPDATES_A_DRAW, WindowTable, anchors_by_share
+from dt_ray.data.windows import UPDATES_A_DRAW, WindowTable
 from dt_ray.errors import DataError
 from dt_ray.models.batch import WindowBatch
 from dt_ray.models.state_values import StateValues
 from dt_ray.training.cutting import WindowCutter, WindowLocations
 from dt_ray.training.file_facts import read_chosen
-from dt_ray.training.resident import ReturnNoise
-from dt_ray.training.stream_facts import StreamingData, capacity_of, cut_long, in_units, lay_out, lengths_cut_long
-
-POOL_SHARE = 1 / 6  # of a node's memory, for the pools of all its workers: one in use, one being read and laid out
+from dt_ray.training.pools import PooledSource, anchors_of_pool
+from dt_ray.training.stream_facts import StreamingData, cut_long, in_units, lay_out, lengths_cut_long
 
 
 class Piece(NamedTuple):
@@ -48,7 +46,7 @@ class Pool(NamedTuple):
     pieces: Sequence[Piece]
 
 
-class StreamingSource:
+class StreamingSource(PooledSource):
     """Cuts windows out of one pool after the other: the batch of update k is a function of (seed, k), `data.memory_mb`
     and this worker's place among the others."""
 
@@ -62,15 +60,9 @@ class StreamingSource:
         device: torch.device | str = "cpu",
         workers_on_node: int = 1,
     ) -> None:
-        self.spec, self.normalizer, self.num_skipped_files = data.spec, data.normalizer, data.num_skipped_files
-        self.held_out = data.held_out
+        super().__init__(data, config, rank=rank, world_size=world_size, device=device, workers_on_node=workers_on_node)
+        self.data = data
         self.values: StateValues | None = None  # relabelling needs all data at once
-        self.data, self.config, self.device = data, config, device
-        self.rank, self.world_size = rank, world_size
-        self.noise = ReturnNoise(config, data.normalizer, rank=rank, world_size=world_size)
-        self.num_windows = self.noise.share.stop - self.noise.share.start
-        self.capacity = capacity_of(config, data.spec, share=POOL_SHARE / workers_on_node)
-        self.validation = None if data.validation is None else self._cutter(data.validation)
         self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="reader")
         self._pools: Iterator[tuple[Pool, WindowTable]] | None = None
         self._next: Future[tuple[Pool, WindowTable]] | None = None
@@ -91,9 +83,6 @@ class StreamingSource:
         self._used += 1
         return self.noise(self._pool.cut(self._locations, number), step)
 
-    def validation_batch(self, index: int) -> WindowBatch | None:
-        return None if self.validation is None else self.validation.batch(index)
-
     def _take_pool(self, step: int) -> None:
         if self._pools is None:
             self._pools = self._read_pools(step)
@@ -102,13 +91,9 @@ class StreamingSource:
         self._pool = self._locations = None  # its memory is needed
         pool, table = self._next.result()
         self._next = self._reader.submit(next, self._pools)
-        self._pool = self._cutter(table)
+        self._pool = self.make_cutter(table)
         random = np.random.default_rng([self.config.seed, pool.first_step, self.rank])
-        if balance := self.config.data.balance:  # a pool is a sample of the files: its returns stand for all
-            shares = table.balanced_shares(balance)
-            anchors = anchors_by_share(random, table.lengths, shares, (table.num_transitions,))
-        else:
-            anchors = random.permutation(table.num_transitions)
+        anchors = anchors_of_pool(table, random, balance=self.config.data.balance)
         anchors = anchors[: pool.num_batches * self.num_windows].reshape(pool.num_batches, -1)
         self._anchors, self._used = anchors, step - pool.first_step
 
@@ -162,7 +147,3 @@ class StreamingSource:
     def _pieces_of(self, file: DatasetFile) -> Iterator[TransitionDataset]:
         data = read_chosen(file, self.data.train_ids, self.config, self.spec)
         return cut_long(in_units(data, self.config, self.normalizer), self.capacity)
-
-    def _cutter(self, table: WindowTable) -> WindowCutter:
-        share = self.noise.share
-        return WindowCutter(table, self.device, seed=0, batch_size=self.config.optim.batch_size, share=share)

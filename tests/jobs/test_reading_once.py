@@ -5,11 +5,11 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from support.datasets import write_flat
 from support.examples import losses_of, make_episodes, write_episodes
+from support.reads import count_reads
 
 from dt_ray.config.loading import read_settings
 from dt_ray.data.logs import datasets, reading
@@ -26,15 +26,7 @@ SMALL = ["total_timesteps=6", "logging.every=1", "model.width=16", "scaling.num_
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """How often each file's episodes were read, by its name."""
-    counts: Counter[str] = Counter()
-    read = reading.read_fragments
-
-    def count(file: Any, *arguments: Any, **options: Any) -> Any:
-        counts[Path(file.path).name] += 1
-        return read(file, *arguments, **options)
-
-    monkeypatch.setattr(reading, "read_fragments", count)
-    return counts
+    return count_reads(reading, monkeypatch)
 
 
 def settings(log: Path, storage: Path, *overrides: str) -> ResolvedSettings:

@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 from support.examples import make_episodes, write_episodes
 from support.object_store import ObjectStore
+from support.reads import count_reads
 
 from dt_ray.config.schema import DataConfig, RunConfig
 from dt_ray.data.logs.episodes import to_table
-from dt_ray.data.logs.files import DatasetFile
 from dt_ray.data.spaces import SpaceSpec
 from dt_ray.errors import DataError
 from dt_ray.jobs.training import resume_run, resumed_config, start_run
@@ -53,15 +53,7 @@ def config(tiny_config: RunConfig, tmp_path: Path) -> RunConfig:
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """How often each file was read whole for the facts of its episodes."""
-    counts: Counter[str] = Counter()
-    read = file_facts.read_fragments
-
-    def counted(file: DatasetFile, *args: Any, **options: Any) -> Any:
-        counts[Path(file.path).name] += 1
-        return read(file, *args, **options)
-
-    monkeypatch.setattr(file_facts, "read_fragments", counted)
-    return counts
+    return count_reads(file_facts, monkeypatch)
 
 
 def build(config: RunConfig, spec: SpaceSpec) -> StreamingData:

@@ -18,7 +18,7 @@ from dt_ray.data.spaces import SpaceSpec
 from dt_ray.data.transitions import SOURCE_BITS
 from dt_ray.errors import ConfigError, DataError
 from dt_ray.models.batch import WindowBatch
-from dt_ray.training import sharded
+from dt_ray.training import pools
 from dt_ray.training.pools import PoolPlan
 from dt_ray.training.resident import ResidentData
 from dt_ray.training.sharded import ShardedData, ShardedSource
@@ -37,7 +37,7 @@ def data() -> TransitionDataset:
 @pytest.fixture
 def config(tiny_config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
     """A configuration whose pools hold 60 transitions."""
-    monkeypatch.setattr(sharded, "POOL_SHARE", POOL * 4 * 5 / 2**20)
+    monkeypatch.setattr(pools, "POOL_SHARE", POOL * 4 * 5 / 2**20)
     optim = replace(tiny_config.optim, batch_size=BATCH)
     return replace(tiny_config, data=replace(tiny_config.data, memory_mb=1), optim=optim)
 

@@ -25,7 +25,7 @@ from dt_ray.data.transitions import TransitionDataset
 from dt_ray.errors import DataError
 from dt_ray.jobs.training import resume_run, resumed_config, start_run
 from dt_ray.runs.folder import RunFolder
-from dt_ray.training import streaming
+from dt_ray.training import pools
 from dt_ray.training.file_facts import FileFacts
 from dt_ray.training.preparing import residency_of
 from dt_ray.training.stream_facts import StreamingData, cut_long, lengths_cut_long
@@ -51,7 +51,7 @@ def config(tiny_config: RunConfig, data: TransitionDataset, tmp_path: Path, monk
         rows = np.arange(i, data.num_episodes, NUM_FILES)
         (tmp_path / "data").mkdir(exist_ok=True)
         pq.write_table(table.take(pa.array(rows)), tmp_path / f"data/{i}.parquet")
-    monkeypatch.setattr(streaming, "POOL_SHARE", POOL * 4 * 5 / 2**20)
+    monkeypatch.setattr(pools, "POOL_SHARE", POOL * 4 * 5 / 2**20)
     settings = replace(tiny_config.data, path=str(tmp_path / "data"), residency="streaming", memory_mb=1)
     model, optim = replace(tiny_config.model, max_timesteps=300), replace(tiny_config.optim, batch_size=BATCH)
     return replace(tiny_config, data=settings, model=model, optim=optim)
